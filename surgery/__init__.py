@@ -1,0 +1,67 @@
+"""`surgery`: post-training model surgery for SAM 2 video models.
+
+>>> from surgery import sparsify, desparsify
+>>> sparsify(model, "balanced")   # the same model, through the same calls, tracks faster
+>>> desparsify(model)             # the stock model again, bit for bit
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "sparsify": "surgery.api",
+    "desparsify": "surgery.api",
+    "disabled": "surgery.api",
+    "status": "surgery.api",
+    "Status": "surgery.api",
+    "Recipe": "surgery.recipe",
+    "list_recipes": "surgery.recipe",
+    "save_adapter": "surgery.adapters",
+    "load_adapter": "surgery.adapters",
+    "SurgeryError": "surgery.errors",
+    "UnsupportedModelError": "surgery.errors",
+    "ModelStateError": "surgery.errors",
+    "WeightsError": "surgery.errors",
+    "RecipeError": "surgery.errors",
+    "AdapterError": "surgery.errors",
+    "AdapterMismatchError": "surgery.errors",
+    "VideoError": "surgery.errors",
+    "PromptError": "surgery.errors",
+}
+__all__ = [*_PUBLIC, "__version__"]
+
+if TYPE_CHECKING:
+    from surgery.adapters import load_adapter as load_adapter
+    from surgery.adapters import save_adapter as save_adapter
+    from surgery.api import Status as Status
+    from surgery.api import desparsify as desparsify
+    from surgery.api import disabled as disabled
+    from surgery.api import sparsify as sparsify
+    from surgery.api import status as status
+    from surgery.errors import AdapterError as AdapterError
+    from surgery.errors import AdapterMismatchError as AdapterMismatchError
+    from surgery.errors import ModelStateError as ModelStateError
+    from surgery.errors import PromptError as PromptError
+    from surgery.errors import RecipeError as RecipeError
+    from surgery.errors import SurgeryError as SurgeryError
+    from surgery.errors import UnsupportedModelError as UnsupportedModelError
+    from surgery.errors import VideoError as VideoError
+    from surgery.errors import WeightsError as WeightsError
+    from surgery.recipe import Recipe as Recipe
+    from surgery.recipe import list_recipes as list_recipes
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'surgery' has no attribute {name!r}")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

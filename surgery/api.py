@@ -1,0 +1,275 @@
+"""The operation, start to end: look, check everything, then cut; and every way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import nn
+
+from surgery.errors import ModelStateError, UnsupportedModelError, WeightsError
+from surgery.graft import graft, is_grafted, ungraft
+from surgery.hosts import view_of
+from surgery.hosts.base import HostView, SpanInfo, finite
+from surgery.hosts.blocks import BlockPart, LayerPart
+from surgery.recipe import Recipe
+from surgery.routing.shortcut import Shortcut, make_shortcut
+from surgery.routing.windows import WindowGrid
+from surgery.session import SessionStats
+
+if TYPE_CHECKING:
+    from surgery.adapters.files import Adapter
+
+M = TypeVar("M")
+DEFAULT_RECIPE = "balanced"
+
+
+@dataclass(frozen=True)
+class Status:
+    """What has been done to a model.
+
+    sparse: whether it is under surgery; everything else is None or empty when it is not. enabled: False inside
+    `disabled`. span: routed blocks `(entry, exit)`, `exit` being the dense block that merges. windows: stage-3 windows
+    of a frame. parameters_added: of the shortcut. adapter: where its weights came from. frames, windows_kept,
+    keys_kept, dense_frames: of the session that ran last (fractions of stage-3 windows and of spatial memory keys,
+    averaged over tracked frames; reasons for dense frames and how often).
+    """
+
+    sparse: bool
+    host: str | None = None
+    enabled: bool = False
+    recipe: Recipe | None = None
+    operations: tuple[str, ...] = ()
+    span: tuple[int, int] | None = None
+    window: int | None = None
+    windows: int | None = None
+    parameters_added: int = 0
+    adapter: str | None = None
+    frames: int = 0
+    windows_kept: float | None = None
+    keys_kept: float | None = None
+    dense_frames: dict[str, int] | None = None
+
+    def __str__(self) -> str:
+        if not self.sparse:
+            return "stock model"
+        lines = [f"{self.host} model under recipe {self.recipe.metadata.name!r}" if self.recipe else ""]
+        lines.append("operations: " + ", ".join(self.operations) + ("" if self.enabled else " (disabled)"))
+        if self.span:
+            lines.append(f"blocks {self.span[0]}..{self.span[1] - 1} routed over {self.windows} windows of {self.window}")
+            lines.append(f"parameters added: {self.parameters_added:,}; shortcut weights: {self.adapter or 'untrained'}")
+        if self.frames:
+            kept = [
+                f"{name} kept {value:.0%}"
+                for name, value in (("windows", self.windows_kept), ("keys", self.keys_kept))
+                if value is not None
+            ]
+            lines.append(f"last session: {self.frames} tracked frames; " + ", ".join(kept))
+        return "\n".join(lines)
+
+
+def sparsify(
+    model: M, recipe: str | Path | Recipe | None = None, *, adapter: str | Path | Adapter | None = None,
+    force: bool = False,
+) -> M:  # fmt: skip
+    """Make a SAM 2 video model sparse, in place. The same model, through the same calls, then skips what a frame does
+    not need. Calling it again undoes the first surgery and applies the new one.
+
+    Args:
+        model: a `transformers` `Sam2VideoModel` or a `sam2` `SAM2VideoPredictor` (also `...VOS`, before its first
+            call). Do this before `torch.compile` and before `accelerate` dispatches blocks to devices.
+        recipe: a built-in name (`list_recipes()`), a YAML path or a `Recipe`. Default: the adapter's own recipe, or
+            "balanced" without an adapter.
+        adapter: folder made by `save_adapter`, with the fitted shortcut. Without one the shortcut starts as the identity.
+        force: load an adapter although its fingerprint says it was made for other weights.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        UnsupportedModelError: the model is not a SAM 2 video model, or its structure cannot be routed.
+        RecipeError, AdapterError, AdapterMismatchError: bad recipe or adapter.
+        WeightsError: a weight the surgery relies on is not finite.
+        ModelStateError: blocks already carry an instance `forward` (dispatched by accelerate or patched by others).
+        After any of these the model is as it was.
+    """
+    loaded = _load(adapter)
+    chosen = _choose_recipe(recipe, loaded)
+    view = view_of(model)
+    span = _inspect(view, chosen)
+    shortcut = _shortcut(view, span, chosen, loaded, force) if span is not None else None
+    if is_grafted(model):
+        desparsify(model)
+    _operate(view, chosen, span, shortcut)
+    view.adapter = loaded.source if loaded is not None else None
+    return model
+
+
+def desparsify(model: M) -> M:
+    """Give the stock model back, bit for bit: classes, state-dict keys, attributes, and every session it touched.
+
+    A stock model is returned unchanged.
+    """
+    view = current_view(model)
+    if view is not None:
+        _undo(view)
+    return model
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Dense inside, sparse again after; a video may go on across both.
+
+    Raises:
+        ModelStateError: the model is not under surgery.
+    """
+    with require_view(model).binding.paused():
+        yield
+
+
+def status(model: object) -> Status:
+    """Describe what has been done to `model`, and what its last session kept."""
+    view = current_view(model)
+    if view is None:
+        return Status(sparse=False)
+    binding, span = view.binding, view.span_info
+    state = binding.last() if binding.last is not None else None
+    stats = state.stats if state is not None else SessionStats()
+    added = view.shortcut_module(span).parameters() if span is not None else ()
+    recipe = view.recipe
+    assert recipe is not None
+    return Status(
+        sparse=True,
+        host=view.name,
+        enabled=binding.enabled,
+        recipe=recipe,
+        operations=tuple(operation.type for operation in recipe.operations),
+        span=(span.entry, span.exit) if span is not None else None,
+        window=span.window if span is not None else None,
+        windows=binding.grid.count if binding.grid is not None else None,
+        parameters_added=sum(parameter.numel() for parameter in added),
+        adapter=view.adapter,
+        frames=stats.frames,
+        windows_kept=stats.window_fraction if binding.routing is not None else None,
+        keys_kept=stats.key_fraction,
+        dense_frames=dict(stats.dense),
+    )
+
+
+def current_view(model: object) -> HostView | None:
+    """The view of a model under surgery, or None for a stock model."""
+    view = vars(model).get("_surgery") if isinstance(model, nn.Module) and is_grafted(model) else None
+    return view if isinstance(view, HostView) else None
+
+
+def require_view(model: object) -> HostView:
+    """The view of a model under surgery. Raises ModelStateError for a stock one."""
+    view = current_view(model)
+    if view is None:
+        raise ModelStateError(f"this {type(model).__name__} is not under surgery; call sparsify(model) first")
+    return view
+
+
+def _load(adapter: str | Path | Adapter | None) -> Adapter | None:
+    if adapter is None:
+        return None
+    from surgery.adapters.files import Adapter, read_adapter
+
+    return adapter if isinstance(adapter, Adapter) else read_adapter(adapter)
+
+
+def _choose_recipe(recipe: str | Path | Recipe | None, adapter: Adapter | None) -> Recipe:
+    if recipe is None:
+        return adapter.recipe if adapter is not None else Recipe.load(DEFAULT_RECIPE)
+    return Recipe.load(recipe)
+
+
+def _inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
+    """Every check that needs the model. Returns the span when the recipe routes windows."""
+    parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions()]
+    span = None
+    if recipe.routing is not None:
+        span = view.span()
+        grid = WindowGrid(span.side, span.side, span.window)
+        if grid.count < 2:
+            raise UnsupportedModelError(
+                f"the stage-3 map of {span.side}x{span.side} tokens is a single window of {span.window}: there is "
+                "nothing to skip; use recipe memory-only"
+            )
+        blocks = view.blocks()
+        parts += [*blocks[span.entry : span.exit + 1], *view.token_to_image()]
+        for index in range(span.entry, span.exit + 1):
+            for name, tensor in view.block_tensors(index).items():
+                if not finite(tensor):
+                    raise WeightsError(f"encoder block {index}: {name} has values that are not finite")
+    for part in view.cross_attentions():
+        for name, tensor in part.state_dict().items():
+            if not finite(tensor):
+                raise WeightsError(f"memory cross-attention: {name} has values that are not finite")
+    patched = [part for part in parts if "forward" in vars(part) and part is not view.memory_attention()]
+    if patched:
+        raise ModelStateError(
+            f"{type(patched[0]).__name__} carries its own forward (accelerate dispatch or another patch), which would "
+            "bypass the surgery; call sparsify before dispatching or patching the model"
+        )
+    return span
+
+
+def _shortcut(
+    view: HostView, span: SpanInfo, recipe: Recipe, adapter: Adapter | None, force: bool
+) -> Shortcut:
+    assert recipe.routing is not None
+    kind = recipe.routing.shortcut.type
+    reference = next(view.blocks()[span.entry].parameters())
+    shortcut = make_shortcut(kind, span.channels)
+    if adapter is not None:
+        adapter.check(view, span, kind, force)
+        shortcut.load_state_dict(adapter.tensors)
+    return shortcut.to(reference.device, reference.dtype).train(bool(view.model.training))
+
+
+def _operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Shortcut | None) -> None:
+    """Cut. Whatever goes wrong half-way is undone before the error leaves."""
+    binding = view.binding
+    view.recipe, view.span_info = recipe, span
+    binding.routing, binding.retrieval = recipe.routing, recipe.retrieval
+    try:
+        if span is not None and shortcut is not None:
+            binding.grid = WindowGrid(span.side, span.side, span.window)
+            blocks = view.blocks()
+            view.shortcut_holder = blocks[span.entry]
+            blocks[span.entry].add_module("shortcut", shortcut)
+            for index in range(span.entry, span.exit + 1):
+                part = BlockPart(binding, entry=index == span.entry, exit=index == span.exit)
+                _graft(view, blocks[index], view.span_block, part)
+            for attention in view.token_to_image():
+                _graft(view, attention, view.decoder_attention, binding)
+            decoder = view.mask_decoder()
+            if decoder is not None and view.decoder is not None:
+                _graft(view, decoder, view.decoder, view)
+        if recipe.retrieval is not None:
+            _graft(view, view.memory_attention(), view.memory_attention_mixin, view)
+            for layer, attention in enumerate(view.cross_attentions()):
+                _graft(view, attention, view.cross_attention, LayerPart(binding, layer))
+        _graft(view, view.model, view.root, view)
+    except BaseException:
+        _undo(view)
+        raise
+
+
+def _graft(view: HostView, module: nn.Module, mixin: type, payload: Any) -> None:
+    graft(module, mixin, payload)
+    view.grafted.append(module)
+
+
+def _undo(view: HostView) -> None:
+    view.binding.release_states()
+    for module in reversed(view.grafted):
+        ungraft(module)
+    view.grafted.clear()
+    if view.shortcut_holder is not None:
+        view.shortcut_holder._modules.pop("shortcut", None)
+        view.shortcut_holder = None

@@ -1,0 +1,48 @@
+"""Every error this library raises on purpose: one base class, one subclass per cause."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SurgeryError(Exception):
+    """Base of all errors raised by `surgery`; catch this one to catch them all."""
+
+
+class UnsupportedModelError(SurgeryError):
+    """The model is of a family, or has a structure, that the surgery cannot be applied to."""
+
+
+class ModelStateError(SurgeryError):
+    """The model is in a state that forbids the call: not sparse, already dispatched, compiled, patched by others."""
+
+
+class WeightsError(SurgeryError):
+    """A weight the surgery relies on is not finite."""
+
+
+class RecipeError(SurgeryError):
+    """A recipe could not be found, read or validated."""
+
+
+class AdapterError(SurgeryError):
+    """An adapter folder is missing, damaged or malformed."""
+
+
+class AdapterMismatchError(AdapterError):
+    """An adapter is well-formed but was made for another model."""
+
+
+class VideoError(SurgeryError):
+    """A video or frame could not be found, read, decoded or written."""
+
+
+class PromptError(SurgeryError):
+    """A mask, box or point prompt does not fit the video."""
+
+
+def nearest(value: str, valid: Iterable[str]) -> str:
+    """Return `" (did you mean 'x'?)"` for the valid name closest to `value`, or `""` when none is close."""
+    close = difflib.get_close_matches(value, list(valid), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

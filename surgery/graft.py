@@ -1,0 +1,63 @@
+"""Swap a module's class in place, so that paths, state-dict keys, hooks and `isinstance` stay as they were.
+
+The new class is made at run time as `(Mixin, HostClass)` and bears the host class's name, because hosts write that
+name into saved files (`config.json`: architectures). One class exists per pair, which keeps `torch.compile` guards,
+`deepcopy` and pickling working.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import nn
+
+_SLOT = "_surgery"
+
+
+class Graft:
+    """Base of all mixins that are put in front of a host class."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        mixin, host = type(self).__bases__
+        return _revive, (mixin, host), self.__dict__.copy()
+
+
+@functools.cache
+def grafted(mixin: type[Graft], host: type) -> type:
+    """Return the class `(mixin, host)`, always the same one for the same pair."""
+    namespace = {"__module__": host.__module__, "__doc__": host.__doc__, "__qualname__": host.__qualname__}
+    return type(host.__name__, (mixin, host), namespace)
+
+
+def _revive(mixin: type[Graft], host: type) -> Any:
+    cls = grafted(mixin, host)
+    return cls.__new__(cls)
+
+
+def is_grafted(module: object) -> bool:
+    """Whether `module` carries a graft of this library."""
+    return isinstance(module, Graft)
+
+
+def host_class(module: object) -> type:
+    """The host's own class of `module`, grafted or not."""
+    return type(module).__bases__[1] if is_grafted(module) else type(module)
+
+
+def graft(module: nn.Module, mixin: type[Graft], payload: Any) -> None:
+    """Swap the class of `module`; `payload` is what the mixin reads as `self._surgery`."""
+    cls = grafted(mixin, type(module))
+    module.__dict__[_SLOT] = payload
+    try:
+        module.__class__ = cls
+    except TypeError:
+        del module.__dict__[_SLOT]
+        raise
+
+
+def ungraft(module: nn.Module) -> None:
+    """Give `module` its host class back and remove what `graft` added; a stock module is left alone."""
+    if is_grafted(module):
+        module.__class__ = host_class(module)
+    module.__dict__.pop(_SLOT, None)

@@ -1,0 +1,254 @@
+"""What a host must tell the surgery about itself, and what the grafted modules share."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from surgery.errors import UnsupportedModelError
+from surgery.graft import Graft
+from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseWindowRouting
+from surgery.retrieval.bank import KeyPlan
+from surgery.routing.shortcut import Shortcut
+from surgery.routing.span import Route
+from surgery.routing.windows import WindowGrid
+from surgery.session import SessionHandle, VideoState
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """One encoder block. window: side in tokens, 0 for global attention. pools: halves the map."""
+
+    index: int
+    dim: int
+    heads: int
+    window: int
+    pools: bool
+    mlp: int
+
+
+@dataclass(frozen=True)
+class SpanInfo:
+    """The routed span: blocks `entry .. exit - 1` are routed, `exit` is the dense global block that merges."""
+
+    entry: int
+    exit: int
+    window: int
+    channels: int
+    side: int
+
+    @property
+    def routed(self) -> range:
+        """Indices of the routed blocks."""
+        return range(self.entry, self.exit)
+
+
+class Binding:
+    """What the grafted modules of one model share: settings, and what is bound for the call in progress.
+
+    Everything about a video lives in its `VideoState`. `route`, `plan` and `taps` are set only while a host call is in
+    progress, under `lock`, so two threads that share a model take turns frame by frame.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.token = object()
+        self.enabled = True
+        self.routing: SparseWindowRouting | None = None
+        self.retrieval: SparseMemoryRetrieval | None = None
+        self.grid: WindowGrid | None = None
+        self.route: Route | None = None
+        self.plan: KeyPlan | None = None
+        self.taps: list[tuple[Tensor, Tensor]] | None = None
+        self.turn: Turn | None = None
+        self.pending: tuple[VideoState, int] | None = None
+        self.chunks: list[int | None] | None = None
+        self.states: weakref.WeakSet[VideoState] = weakref.WeakSet()
+        self.last: weakref.ref[VideoState] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Binding:
+        return self._twin()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revive_binding, (self.enabled, self.routing, self.retrieval, self.grid)
+
+    def _twin(self) -> Binding:
+        return _revive_binding(self.enabled, self.routing, self.retrieval, self.grid)
+
+    def state_of(self, handle: SessionHandle) -> VideoState:
+        """The video state of a session, made anew when absent or when it belongs to another surgery."""
+        state = handle.holder.get(handle.key)
+        if not isinstance(state, VideoState) or state.token is not self.token:
+            state = VideoState(token=self.token, handle=handle)
+            handle.holder[handle.key] = state
+            self.states.add(state)
+        self.last = weakref.ref(state)
+        return state
+
+    def release_states(self) -> None:
+        """Leave nothing of this surgery in any session: neither a state nor routed features in the host's cache."""
+        for state in list(self.states):
+            for frame in state.routed:
+                state.handle.evict(frame)
+            state.handle.holder.pop(state.handle.key, None)
+        self.states.clear()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Dense inside; nested uses are fine."""
+        before, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = before
+
+
+def _revive_binding(
+    enabled: bool,
+    routing: SparseWindowRouting | None,
+    retrieval: SparseMemoryRetrieval | None,
+    grid: WindowGrid | None,
+) -> Binding:
+    binding = Binding()
+    binding.enabled, binding.routing, binding.retrieval = enabled, routing, retrieval
+    binding.grid = grid
+    return binding
+
+
+@dataclass
+class Turn:
+    """One object's turn on one frame.
+
+    objects: the host's own output store of every object of the session, by id; a store that is another object than last
+    time means the object was reset. shared_prompt: another object is prompted on this very frame.
+    """
+
+    state: VideoState
+    obj_id: int
+    objects: dict[int, Any]
+    frame: int
+    reverse: bool
+    prompted: bool
+    shared_prompt: bool = False
+
+    @property
+    def dense(self) -> bool:
+        """Whether a prompt on this frame asks for every window."""
+        return self.prompted or self.shared_prompt
+
+
+class HostView(ABC):
+    """One model seen through its host: where the parts are, and which mixin each part gets."""
+
+    name: ClassVar[str]
+    span_block: ClassVar[type[Graft]]
+    cross_attention: ClassVar[type[Graft]]
+    memory_attention_mixin: ClassVar[type[Graft]]
+    decoder_attention: ClassVar[type[Graft]]
+    root: ClassVar[type[Graft]]
+    decoder: ClassVar[type[Graft] | None] = None
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model
+        self.binding = Binding()
+        self.recipe: Recipe | None = None
+        self.span_info: SpanInfo | None = None
+        self.grafted: list[nn.Module] = []
+        self.shortcut_holder: nn.Module | None = None
+        self.adapter: str | None = None
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, model: object) -> bool:
+        """Whether `model` is a video model of this host. Raises UnsupportedModelError for a near miss."""
+
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """Encoder blocks in order."""
+
+    @abstractmethod
+    def block_info(self, index: int) -> BlockInfo:
+        """Structure of block `index`."""
+
+    @abstractmethod
+    def block_tensors(self, index: int) -> dict[str, Tensor]:
+        """Weights of block `index` under host-neutral (stock sam2) names."""
+
+    @abstractmethod
+    def patch_stride(self) -> int:
+        """Pixels per token at block 0."""
+
+    @abstractmethod
+    def stage_starts(self) -> tuple[int, ...]:
+        """Index of the first block of every stage."""
+
+    @abstractmethod
+    def image_size(self) -> int:
+        """Side of the square input, pixels."""
+
+    @abstractmethod
+    def memory_attention(self) -> nn.Module:
+        """The memory attention module."""
+
+    @abstractmethod
+    def cross_attentions(self) -> list[nn.Module]:
+        """The cross-attention of every memory attention layer, in order."""
+
+    @abstractmethod
+    def token_to_image(self) -> list[nn.Module]:
+        """The decoder's token-to-image attentions, in order, the final one last."""
+
+    @abstractmethod
+    def decoder_projections(self, module: nn.Module) -> tuple[nn.Module, nn.Module, int]:
+        """Query projection, key projection and head count of a token-to-image attention."""
+
+    def mask_decoder(self) -> nn.Module | None:
+        """The mask decoder where it must be grafted, else None."""
+        return None
+
+    @abstractmethod
+    def base_id(self) -> tuple[str | None, str | None]:
+        """Hub id (or path) and revision of the model, where the host knows them."""
+
+    def span(self) -> SpanInfo:
+        """Find the routed span: everything after the stage change up to the last global block (spec 1.1).
+
+        Raises:
+            UnsupportedModelError: no global block, or nothing windowed in front of it.
+        """
+        infos = [self.block_info(index) for index in range(len(self.blocks()))]
+        last = [info.index for info in infos if info.window == 0 and not info.pools]
+        if not last:
+            raise UnsupportedModelError(
+                f"none of the {len(infos)} encoder blocks has global attention; window routing needs one to merge the "
+                "routed windows (Hiera, as in SAM 2, has some in stage 3)"
+            )
+        exit_ = last[-1]
+        stage = max(start for start in self.stage_starts() if start <= exit_)
+        entry = stage + 1 if infos[stage].pools else stage
+        windowed = [info for info in infos[entry:exit_] if info.window]
+        windows = {info.window for info in windowed}
+        if not windowed or len(windows) != 1 or any(info.pools for info in infos[entry : exit_ + 1]):
+            raise UnsupportedModelError(
+                f"blocks {entry}..{exit_} do not form a routable span: expected windowed blocks of one window size "
+                f"before global block {exit_}, found windows {[info.window for info in infos[entry:exit_]]}"
+            )
+        stride = self.patch_stride() * 2 ** sum(info.pools for info in infos[: entry + 1])
+        return SpanInfo(entry, exit_, windows.pop(), infos[entry].dim, self.image_size() // stride)
+
+    def shortcut_module(self, span: SpanInfo) -> Shortcut:
+        """The shortcut branch of a model under surgery."""
+        return self.blocks()[span.entry].get_submodule("shortcut")  # type: ignore[return-value]
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether every element is finite."""
+    return bool(torch.isfinite(tensor).all())

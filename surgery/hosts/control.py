@@ -1,0 +1,301 @@
+"""The surgery's part of one frame, the same for every host: whose turn it is, which windows, which keys.
+
+Hosts call these from their own per-frame seams. Nothing here knows a host library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from surgery.errors import ModelStateError
+from surgery.hosts.base import Binding, HostView, Turn
+from surgery.recipe import SparseWindowRouting
+from surgery.retrieval.bank import KeyPlan, plan_keys, remember
+from surgery.routing.router import (
+    longest_waiting,
+    mask_windows,
+    prompt_saliency,
+    salient_windows,
+    scene_change,
+    thumbnail,
+)
+from surgery.routing.span import Route, dense_route, make_route, updated_memory
+from surgery.session import Evidence, FrameRecord, SessionHandle, VideoState
+
+T = TypeVar("T")
+
+
+@contextmanager
+def turn_of(binding: Binding, turn: Turn) -> Iterator[None]:
+    """Bind one object's turn on one frame for the duration of the host's own per-object call."""
+    with binding.lock:
+        state, before = turn.state, binding.turn
+        state.sync_objects(turn.objects)
+        for direction in (False, True):
+            state.memory_of(turn.obj_id, direction).forget(turn.frame)
+        if not turn.prompted and state.cursor != (turn.frame, turn.reverse):
+            _advance(state, turn.frame, turn.reverse)
+        routing = binding.routing
+        binding.turn = turn
+        binding.taps = [] if routing is not None and routing.windows == "object" else None
+        try:
+            yield
+        finally:
+            binding.turn = before
+            binding.taps = None
+            binding.chunks = None
+
+
+def _advance(state: VideoState, frame: int, reverse: bool) -> None:
+    """Move to a new tracked frame; a jump starts a new pass, whose memory saliency is measured afresh."""
+    step = -1 if reverse else 1
+    if frame in state.routed:
+        state.handle.evict(frame)
+        state.routed.discard(frame)
+    state.continuous = state.cursor == (frame - step, reverse)
+    state.cursor = (frame, reverse)
+    state.stats.frames += 1
+    state.stats.windows_kept += 1.0
+    if not state.continuous:
+        for (_, direction), memory in state.memories.items():
+            if direction == reverse:
+                memory.frames.clear()
+                memory.measured = 0
+
+
+def image_features(binding: Binding, handle: SessionHandle, frame: int, run: Callable[[], T]) -> T:
+    """Wrap the host's "features of this frame, cached or encoded" call."""
+    with binding.lock:
+        if not binding.enabled or binding.routing is None:
+            state = handle.holder.get(handle.key)
+            if isinstance(state, VideoState) and frame in state.routed:
+                handle.evict(frame)
+                state.routed.discard(frame)
+            return run()
+        state = binding.state_of(handle)
+        turn = binding.turn
+        if turn is not None and turn.dense and frame in state.routed:
+            handle.evict(frame)
+            state.routed.discard(frame)
+        before, binding.pending = binding.pending, (state, frame)
+        try:
+            return run()
+        finally:
+            binding.pending = before
+
+
+def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
+    """Wrap the host's encoder call on normalised pixels [1, 3, S, S]: choose windows, run, remember."""
+    binding, span = view.binding, view.span_info
+    pending = binding.pending
+    if not binding.enabled or pending is None or binding.routing is None or binding.grid is None or span is None:
+        return run()
+    state, frame = pending
+    settings, grid = binding.routing, binding.grid
+    shortcut = view.shortcut_module(span)
+    observe = settings.windows == "object"
+    small = thumbnail(pixels) if observe and settings.refresh.scene_cut is not None else None
+    windows, reason = (
+        choose_windows(binding, view, state, frame, small) if observe else (None, "every window asked for")
+    )
+    if windows is not None:
+        memory = state.span if settings.temporal else None
+        route = make_route(
+            grid, windows, pixels.device, memory, settings.padding == "published", not shortcut.pointwise
+        )
+    elif settings.padding == "published" and grid.padded:
+        route = make_route(grid, range(grid.count), pixels.device, None, published_padding=True)
+    else:
+        route = dense_route(observe=observe and settings.temporal)
+    binding.route = route
+    try:
+        features = run()
+    finally:
+        binding.route = None
+    if settings.temporal and observe:
+        state.span = updated_memory(route, shortcut, grid)
+    _note(binding, state, frame, windows, reason, small)
+    return features
+
+
+def _note(
+    binding: Binding, state: VideoState, frame: int, windows: list[int] | None, reason: str | None, small: Tensor | None
+) -> None:
+    grid, turn = binding.grid, binding.turn
+    assert grid is not None
+    state.encoded, state.thumbnail = frame, small
+    state.routed = {known for known in state.routed if known in state.handle.cached()} - {frame}
+    if windows is None:
+        state.ages = [0] * grid.count
+        state.since_dense = 0
+    else:
+        chosen = set(windows)
+        state.routed.add(frame)
+        state.ages = [0 if window in chosen else age + 1 for window, age in enumerate(state.ages)]
+        state.since_dense += 1
+    tracked = turn is not None and not turn.prompted
+    if tracked:
+        computed = tuple(range(grid.count)) if windows is None else tuple(windows)
+        state.stats.windows_kept += len(computed) / grid.count - 1.0
+        state.stats.last = FrameRecord(frame, computed, (grid.rows, grid.cols), reason)
+        if reason is not None:
+            state.stats.dense[reason] += 1
+
+
+def choose_windows(
+    binding: Binding, view: HostView, state: VideoState, frame: int, small: Tensor | None
+) -> tuple[list[int] | None, str | None]:
+    """Windows to compute on this frame, or None and the reason for a dense one.
+
+    One device-to-host copy on a confident frame; a second one on frames where the score gate fires.
+    """
+    settings, grid, turn = binding.routing, binding.grid, binding.turn
+    assert settings is not None and grid is not None
+    reason = _must_be_dense(settings, state, turn, frame)
+    if reason is not None:
+        return None, reason
+    assert turn is not None
+    evidence = [state.evidence[obj_id] for obj_id in turn.objects]
+    touched = mask_windows([item.mask for item in evidence], grid, settings.dilation)
+    facts = [touched.to(torch.float32), *(item.score.reshape(1).to(torch.float32) for item in evidence)]
+    if small is not None and state.thumbnail is not None:
+        facts.append(scene_change(small, state.thumbnail).reshape(1))
+    values = torch.cat([fact.to(touched.device) for fact in facts]).tolist()
+    taken = [value > 0 for value in values[: grid.count]]
+    scores = values[grid.count : grid.count + len(evidence)]
+    cut = settings.refresh.scene_cut
+    if cut is not None and len(values) > grid.count + len(evidence) and not values[-1] <= cut:
+        return None, "scene cut"
+    if _lost_object(settings, state, turn.objects, scores):
+        return None, "lost object"
+    if not any(taken) or any(not score >= settings.score_gate for score in scores):
+        maps = _saliency_maps(view, evidence)
+        salient = salient_windows(maps, grid, settings.saliency_mass).tolist()
+        taken = [a or b for a, b in zip(taken, salient, strict=True)]
+    _fill(taken, state.ages, settings)
+    windows = [window for window, chosen in enumerate(taken) if chosen]
+    if len(windows) == grid.count:
+        return None, "every window needed"
+    return windows, None
+
+
+def _must_be_dense(
+    settings: SparseWindowRouting, state: VideoState, turn: Turn | None, frame: int
+) -> str | None:
+    """Reasons that need no look at the device."""
+    if turn is None or turn.dense:
+        return "prompted frame"
+    if not state.continuous:
+        return "first frame or jump"
+    previous = frame + 1 if turn.reverse else frame - 1
+    if state.encoded != previous:
+        return "first frame or jump"
+    for obj_id in turn.objects:
+        known = state.evidence.get(obj_id)
+        if known is None or known.frame != previous:
+            return "object without evidence"
+    if settings.refresh.every and state.since_dense >= settings.refresh.every:
+        return "refresh interval"
+    if settings.temporal and state.span is None:
+        return "no last output"
+    return None
+
+
+def _lost_object(
+    settings: SparseWindowRouting, state: VideoState, objects: dict[int, Any], scores: list[float]
+) -> bool:
+    absent = {obj_id for obj_id, score in zip(objects, scores, strict=True) if not score > 0}
+    newly = absent - state.lost
+    state.lost = absent
+    when = settings.refresh.lost
+    return bool(absent) if when == "always" else bool(newly) and when == "once"
+
+
+def _saliency_maps(view: HostView, evidence: list[Evidence]) -> Tensor:
+    """[n, H * W]: per object the mean over the decoder's token-to-image attentions (spec 1.3)."""
+    maps = []
+    for item in evidence:
+        layers = [
+            prompt_saliency(query, key, *view.decoder_projections(module))
+            for (query, key), module in zip(item.taps, view.token_to_image(), strict=True)
+        ]
+        maps.append(torch.stack(layers).mean(0))
+    return torch.stack(maps)
+
+
+def _fill(taken: list[bool], ages: list[int], settings: SparseWindowRouting) -> None:
+    """Add the windows that waited longest: the rolling ones, one if none was chosen, and up to the rounded count."""
+    wanted = sum(taken) + settings.rolling
+    wanted = max(1, -(-wanted // settings.round_to) * settings.round_to)
+    for window in longest_waiting(ages, taken, wanted - sum(taken)):
+        taken[window] = True
+
+
+def record_evidence(binding: Binding, masks: Tensor, ious: Tensor | None, score: Tensor, expected_taps: int) -> None:
+    """Remember where the turn's object is.
+
+    Args:
+        masks: candidate logits [..., M, h, w] (batch 1). ious: [..., M] predicted IoU, used by `candidates: best`.
+        score: object score logit, one element. expected_taps: token-to-image attentions of the decoder.
+    """
+    turn, routing, taps = binding.turn, binding.routing, binding.taps
+    if turn is None or routing is None or taps is None:
+        return
+    candidates = masks.reshape(-1, *masks.shape[-2:])
+    score = score.reshape(-1)[:1]
+    if routing.candidates == "best" and ious is not None and candidates.shape[0] > 1:
+        candidates = candidates.index_select(0, ious.reshape(-1).argmax().reshape(1))
+    union = (candidates > 0).any(0) & (score > 0)
+    if len(taps) < expected_taps:
+        raise ModelStateError(
+            f"the mask decoder ran {len(taps)} of its {expected_taps} token-to-image attentions under the surgery; was "
+            "the model compiled before sparsify? Call sparsify first, then compile"
+        )
+    turn.state.evidence[turn.obj_id] = Evidence(turn.frame, union, score, tuple(taps[-expected_taps:]))
+
+
+@contextmanager
+def key_plan(
+    binding: Binding, *, length: int, pointers: int, layers: int, bank: int, stride: int, device: torch.device
+) -> Iterator[KeyPlan | None]:
+    """Bind the rows to read for one memory attention call, and keep what it measures."""
+    turn, settings, chunks = binding.turn, binding.retrieval, binding.chunks
+    if not binding.enabled or turn is None or settings is None or not chunks:
+        yield None
+        return
+    spatial = length - pointers
+    if spatial % len(chunks):
+        raise ModelStateError(
+            f"memory of {spatial} spatial rows does not divide into the {len(chunks)} memory frames the host gathered"
+        )
+    memory = turn.state.memory_of(turn.obj_id, turn.reverse)
+    plan = plan_keys(
+        chunks,
+        memory,
+        tokens=spatial // len(chunks),
+        length=length,
+        pointers=pointers,
+        layers=layers,
+        keep=settings.keep,
+        query_stride=settings.query_stride,
+        middle=max(0, bank - 2),
+        stride=stride,
+        device=device,
+    )
+    stats = turn.state.stats
+    if not turn.prompted:
+        stats.key_calls += 1
+        stats.keys_kept += 1.0 if plan is None else plan.kept / plan.total
+    binding.plan = plan
+    try:
+        yield plan
+    finally:
+        binding.plan = None
+    if plan is not None:
+        remember(plan, memory)
+

@@ -1,0 +1,287 @@
+"""Stock `sam2` (Meta's predictor, PyPI `sam2` 1.1.0): `SAM2VideoPredictor` and `SAM2VideoPredictorVOS`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from surgery.errors import ModelStateError, UnsupportedModelError
+from surgery.graft import Graft
+from surgery.hosts.base import BlockInfo, HostView, Turn
+from surgery.hosts.blocks import DecoderTap, MemoryCrossAttention, SpanBlock
+from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
+from surgery.retrieval.attention import Projections
+from surgery.session import SessionHandle
+
+_STATE_KEY = "surgery"
+
+
+class Sam2Session(SessionHandle):
+    """`inference_state`, a plain dict."""
+
+    def __init__(self, inference_state: dict[str, Any]) -> None:
+        super().__init__(inference_state, _STATE_KEY)
+
+    def cached(self) -> set[int]:
+        return set(self.holder["cached_features"])
+
+    def evict(self, frame: int) -> None:
+        self.holder["cached_features"].pop(frame, None)
+
+
+class Sam2SpanBlock(SpanBlock):
+    """`MultiScaleBlock` of the routed span."""
+
+    def _norm1(self, tokens: Tensor) -> Tensor:
+        return self.norm1(tokens)  # type: ignore[attr-defined]
+
+    def _norm2(self, tokens: Tensor) -> Tensor:
+        return self.norm2(tokens)  # type: ignore[attr-defined]
+
+
+class Sam2DecoderTap(DecoderTap):
+    """`Attention` of the two-way transformer, token to image."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self._tap(q, k)
+        return super().forward(q=q, k=k, v=v)  # type: ignore[misc]
+
+
+class Sam2CrossAttention(MemoryCrossAttention):
+    """`RoPEAttention` that reads memory."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
+        plan = self._surgery.binding.plan
+        if plan is not None and q.shape[0] == 1:
+            table = self.freqs_cis.to(q.device)  # type: ignore[has-type]
+            if table.shape[0] != q.shape[1]:
+                side = q.shape[1] ** 0.5
+                table = self.freqs_cis = self.compute_cis(end_x=side, end_y=side).to(q.device)  # type: ignore[attr-defined]
+            out = self._planned(q[0], k[0], v[0], table.real, table.imag, plan)
+            if out is not None:
+                return out[None]
+        return super().forward(q, k, v, num_k_exclude_rope=num_k_exclude_rope)  # type: ignore[misc]
+
+    def _projections(self) -> Projections:
+        return Projections(self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.num_heads)  # type: ignore[attr-defined]
+
+
+class Sam2MemoryAttention(Graft):
+    """`MemoryAttention`. `__call__` and not `forward`, which the VOS predictor replaces by a compiled one."""
+
+    _surgery: Sam2View
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        names = ("curr", "memory", "curr_pos", "memory_pos", "num_obj_ptr_tokens")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        view = self._surgery
+        memory = given["memory"]
+        with key_plan(
+            view.binding,
+            length=memory.shape[0],
+            pointers=given.get("num_obj_ptr_tokens", 0),
+            layers=len(self.layers),  # type: ignore[attr-defined]
+            bank=view.model.num_maskmem,
+            stride=view.model.memory_temporal_stride_for_eval,
+            device=memory.device,
+        ):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+
+class _TracedFrame(dict[str, Any]):
+    """One frame's stored output that reports when its memory is read."""
+
+    def __init__(self, output: dict[str, Any], frame: int | None, log: list[int | None]) -> None:
+        super().__init__(output)
+        self._frame, self._log = frame, log
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "maskmem_features":
+            self._log.append(self._frame)
+        return super().__getitem__(key)
+
+
+class _TracedFrames:
+    """Non-conditioning outputs of one object, wrapped one by one as the host asks for them."""
+
+    def __init__(self, outputs: dict[int, dict[str, Any]], log: list[int | None]) -> None:
+        self._outputs, self._log = outputs, log
+
+    def get(self, frame: int, default: Any = None) -> Any:
+        output = self._outputs.get(frame)
+        return default if output is None else _TracedFrame(output, frame, self._log)
+
+    def __getitem__(self, frame: int) -> Any:
+        return _TracedFrame(self._outputs[frame], frame, self._log)
+
+    def __contains__(self, frame: int) -> bool:
+        return frame in self._outputs
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._outputs)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+
+class Sam2Root(Graft):
+    """The predictor: five of its own seams, each calling the host's."""
+
+    _surgery: Sam2View
+
+    def _run_single_frame_inference(
+        self, inference_state: dict[str, Any], output_dict: Any, frame_idx: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        def run() -> Any:
+            return super(Sam2Root, self)._run_single_frame_inference(  # type: ignore[misc]
+                inference_state, output_dict, frame_idx, *args, **kwargs
+            )
+
+        binding = self._surgery.binding
+        if not binding.enabled:
+            return run()
+        names = ("batch_size", "is_init_cond_frame", "point_inputs", "mask_inputs", "reverse", "run_mem_encoder")
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        per_object = inference_state["output_dict_per_obj"]
+        position = next((idx for idx, outputs in per_object.items() if outputs is output_dict), None)
+        if position is None:
+            raise ModelStateError("the predictor tracks an object that its own inference_state does not list")
+        turn = Turn(
+            state=binding.state_of(Sam2Session(inference_state)),
+            obj_id=inference_state["obj_idx_to_id"][position],
+            objects={inference_state["obj_idx_to_id"][idx]: outputs for idx, outputs in per_object.items()},
+            frame=frame_idx,
+            reverse=bool(given["reverse"]),
+            prompted=bool(given["is_init_cond_frame"])
+            or given["point_inputs"] is not None
+            or given["mask_inputs"] is not None
+            or not given["run_mem_encoder"],
+        )
+        with turn_of(binding, turn):
+            return run()
+
+    def _get_image_feature(self, inference_state: dict[str, Any], frame_idx: int, batch_size: int) -> Any:
+        def run() -> Any:
+            return super(Sam2Root, self)._get_image_feature(inference_state, frame_idx, batch_size)  # type: ignore[misc]
+
+        return image_features(self._surgery.binding, Sam2Session(inference_state), frame_idx, run)
+
+    def forward_image(self, img_batch: Tensor) -> Any:
+        def run() -> Any:
+            return super(Sam2Root, self).forward_image(img_batch)  # type: ignore[misc]
+
+        return encode(self._surgery, img_batch, run)
+
+    def _prepare_memory_conditioned_features(self, *args: Any, **kwargs: Any) -> Any:
+        binding = self._surgery.binding
+        outputs = kwargs.get("output_dict")
+        if binding.enabled and binding.retrieval is not None and binding.turn is not None and outputs is not None:
+            log: list[int | None] = []
+            conditioning = outputs["cond_frame_outputs"]
+            kwargs["output_dict"] = {
+                **outputs,
+                "cond_frame_outputs": {t: _TracedFrame(out, None, log) for t, out in conditioning.items()},
+                "non_cond_frame_outputs": _TracedFrames(outputs["non_cond_frame_outputs"], log),
+            }
+            binding.chunks = log
+        return super()._prepare_memory_conditioned_features(*args, **kwargs)  # type: ignore[misc]
+
+    def _forward_sam_heads(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super()._forward_sam_heads(*args, **kwargs)  # type: ignore[misc]
+        self._record(outputs)
+        return outputs
+
+    def _use_mask_as_output(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super()._use_mask_as_output(*args, **kwargs)  # type: ignore[misc]
+        self._record(outputs)
+        return outputs
+
+    def _record(self, outputs: tuple[Any, ...]) -> None:
+        """Outputs of the SAM heads: candidate logits first, IoU third, object score last."""
+        view = self._surgery
+        if view.binding.enabled:
+            record_evidence(view.binding, outputs[0], outputs[2], outputs[-1], len(view.token_to_image()))
+
+
+class Sam2View(HostView):
+    """A stock `SAM2VideoPredictor`."""
+
+    name = "sam2"
+    span_block = Sam2SpanBlock
+    cross_attention = Sam2CrossAttention
+    memory_attention_mixin = Sam2MemoryAttention
+    decoder_attention = Sam2DecoderTap
+    root = Sam2Root
+
+    @classmethod
+    def matches(cls, model: object) -> bool:
+        """Whether `model` is a stock video predictor.
+
+        Raises:
+            UnsupportedModelError: an image predictor, a bare `SAM2Base`, or another model of the `sam2` package.
+        """
+        if not type(model).__module__.startswith(("sam2.", "surgery.")) and not any(
+            base.__module__.startswith("sam2.") for base in type(model).__mro__
+        ):
+            return False
+        from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+        if isinstance(model, SAM2VideoPredictor):
+            return True
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no previous frame to route by; expected a SAM2VideoPredictor: build one with "
+            "sam2.build_sam.build_sam2_video_predictor(config, checkpoint)"
+        )
+
+    def blocks(self) -> Sequence[nn.Module]:
+        trunk = self.model.image_encoder.trunk
+        if not hasattr(trunk, "blocks") or not hasattr(trunk, "stage_ends"):
+            raise UnsupportedModelError(
+                f"the image encoder's trunk is a {type(trunk).__name__}; expected Hiera, whose windowed blocks are what "
+                "window routing acts on (recipe memory-only needs none)"
+            )
+        return list(trunk.blocks)
+
+    def block_info(self, index: int) -> BlockInfo:
+        block: Any = self.blocks()[index]
+        return BlockInfo(
+            index=index,
+            dim=block.dim_out,
+            heads=block.attn.num_heads,
+            window=block.window_size,
+            pools=bool(block.q_stride),
+            mlp=block.mlp.layers[0].out_features,
+        )
+
+    def block_tensors(self, index: int) -> dict[str, Tensor]:
+        own = self.blocks()[index].state_dict()
+        return {name: tensor for name, tensor in own.items() if not name.startswith("shortcut.")}
+
+    def patch_stride(self) -> int:
+        return int(self.model.image_encoder.trunk.patch_embed.proj.stride[0])
+
+    def stage_starts(self) -> tuple[int, ...]:
+        return (0, *(end + 1 for end in self.model.image_encoder.trunk.stage_ends[:-1]))
+
+    def image_size(self) -> int:
+        return int(self.model.image_size)
+
+    def memory_attention(self) -> nn.Module:
+        return self.model.memory_attention
+
+    def cross_attentions(self) -> list[nn.Module]:
+        return [layer.cross_attn_image for layer in self.model.memory_attention.layers]
+
+    def token_to_image(self) -> list[nn.Module]:
+        transformer = self.model.sam_mask_decoder.transformer
+        return [*(layer.cross_attn_token_to_image for layer in transformer.layers), transformer.final_attn_token_to_image]
+
+    def decoder_projections(self, module: nn.Module) -> tuple[nn.Module, nn.Module, int]:
+        attention: Any = module
+        return attention.q_proj, attention.k_proj, attention.num_heads
+
+    def base_id(self) -> tuple[str | None, str | None]:
+        return None, None
+

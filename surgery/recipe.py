@@ -1,0 +1,311 @@
+"""Recipes: what is done to a model, as data.
+
+A recipe is a short YAML file (or the same thing built in Python): `schema`, `metadata` and a list of `operations`,
+each a mapping with a `type`. Operation types live in one registry, `OPERATIONS`; a new one is a pydantic model and one
+line there. Unknown keys are refused with the nearest valid key, so that a typo never silently means "default".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from surgery.errors import RecipeError, nearest
+
+SCHEMA_VERSION = 1
+_MAX_BYTES = 256_000
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ShortcutSettings(_Settings):
+    """The branch that stands in for the routed span on skipped windows (paper section 3.2)."""
+
+    type: Literal["bottleneck", "identity", "ffn", "attention"] = "bottleneck"
+
+
+class RefreshSettings(_Settings):
+    """When a frame is encoded with every window although routing could have skipped some.
+
+    The first frame of a pass, prompted frames and jumps are always dense; these are the further reasons.
+    """
+
+    every: int = Field(0, ge=0, description="dense frame after this many routed ones; 0: never for this reason")
+    scene_cut: float | None = Field(
+        0.6,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="mean absolute change of the 32x32 thumbnail, in standard deviations of the normalised pixels, "
+        "above which the frame counts as a new scene; null: no test",
+    )
+    lost: Literal["never", "once", "always"] = Field(
+        "once", description="object score <= 0: dense on the next frame only (once), or until it is back (always)"
+    )
+
+
+class SparseWindowRouting(_Settings):
+    """Sparse Window Routing: only windows near the object run through the middle encoder blocks (paper section 3.2)."""
+
+    type: Literal["sparse_window_routing"] = "sparse_window_routing"
+    windows: Literal["object", "all"] = Field("object", description="all: every window on every frame (exact)")
+    saliency_mass: Fraction = Field(0.7, description="share of the prompt-to-image attention the salient windows hold")
+    score_gate: float = Field(
+        5.0, allow_inf_nan=False, description="object score logit under which salient windows are added"
+    )
+    dilation: int = Field(5, ge=1, le=255, description="max-pool kernel on the low-resolution masks, odd; 1: none")
+    candidates: Literal["all", "best"] = Field("all", description="all three mask candidates, or the best by IoU")
+    shortcut: ShortcutSettings = ShortcutSettings()
+    temporal: bool = Field(False, description="skipped windows return their last output plus the shortcut's change")
+    rolling: int = Field(0, ge=0, description="windows computed each frame because they have waited longest")
+    round_to: int = Field(1, ge=1, description="window counts are rounded up to a multiple (fewer compiled shapes)")
+    padding: Literal["exact", "published"] = Field(
+        "exact", description="published: pad before the first norm, as the released base+ shortcut was trained with"
+    )
+    refresh: RefreshSettings = RefreshSettings()
+
+    alias: ClassVar[str] = "routing"
+
+    @field_validator("dilation")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"expected an odd kernel size, got {value}; the nearest are {value - 1} and {value + 1}")
+        return value
+
+    @model_validator(mode="after")
+    def _published_has_no_memory(self) -> SparseWindowRouting:
+        if self.padding == "published" and self.temporal:
+            raise ValueError("padding 'published' works only with temporal: false (padded tokens have no last output)")
+        return self
+
+
+class SparseMemoryRetrieval(_Settings):
+    """Sparse Memory Retrieval: older memory frames keep only the tokens that mattered (paper section 3.3)."""
+
+    type: Literal["sparse_memory_retrieval"] = "sparse_memory_retrieval"
+    keep: Fraction = Field(0.05, description="share of the tokens kept of each pruned memory frame; 1: all (exact)")
+    query_stride: int = Field(1, ge=1, description="saliency averages every n-th query token only; 1: all (published)")
+
+    alias: ClassVar[str] = "retrieval"
+
+
+Operation = SparseWindowRouting | SparseMemoryRetrieval
+OPERATIONS: dict[str, type[_Settings]] = {
+    "sparse_window_routing": SparseWindowRouting,
+    "sparse_memory_retrieval": SparseMemoryRetrieval,
+}
+_T = TypeVar("_T", bound=_Settings)
+
+
+class Metadata(_Settings):
+    """Name and one-sentence description of a recipe."""
+
+    name: str = Field(min_length=1, max_length=80)
+    description: str = Field(min_length=1, max_length=2000)
+
+
+class Recipe(_Settings):
+    """A validated recipe. Immutable; `with_overrides` returns a changed copy."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    metadata: Metadata
+    operations: tuple[Any, ...]
+
+    @field_validator("operations", mode="before")
+    @classmethod
+    def _parse_operations(cls, value: Any) -> tuple[_Settings, ...]:
+        if not isinstance(value, (list, tuple)) or not value:
+            raise ValueError("expected a non-empty list of operations")
+        parsed: list[_Settings] = []
+        for position, entry in enumerate(value):
+            if isinstance(entry, tuple(OPERATIONS.values())):
+                parsed.append(entry)
+                continue
+            if not isinstance(entry, Mapping) or "type" not in entry:
+                raise ValueError(f"operation {position}: expected a mapping with a 'type', got {entry!r}")
+            kind = str(entry["type"])
+            if kind not in OPERATIONS:
+                known = ", ".join(OPERATIONS)
+                raise ValueError(
+                    f"operation {position}: unknown type {kind!r}{nearest(kind, OPERATIONS)}; known: {known}"
+                )
+            try:
+                parsed.append(OPERATIONS[kind].model_validate(dict(entry)))
+            except ValidationError as error:
+                raise ValueError(_explain(error, OPERATIONS[kind], f"operations.{kind}.")) from error
+        kinds = [type(operation) for operation in parsed]
+        if len(set(kinds)) != len(kinds):
+            raise ValueError("each operation type may appear once")
+        return tuple(parsed)
+
+    @property
+    def routing(self) -> SparseWindowRouting | None:
+        """The window-routing operation, or None when the recipe has none."""
+        return self._find(SparseWindowRouting)
+
+    @property
+    def retrieval(self) -> SparseMemoryRetrieval | None:
+        """The memory-retrieval operation, or None when the recipe has none."""
+        return self._find(SparseMemoryRetrieval)
+
+    def _find(self, kind: type[_T]) -> _T | None:
+        return next((operation for operation in self.operations if isinstance(operation, kind)), None)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path | Recipe, overrides: Iterable[str] = ()) -> Recipe:
+        """Load a built-in recipe by name, or a YAML file by path, then apply dotted overrides.
+
+        Args:
+            name_or_path: a name from `list_recipes()`, or a path ending in .yaml or .yml. A `Recipe` passes through.
+            overrides: strings such as `"routing.score_gate=3"`; see `with_overrides`.
+
+        Raises:
+            RecipeError: unknown name, missing or unreadable file, or content that does not validate.
+        """
+        if isinstance(name_or_path, Recipe):
+            return name_or_path.with_overrides(overrides)
+        text = str(name_or_path)
+        path = Path(text)
+        if path.suffix in {".yaml", ".yml"}:
+            if not path.is_file():
+                raise RecipeError(f"no recipe file at {text!r}")
+        else:
+            names = _builtin()
+            if text not in names:
+                raise RecipeError(
+                    f"unknown recipe {text!r}{nearest(text, names)}; built in: {', '.join(names)}; "
+                    "a path must end in .yaml"
+                )
+            path = names[text]
+        if path.stat().st_size > _MAX_BYTES:
+            raise RecipeError(f"{path}: larger than {_MAX_BYTES} bytes, not a recipe")
+        try:
+            content = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+        return cls.parse(content, source=str(path)).with_overrides(overrides)
+
+    @classmethod
+    def parse(cls, text: str, source: str = "recipe") -> Recipe:
+        """Parse YAML text. Raises `RecipeError` naming `source` and the offending key."""
+        try:
+            data = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise RecipeError(f"{source}: not valid YAML: {error}") from error
+        return cls.from_dict(data, source)
+
+    @classmethod
+    def from_dict(cls, data: Any, source: str = "recipe") -> Recipe:
+        """Validate a plain mapping. Raises `RecipeError` naming `source` and the offending key."""
+        if not isinstance(data, Mapping):
+            raise RecipeError(f"{source}: expected a mapping with schema, metadata and operations, got {data!r:.80}")
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise RecipeError(f"{source}: {_explain(error, cls)}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, every field spelt out; `Recipe.from_dict` reads it back to an equal recipe."""
+        return {
+            "schema": self.schema_,
+            "metadata": self.metadata.model_dump(),
+            "operations": [operation.model_dump() for operation in self.operations],
+        }
+
+    def to_yaml(self) -> str:
+        """YAML text that `Recipe.parse` reads back to an equal recipe."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def with_overrides(self, overrides: Iterable[str]) -> Recipe:
+        """Return a copy with `"<operation>.<field>[.<field>]=<value>"` applied.
+
+        `<operation>` is an operation type or its short name (`routing`, `retrieval`); values are read as YAML.
+
+        Raises:
+            RecipeError: a malformed override, an operation the recipe lacks, an unknown field or an invalid value.
+        """
+        data = self.to_dict()
+        changed = False
+        for override in overrides:
+            changed = True
+            key, equals, raw = override.partition("=")
+            parts = key.strip().split(".")
+            if not equals or len(parts) < 2:
+                raise RecipeError(f"override {override!r}: expected '<operation>.<field>=<value>'")
+            by_name = {entry["type"]: entry for entry in data["operations"]}
+            aliases = {getattr(kind, "alias"): name for name, kind in OPERATIONS.items()}  # noqa: B009
+            target: Any = by_name.get(aliases.get(parts[0], parts[0]))
+            if target is None:
+                present = [alias for alias, name in aliases.items() if name in by_name]
+                raise RecipeError(
+                    f"override {override!r}: this recipe has no operation {parts[0]!r}"
+                    f"{nearest(parts[0], present)}; it has: {', '.join(present)}"
+                )
+            for depth, part in enumerate(parts[1:], start=1):
+                if not isinstance(target, dict) or part not in target or part == "type" and depth == 1:
+                    valid = [k for k in target if k != "type" or depth > 1] if isinstance(target, dict) else []
+                    raise RecipeError(
+                        f"override {override!r}: no field {part!r}{nearest(part, valid)}; valid: {', '.join(valid)}"
+                    )
+                if depth == len(parts) - 1:
+                    if isinstance(target[part], dict):
+                        raise RecipeError(
+                            f"override {override!r}: {part!r} is a group; set one of its fields: "
+                            + ", ".join(f"{key}.{field}" for field in target[part])
+                        )
+                    try:
+                        target[part] = yaml.safe_load(raw)
+                    except yaml.YAMLError as error:
+                        raise RecipeError(f"override {override!r}: {raw!r} is not a YAML value") from error
+                else:
+                    target = target[part]
+        return self.from_dict(data, "override") if changed else self
+
+
+def _builtin() -> dict[str, Path]:
+    here = Path(__file__).resolve().parent
+    for folder in (here / "_recipes", here.parent / "recipes"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    raise RecipeError(f"the built-in recipes are missing from this installation (looked in {here / '_recipes'})")
+
+
+def list_recipes() -> dict[str, str]:
+    """Return `{name: description}` of the built-in recipes, sorted by name."""
+    return {name: Recipe.load(path).metadata.description for name, path in _builtin().items()}
+
+
+def _explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """One line per problem: where, what was found, what was expected, the nearest valid key."""
+    lines = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        where = prefix + ".".join(path)
+        if problem["type"] == "extra_forbidden":
+            valid = _fields_at(model, path[:-1])
+            lines.append(f"{where}: unknown key{nearest(path[-1], valid)}; valid: {', '.join(valid)}")
+        elif problem["type"] == "value_error":
+            lines.append(str(problem["ctx"]["error"]) if path in ([], ["operations"]) else f"{where}: {problem['msg']}")
+        elif problem["type"] == "missing":
+            lines.append(f"{where}: missing")
+        else:
+            lines.append(f"{where}: {problem['msg']}, got {problem['input']!r:.80}")
+    return "; ".join(lines)
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    current = model
+    for part in path:
+        annotation = current.model_fields[part].annotation if part in current.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        current = annotation
+    return [field.alias or name for name, field in current.model_fields.items()]

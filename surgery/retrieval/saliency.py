@@ -1,0 +1,38 @@
+"""Which tokens of a memory frame mattered when it was first read (paper section 3.3, spec 4.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_ROWS = 512
+
+
+def memory_saliency(query: Tensor, key: Tensor, stride: int = 1) -> Tensor:
+    """Mean attention each token of one memory frame receives, softmax over that frame's tokens alone.
+
+    Args:
+        query: [heads, N, d] rotated queries of the current frame.
+        key: [heads, T, d] rotated keys of the memory frame.
+        stride: only every `stride`-th query is averaged; 1 is the published measure.
+
+    Returns:
+        fp32 [T], sums to 1. The [N, T] logits are never held at once: query rows go through in chunks.
+    """
+    query = query[:, ::stride] * query.shape[-1] ** -0.5
+    keys = key.transpose(-1, -2)
+    total = torch.zeros(key.shape[-2], dtype=torch.float32, device=key.device)
+    for start in range(0, query.shape[1], _ROWS):
+        logits = query[:, start : start + _ROWS] @ keys
+        total = total + logits.softmax(-1, dtype=torch.float32).sum((0, 1))
+    return total / (query.shape[0] * query.shape[1])
+
+
+def kept_count(tokens: int, keep: float) -> int:
+    """Tokens kept of a pruned frame: the published rounding, `int(keep * tokens)`, at least 1 (204 of 4096 at 5 %)."""
+    return max(1, min(tokens, int(keep * tokens + 1e-9)))
+
+
+def top_tokens(saliency: Tensor, keep: float) -> Tensor:
+    """Sorted int64 indices of the most salient tokens: [T] -> [kept_count(T, keep)]."""
+    return saliency.topk(kept_count(saliency.shape[-1], keep), sorted=False).indices.sort().values

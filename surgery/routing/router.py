@@ -1,0 +1,92 @@
+"""Which windows the next frame needs (Efficient-SAM2 section 3.2, spec 1.3).
+
+Pure functions of tensors: evidence of the previous frame in, window ids out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from surgery.routing.windows import WindowGrid
+
+
+def mask_windows(masks: Sequence[Tensor], grid: WindowGrid, dilation: int) -> Tensor:
+    """Windows touched by any object.
+
+    Args:
+        masks: one bool [h, w] low-resolution mask per object (the union of its candidates).
+        grid: the window geometry.
+        dilation: odd max-pool kernel in mask pixels; 1 means none.
+
+    Returns:
+        bool [grid.count], on the device of the masks.
+    """
+    union = masks[0]
+    for mask in masks[1:]:
+        union = union | mask
+    if dilation > 1:
+        union = F.max_pool2d(union.to(torch.float32)[None, None], dilation, 1, dilation // 2)[0, 0] > 0
+    return grid.cells(union)
+
+
+def salient_windows(saliency: Tensor, grid: WindowGrid, mass: float) -> Tensor:
+    """Windows that hold the attention: per map the shortest prefix, by falling sum, that reaches `mass`.
+
+    Args:
+        saliency: [n, height * width] prompt-to-image attention, one row per object, each summing to about 1.
+        grid: the window geometry.
+        mass: share in (0, 1]; the window that crosses it is included, and if it is never reached all are.
+
+    Returns:
+        bool [grid.count], the union over the rows.
+    """
+    sums = grid.mass(saliency)
+    value, order = sums.sort(dim=-1, descending=True)
+    needed = (value.cumsum(-1) < mass).sum(-1, keepdim=True) + 1
+    taken = torch.arange(grid.count, device=sums.device) < needed
+    return torch.zeros_like(taken.expand_as(sums)).scatter(-1, order, taken.expand_as(sums)).any(0)
+
+
+def prompt_saliency(
+    query: Tensor, key: Tensor, q_proj: torch.nn.Module, k_proj: torch.nn.Module, heads: int, rows: int = 7
+) -> Tensor:
+    """Attention of the decoder's output tokens over the image, for one token-to-image attention module.
+
+    Args:
+        query: [..., Nq, C] decoder tokens: object score, IoU, four mask tokens, then prompts.
+        key: [..., N, C] image tokens as the module receives them.
+        q_proj, k_proj: the module's own projections.
+        heads: number of heads.
+        rows: leading query tokens that are averaged (7 in the published code).
+
+    Returns:
+        fp32 [N], mean over heads and the first `rows` queries of the softmax over image tokens; sums to 1.
+    """
+    query = q_proj(query.reshape(-1, query.shape[-1])[:rows])
+    key = k_proj(key.reshape(-1, key.shape[-1]))
+    width = query.shape[-1] // heads
+    query = query.reshape(-1, heads, width).transpose(0, 1)
+    key = key.reshape(-1, heads, width).permute(1, 2, 0)
+    scores = (query @ key).to(torch.float32) * width**-0.5
+    return scores.softmax(-1).mean((0, 1))
+
+
+def longest_waiting(ages: Sequence[int], taken: Sequence[bool], count: int) -> list[int]:
+    """Ids of the `count` windows not taken that were computed longest ago; ties go to the lower id."""
+    waiting = [window for window in range(len(ages)) if not taken[window]]
+    waiting.sort(key=lambda window: (-ages[window], window))
+    return waiting[:count]
+
+
+def thumbnail(pixels: Tensor, size: int = 32) -> Tensor:
+    """Normalised pixels [1, 3, S, S] -> fp32 [3, size, size] block means, for the scene-cut test."""
+    return F.adaptive_avg_pool2d(pixels.to(torch.float32), size)[0]
+
+
+def scene_change(current: Tensor, previous: Tensor) -> Tensor:
+    """Mean absolute change of two thumbnails, in standard deviations of the normalised pixels; 0-d tensor."""
+    return (current - previous).abs().mean()

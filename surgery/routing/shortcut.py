@@ -1,0 +1,106 @@
+"""The branch that stands in for the routed span on skipped windows (spec section 2).
+
+Every branch maps tokens [N, C] to tokens [N, C] and starts as the identity (its last projection is zero), so an
+untrained one is harmless. `pointwise` branches treat tokens one by one; the others see them window by window.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from surgery.routing.windows import Packing
+
+NORM_EPS = 1e-6
+
+
+class Shortcut(nn.Module):
+    """Base class. Args: channels: width C of the stage-3 residual stream."""
+
+    pointwise = True
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
+        """[N, C] -> [N, C]; `packing` is required unless `pointwise`."""
+        raise NotImplementedError
+
+
+class IdentityShortcut(Shortcut):
+    """y = x. No parameters."""
+
+    def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
+        return tokens
+
+
+class _Residual(Shortcut):
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__(channels)
+        self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.down_project = nn.Linear(channels, hidden)
+        self.up_project = nn.Linear(hidden, channels)
+        nn.init.zeros_(self.up_project.weight)
+        nn.init.zeros_(self.up_project.bias)
+
+
+class BottleneckShortcut(_Residual):
+    """y = x + Up(ReLU(Down(LN(x)))), C -> C/2 -> C: the published branch, C^2 + 3.5 C parameters."""
+
+    def __init__(self, channels: int, hidden: int | None = None) -> None:
+        super().__init__(channels, hidden or channels // 2)
+        nn.init.kaiming_uniform_(self.down_project.weight, nonlinearity="relu")
+        nn.init.zeros_(self.down_project.bias)
+
+    def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
+        return tokens + self.up_project(F.relu(self.down_project(self.norm(tokens))))
+
+
+class FeedForwardShortcut(BottleneckShortcut):
+    """The same with a hidden width of 2 C."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 2 * channels)
+
+
+class AttentionShortcut(_Residual):
+    """y = x + Up(MHSA(Down(LN(x)))) inside each window, C -> 3 C/4 (q, k, v of C/4, four heads) -> C.
+
+    Padding inside border windows takes part as zero vectors, as it does in Hiera's own windowed attention.
+    """
+
+    pointwise = False
+    heads = 4
+
+    def __init__(self, channels: int) -> None:
+        inner = max(self.heads, channels // 4 // self.heads * self.heads)
+        super().__init__(channels, 3 * inner)
+        self.up_project = nn.Linear(inner, channels)
+        nn.init.zeros_(self.up_project.weight)
+        nn.init.zeros_(self.up_project.bias)
+
+    def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
+        if packing is None:
+            raise ValueError("the attention shortcut needs the packing of its windows")
+        windows = self.down_project(packing.stack(self.norm(tokens)))
+        count, area, _ = windows.shape
+        q, k, v = windows.reshape(count, area, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(count, area, -1)
+        return tokens + self.up_project(packing.flatten(mixed))
+
+
+SHORTCUTS: dict[str, type[Shortcut]] = {
+    "bottleneck": BottleneckShortcut,
+    "identity": IdentityShortcut,
+    "ffn": FeedForwardShortcut,
+    "attention": AttentionShortcut,
+}
+
+
+def make_shortcut(kind: str, channels: int, seed: int = 0) -> Shortcut:
+    """Build a branch of type `kind` for width `channels`; same seed, same weights, global RNG untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SHORTCUTS[kind](channels)

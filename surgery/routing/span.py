@@ -1,0 +1,171 @@
+"""One routed pass through the span: pack, run the blocks on the chosen windows, unpack (spec 1.2).
+
+A span is `(entry, exit, blocks)`: at the entry the stage-3 map is split into chosen and skipped windows, the blocks up
+to the exit see the chosen ones only, and the exit block (the last global one) sees the whole map again.
+
+Between blocks chosen tokens travel as [1, N, 1, C] (batch, tokens, 1, channels), window after window, real tokens only;
+windowed attention pads them exactly as Hiera does: zeros after the first norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surgery.routing.shortcut import Shortcut
+from surgery.routing.windows import Packing, WindowGrid
+
+
+@dataclass(eq=False)
+class SpanMemory:
+    """What a video remembers of the span (temporal shortcut): per token, when its window was last computed.
+
+    output: [H * W, C] span output then; branch: [H * W, C] shortcut output then.
+    """
+
+    output: Tensor
+    branch: Tensor
+
+
+@dataclass(eq=False)
+class Route:
+    """The routing of one frame: index tensors in, by-products of the pass out.
+
+    `windows` is the sorted tuple of computed windows, or None for a dense frame, on which the stock blocks run and only
+    the span's input and output are noted (when `observe` asks for them).
+    """
+
+    windows: tuple[int, ...] | None
+    observe: bool = False
+    chosen: Tensor | None = None
+    packing: Packing | None = None
+    rest: Tensor | None = None
+    rest_packing: Packing | None = None
+    order: Tensor | None = None
+    real: Tensor | None = None
+    memory: SpanMemory | None = None
+    seen_input: Tensor | None = None
+    seen_output: Tensor | None = None
+    skipped: Tensor | None = None
+    chosen_branch: Tensor | None = None
+
+
+def dense_route(observe: bool) -> Route:
+    """A dense frame; `observe` keeps references to the span's input and output for the temporal shortcut."""
+    return Route(windows=None, observe=observe)
+
+
+def make_route(
+    grid: WindowGrid,
+    windows: Sequence[int],
+    device: torch.device,
+    memory: SpanMemory | None,
+    published_padding: bool = False,
+    with_rest_packing: bool = False,
+) -> Route:
+    """Index tensors for computing `windows` (sorted, at least one) and skipping the rest.
+
+    Args:
+        grid: window geometry.
+        windows: ids to compute.
+        device: where the feature map lives.
+        memory: the video's span memory for the temporal shortcut, or None for the published shortcut.
+        published_padding: pad before the first norm and let padding take part in the residual stream, as the published
+            code does (spec 1.2, padding quirk).
+        with_rest_packing: also build the packing of skipped windows (for shortcuts that are not pointwise).
+    """
+    taken = set(windows)
+    others = [window for window in range(grid.count) if window not in taken]
+    chosen, rest = grid.token_ids(windows), grid.token_ids(others)
+    back = np.empty(grid.tokens, dtype=np.int64)
+    back[np.concatenate([chosen, rest])] = np.arange(grid.tokens)
+    packing = grid.packing(windows, device)
+    real = None
+    if published_padding and packing.slots is not None:
+        real = packing.slots
+        packing = Packing(packing.ids, None, grid.area)
+
+    def put(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    return Route(
+        windows=tuple(windows),
+        chosen=put(chosen),
+        packing=packing,
+        rest=put(rest) if others else None,
+        rest_packing=grid.packing(others, device) if with_rest_packing and others else None,
+        order=put(back),
+        real=real,
+        memory=memory,
+    )
+
+
+def enter(feature_map: Tensor, route: Route, shortcut: Shortcut) -> Tensor:
+    """Split the map [1, H, W, C]: run the shortcut on skipped windows, return the chosen tokens [1, N, 1, C]."""
+    assert route.chosen is not None and route.packing is not None
+    flat = feature_map.reshape(-1, feature_map.shape[-1])
+    chosen = flat.index_select(0, route.chosen)
+    memory = route.memory
+    if memory is not None:
+        route.chosen_branch = shortcut(chosen, route.packing)
+    if route.rest is not None:
+        branch = shortcut(flat.index_select(0, route.rest), route.rest_packing)
+        if memory is not None:
+            change = branch - memory.branch.index_select(0, route.rest)
+            branch = memory.output.index_select(0, route.rest) + change
+        route.skipped = branch
+    if route.real is not None:
+        packed = flat.new_zeros(route.packing.ids.shape[0] * route.packing.area, flat.shape[-1])
+        chosen = packed.index_copy(0, route.real, chosen)
+    return chosen[None, :, None]
+
+
+def leave(tokens: Tensor, route: Route, feature_shape: Sequence[int]) -> Tensor:
+    """Merge chosen tokens [1, N, 1, C] and the shortcut's output back into a map of `feature_shape` [1, H, W, C]."""
+    assert route.order is not None
+    chosen = tokens[0, :, 0]
+    if route.real is not None:
+        chosen = chosen.index_select(0, route.real)
+    if route.memory is not None:
+        route.seen_output = chosen
+    merged = chosen if route.skipped is None else torch.cat([chosen, route.skipped.to(chosen.dtype)])
+    return merged.index_select(0, route.order).reshape(1, *feature_shape[1:3], merged.shape[-1])
+
+
+def windowed_attention(tokens: Tensor, route: Route, attend: Callable[[Tensor], Tensor], window: int) -> Tensor:
+    """Normed tokens [1, N, 1, C] -> attention output [1, N, 1, C], window by window."""
+    assert route.packing is not None
+    stacked = route.packing.stack(tokens[0, :, 0])
+    mixed = attend(stacked.reshape(-1, window, window, stacked.shape[-1]))
+    return route.packing.flatten(mixed.reshape(stacked.shape[0], window * window, -1))[None, :, None]
+
+
+def updated_memory(route: Route, shortcut: Shortcut, grid: WindowGrid) -> SpanMemory | None:
+    """The span memory after this frame, or None when the route did not observe it.
+
+    Runs outside compiled regions; called once per encoded frame.
+    """
+    if route.windows is None:
+        if route.seen_input is None or route.seen_output is None:
+            return None
+        flat = route.seen_input.reshape(-1, route.seen_input.shape[-1])
+        if shortcut.pointwise:
+            branch = shortcut(flat)
+        else:
+            every = range(grid.count)
+            ids = torch.from_numpy(grid.token_ids(every)).to(flat.device)
+            ordered = shortcut(flat.index_select(0, ids), grid.packing(every, flat.device))
+            branch = torch.empty_like(ordered).index_copy(0, ids, ordered)
+        return SpanMemory(route.seen_output.reshape(-1, flat.shape[-1]), branch)
+    if route.memory is None or route.seen_output is None or route.chosen_branch is None:
+        return None
+    assert route.chosen is not None
+    output, branch = route.memory.output, route.memory.branch
+    return SpanMemory(
+        output.index_copy(0, route.chosen, route.seen_output.to(output.dtype)),
+        branch.index_copy(0, route.chosen, route.chosen_branch.to(branch.dtype)),
+    )

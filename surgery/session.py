@@ -1,0 +1,122 @@
+"""What one video remembers. Lives on the host's own session, never on the model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from surgery.retrieval.bank import ObjectMemory
+from surgery.routing.span import SpanMemory
+
+
+class SessionHandle(ABC):
+    """The host's session as the surgery sees it: where the state hangs, and the host's cache of image features."""
+
+    def __init__(self, holder: dict[str, Any], key: str) -> None:
+        self.holder, self.key = holder, key
+
+    @abstractmethod
+    def cached(self) -> set[int]:
+        """Frames whose image features the host holds."""
+
+    @abstractmethod
+    def evict(self, frame: int) -> None:
+        """Make the host encode `frame` again when it next needs it."""
+
+
+@dataclass(eq=False)
+class Evidence:
+    """Where one object was on one frame.
+
+    mask: bool [h, w], union of the mask candidates at low resolution. score: object score logit, one element.
+    taps: per token-to-image attention of the decoder, the tokens it read (query, key), kept so that the saliency map is
+    computed only when the gate fires.
+    """
+
+    frame: int
+    mask: Tensor
+    score: Tensor
+    taps: tuple[tuple[Tensor, Tensor], ...]
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """How one frame was encoded: `windows` computed, out of `grid` (rows, cols); `dense` says why all were."""
+
+    frame: int
+    windows: tuple[int, ...]
+    grid: tuple[int, int]
+    dense: str | None
+
+
+@dataclass
+class SessionStats:
+    """Running totals of one video; fractions are averages over tracked frames."""
+
+    frames: int = 0
+    windows_kept: float = 0.0
+    keys_kept: float = 0.0
+    key_calls: int = 0
+    dense: Counter[str] = field(default_factory=Counter)
+    last: FrameRecord | None = None
+
+    @property
+    def window_fraction(self) -> float | None:
+        """Mean fraction of stage-3 windows computed, over tracked frames; None before the first."""
+        return self.windows_kept / self.frames if self.frames else None
+
+    @property
+    def key_fraction(self) -> float | None:
+        """Mean fraction of spatial memory keys read, over objects and tracked frames; None before the first."""
+        return self.keys_kept / self.key_calls if self.key_calls else None
+
+
+@dataclass(eq=False)
+class VideoState:
+    """State of one video under one surgery.
+
+    token: identity of the surgery it belongs to; a state of another surgery is never read. handle: the session
+    it hangs on. cursor: last tracked (frame, reverse) of this pass. encoded: last frame whose image was encoded.
+    routed: frames whose cached features were routed. ages: frames since each window was computed. lost: objects whose
+    last known score was <= 0.
+    """
+
+    token: object
+    handle: SessionHandle
+    cursor: tuple[int, bool] | None = None
+    continuous: bool = False
+    encoded: int | None = None
+    routed: set[int] = field(default_factory=set)
+    since_dense: int = 0
+    ages: list[int] = field(default_factory=list)
+    lost: set[int] = field(default_factory=set)
+    evidence: dict[int, Evidence] = field(default_factory=dict)
+    span: SpanMemory | None = None
+    thumbnail: Tensor | None = None
+    memories: dict[tuple[int, bool], ObjectMemory] = field(default_factory=dict)
+    stores: dict[int, Any] = field(default_factory=dict)
+    stats: SessionStats = field(default_factory=SessionStats)
+
+    def memory_of(self, obj_id: int, reverse: bool) -> ObjectMemory:
+        """Salient indices of one object in one direction, made on first use."""
+        return self.memories.setdefault((obj_id, reverse), ObjectMemory())
+
+    def sync_objects(self, present: dict[int, Any]) -> None:
+        """Drop what is known of objects that were removed or reset; start anew when none is left.
+
+        present: the host's output store of every object, by id.
+        """
+        gone = {obj_id for obj_id, store in self.stores.items() if present.get(obj_id) is not store}
+        if gone and len(gone) == len(self.stores):
+            self.cursor = self.encoded = self.span = self.thumbnail = None
+            self.continuous = False
+        for obj_id in gone:
+            self.evidence.pop(obj_id, None)
+            for direction in (False, True):
+                self.memories.pop((obj_id, direction), None)
+        self.lost -= gone
+        self.stores = dict(present)
