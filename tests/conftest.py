@@ -13,7 +13,7 @@ SHARED = Path(os.environ.get("SURGERY_SHARED", Path(__file__).resolve().parents[
 
 def pytest_configure() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)  # small models: a second thread costs more than it gives
 
 
 def shared(*parts: str) -> Path:

@@ -55,7 +55,8 @@ class Binding:
     """What the grafted modules of one model share: settings, and what is bound for the call in progress.
 
     Everything about a video lives in its `VideoState`. `route`, `plan` and `taps` are set only while a host call is in
-    progress, under `lock`, so two threads that share a model take turns frame by frame.
+    progress, under `lock`, so two threads that share a model take turns frame by frame. `forced` replaces the router's
+    choice on frames that may be routed: speed does not depend on which windows are kept, so benchmarks fix them.
     """
 
     def __init__(self) -> None:
@@ -71,6 +72,7 @@ class Binding:
         self.turn: Turn | None = None
         self.pending: tuple[VideoState, int] | None = None
         self.chunks: list[int | None] | None = None
+        self.forced: Sequence[int] | None = None
         self.states: weakref.WeakSet[VideoState] = weakref.WeakSet()
         self.last: weakref.ref[VideoState] | None = None
 

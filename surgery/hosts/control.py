@@ -160,6 +160,8 @@ def choose_windows(
     if reason is not None:
         return None, reason
     assert turn is not None
+    if binding.forced is not None:
+        return sorted(binding.forced), None
     evidence = [state.evidence[obj_id] for obj_id in turn.objects]
     touched = mask_windows([item.mask for item in evidence], grid, settings.dilation)
     facts = [touched.to(torch.float32), *(item.score.reshape(1).to(torch.float32) for item in evidence)]

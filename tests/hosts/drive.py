@@ -1,0 +1,211 @@
+"""Small SAM 2 models with the same weights in both hosts, and one way to drive either."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgery.demo import keymap
+from surgery.demo import model as demo
+
+SIZE = 256
+UNPADDED, PADDED = (8, 4, 4, 2), (8, 4, 6, 2)
+BLOCKS, GLOBALS = (1, 1, 7, 1), (5, 8)
+
+
+@functools.cache
+def _stock(windows: tuple[int, ...], localised: bool) -> Any:
+    saved = demo.WINDOWS, demo.BLOCKS, demo.GLOBALS
+    demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = windows, BLOCKS, GLOBALS
+    try:
+        model = demo.build("sam2", seed=5)
+    finally:
+        demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = saved
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.abs().max() == 0 or name.endswith("gamma"):
+                parameter.normal_(std=0.1, generator=generator)
+            if "norm" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(8.0)
+        if localised:
+            _localise(model)
+    return model
+
+
+def _localise(model: Any) -> None:
+    """Make masks follow the moving squares of `video`: random weights light up everywhere.
+
+    The finest feature map gets one channel that is high on the squares and one that is constant; the mask heads read
+    their difference, on top of everything else they read.
+    """
+    fine = model.image_encoder(video(1))["backbone_fpn"][0][0]
+    inside = torch.nn.functional.interpolate((video(1)[:, :1] == 2.0).float(), fine.shape[-2:])[0, 0] > 0
+    mean_in, mean_out = fine[:, inside].mean(1), fine[:, ~inside].mean(1)
+    direction = mean_in - mean_out
+    direction = direction * 6.0 / (direction @ direction)
+    reader = model.sam_mask_decoder.conv_s0
+    reader.weight[0], reader.bias[0] = direction[:, None, None], -(direction @ (mean_in + mean_out)) / 2
+    reader.weight[1], reader.bias[1] = 0.0, 3.0
+    for mlp in model.sam_mask_decoder.output_hypernetworks_mlps:
+        mlp.layers[-1].bias[0] += 1.0
+        mlp.layers[-1].bias[1] -= 0.8
+
+
+def _transformers(windows: tuple[int, ...], localised: bool) -> Any:
+    saved = demo.WINDOWS, demo.BLOCKS, demo.GLOBALS
+    demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = windows, BLOCKS, GLOBALS
+    try:
+        model = demo.build("transformers")
+    finally:
+        demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = saved
+    model.load_state_dict(keymap.to_transformers(_stock(windows, localised).state_dict()))
+    return model.eval()
+
+
+def make(host: str, windows: tuple[int, ...] = UNPADDED, localised: bool = True) -> Driver:
+    """A fresh small model in `host`, with the same weights as its twin in the other host."""
+    import copy
+
+    if host == "sam2":
+        return StockDriver(copy.deepcopy(_stock(windows, localised)))
+    return TransformersDriver(_transformers(windows, localised))
+
+
+def video(frames: int, seed: int = 0) -> Tensor:
+    """Normalised pixels [frames, 3, 256, 256]: a smooth background with a square that moves."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, 3, 16, 16, generator=generator)
+    still = torch.nn.functional.interpolate(coarse, SIZE, mode="bicubic")[0]
+    clip = still.repeat(frames, 1, 1, 1) + 0.02 * torch.randn(frames, 3, SIZE, SIZE, generator=generator)
+    for frame in range(frames):
+        clip[frame, :, 90:130, 20 + 5 * frame : 60 + 5 * frame] = torch.tensor([2.0, -1.0, 0.5])[:, None, None]
+    return clip
+
+
+def square(x: int, y: int, side: int = 50) -> Tensor:
+    mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    mask[y : y + side, x : x + side] = True
+    return mask
+
+
+class Driver:
+    """What the tests do with a host. Masks are low-resolution logits [64, 64] by object id."""
+
+    host = ""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def session(self, frames: Tensor) -> Any:
+        raise NotImplementedError
+
+    def click(self, session: Any, frame: int, points: dict[int, tuple[int, int]]) -> None:
+        raise NotImplementedError
+
+    def mask(self, session: Any, frame: int, masks: dict[int, Tensor]) -> None:
+        raise NotImplementedError
+
+    def propagate(
+        self, session: Any, start: int | None = None, reverse: bool = False, count: int | None = None
+    ) -> Iterator[tuple[int, dict[int, Tensor]]]:
+        raise NotImplementedError
+
+    def reset(self, session: Any) -> None:
+        raise NotImplementedError
+
+    def extras(self, session: Any) -> set[str]:
+        """Keys of the session that the surgery put there."""
+        raise NotImplementedError
+
+    def track(self, frames: Tensor, objects: int = 1, **how: Any) -> list[Tensor]:
+        """Click `objects` objects on frame 0 and propagate; all masks in order."""
+        session = self.session(frames)
+        spots = [(70, 120), (200, 60), (60, 210)]
+        self.click(session, 0, {7 + 2 * index: spots[index] for index in range(objects)})
+        return [mask for _, masks in self.propagate(session, **how) for mask in masks.values()]
+
+
+class StockDriver(Driver):
+    host = "sam2"
+
+    def session(self, frames: Tensor) -> Any:
+        import sam2.sam2_video_predictor as module
+
+        original = module.load_video_frames
+        module.load_video_frames = lambda **_: (frames, SIZE, SIZE)
+        try:
+            return self.model.init_state("memory")
+        finally:
+            module.load_video_frames = original
+
+    def click(self, session: Any, frame: int, points: dict[int, tuple[int, int]]) -> None:
+        for obj_id, point in points.items():
+            self.model.add_new_points_or_box(session, frame, obj_id, points=[list(point)], labels=[1])
+
+    def mask(self, session: Any, frame: int, masks: dict[int, Tensor]) -> None:
+        for obj_id, mask in masks.items():
+            self.model.add_new_mask(session, frame, obj_id, mask)
+
+    def propagate(
+        self, session: Any, start: int | None = None, reverse: bool = False, count: int | None = None
+    ) -> Iterator[tuple[int, dict[int, Tensor]]]:
+        for frame, ids, _ in self.model.propagate_in_video(session, start, count, reverse):
+            found = {}
+            for position, obj_id in enumerate(ids):
+                stores = session["output_dict_per_obj"][position]
+                key = "cond_frame_outputs" if frame in stores["cond_frame_outputs"] else "non_cond_frame_outputs"
+                found[obj_id] = stores[key][frame]["pred_masks"][0, 0].clone()
+            yield frame, found
+
+    def reset(self, session: Any) -> None:
+        self.model.reset_state(session)
+
+    def extras(self, session: Any) -> set[str]:
+        return {key for key in session if "surgery" in key}
+
+
+class TransformersDriver(Driver):
+    host = "transformers"
+
+    def session(self, frames: Tensor | None, dtype: torch.dtype = torch.float32) -> Any:
+        from transformers import Sam2VideoInferenceSession
+
+        return Sam2VideoInferenceSession(video=frames, video_height=SIZE, video_width=SIZE, dtype=dtype)
+
+    def click(self, session: Any, frame: int, points: dict[int, tuple[int, int]]) -> None:
+        demo.processor().add_inputs_to_inference_session(
+            session,
+            frame_idx=frame,
+            obj_ids=list(points),
+            input_points=[[[list(point)] for point in points.values()]],
+            input_labels=[[[1] for _ in points]],
+        )
+        if session.processed_frames is not None and frame in session.processed_frames:
+            self.model(session, frame_idx=frame)
+
+    def mask(self, session: Any, frame: int, masks: dict[int, Tensor]) -> None:
+        demo.processor().add_inputs_to_inference_session(
+            session, frame_idx=frame, obj_ids=list(masks), input_masks=list(masks.values())
+        )
+        self.model(session, frame_idx=frame)
+
+    def propagate(
+        self, session: Any, start: int | None = None, reverse: bool = False, count: int | None = None
+    ) -> Iterator[tuple[int, dict[int, Tensor]]]:
+        for out in self.model.propagate_in_video_iterator(session, start, count, reverse):
+            yield (
+                out.frame_idx,
+                {obj_id: mask[0].clone() for obj_id, mask in zip(out.object_ids, out.pred_masks, strict=True)},
+            )
+
+    def reset(self, session: Any) -> None:
+        session.reset_tracking_data()
+
+    def extras(self, session: Any) -> set[str]:
+        return {key for key in vars(session) if "surgery" in key}

@@ -1,0 +1,476 @@
+"""What must hold on either host: exactness, undo, sessions, the life of a video. One suite, both hosts."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import surgery
+from surgery import ModelStateError, UnsupportedModelError, WeightsError
+from surgery.api import require_view
+from surgery.graft import is_grafted
+from surgery.routing.windows import WindowGrid
+from tests.hosts.drive import PADDED, UNPADDED, Driver, make, square, video
+
+HOSTS = ("sam2", "transformers")
+RECIPES = ("faithful", "balanced", "fast", "memory-only", "published-base-plus", "published-large")
+
+
+@pytest.fixture(params=HOSTS)
+def host(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def close(left: list[Tensor], right: list[Tensor], tolerance: float) -> None:
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert (a - b).abs().max() <= tolerance
+
+
+def gather(driver: Driver, session: Any, **how: Any) -> list[Tensor]:
+    return [mask for _, masks in driver.propagate(session, **how) for mask in masks.values()]
+
+
+# ------------------------------------------------------------------------------------------------ exact and undo
+
+
+@pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
+@pytest.mark.parametrize("objects", [1, 3])
+def test_exact_recipe_is_bit_equal(host: str, windows: tuple[int, ...], objects: int) -> None:
+    driver = make(host, windows)
+    stock = driver.track(video(9), objects)
+    surgery.sparsify(driver.model, "exact")
+    assert same(driver.track(video(9), objects), stock)
+    assert surgery.status(driver.model).windows_kept == 1.0
+    assert surgery.status(driver.model).keys_kept == 1.0
+
+
+@pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
+def test_every_window_through_the_routed_path_equals_stock(host: str, windows: tuple[int, ...]) -> None:
+    """The packed path itself: padding as Hiera pads, only the row count of the matrix products differs."""
+    driver = make(host, windows)
+    stock = driver.track(video(5))
+    surgery.sparsify(driver.model, "balanced").eval()
+    binding = require_view(driver.model).binding
+    assert isinstance(binding.grid, WindowGrid)
+    binding.forced = range(binding.grid.count)
+    close(driver.track(video(5)), stock, 2e-5)
+    assert surgery.status(driver.model).dense_frames == {"first frame or jump": 1}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_desparsify_gives_the_stock_model_back(host: str, recipe: str) -> None:
+    driver = make(host)
+    model = driver.model
+    classes = [type(module) for module in model.modules()]
+    attributes = [set(vars(module)) for module in model.modules()]
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    stock = driver.track(video(8), 2)
+
+    surgery.sparsify(model, recipe)
+    session = driver.session(video(8))
+    driver.click(session, 0, {7: (40, 110)})
+    gather(driver, session)
+    assert driver.extras(session)
+    surgery.desparsify(model)
+
+    assert [type(module) for module in model.modules()] == classes
+    assert [set(vars(module)) for module in model.modules()] == attributes
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not driver.extras(session)
+    assert same(driver.track(video(8), 2), stock)
+    assert not surgery.status(model).sparse
+    assert surgery.desparsify(model) is model
+
+
+def test_error_in_the_middle_of_sparsify_leaves_nothing(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from surgery import api
+
+    driver = make(host)
+    classes = [type(module) for module in driver.model.modules()]
+    keys = list(driver.model.state_dict())
+    calls = 0
+    original = api.graft
+
+    def failing(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise RuntimeError("power cut")
+        original(*arguments)
+
+    monkeypatch.setattr(api, "graft", failing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        surgery.sparsify(driver.model, "balanced")
+    assert [type(module) for module in driver.model.modules()] == classes
+    assert list(driver.model.state_dict()) == keys
+    assert not any("_surgery" in vars(module) for module in driver.model.modules())
+
+
+def test_sparsify_again_undoes_first(host: str) -> None:
+    driver = make(host)
+    once = make(host)
+    surgery.sparsify(once.model, "fast")
+    surgery.sparsify(driver.model, "published-large")
+    driver.track(video(6))
+    surgery.sparsify(driver.model, "fast")
+    assert same(driver.track(video(9)), once.track(video(9)))
+    surgery.desparsify(driver.model)
+    assert not any(is_grafted(module) for module in driver.model.modules())
+
+
+def test_disabled_is_dense_and_comes_back(host: str) -> None:
+    driver = make(host)
+    stock = driver.track(video(9))
+    surgery.sparsify(driver.model, "balanced")
+    sparse = driver.track(video(9))
+    assert not same(sparse, stock)
+    with surgery.disabled(driver.model):
+        assert not surgery.status(driver.model).enabled
+        assert same(driver.track(video(9)), stock)
+    assert same(driver.track(video(9)), sparse)
+
+
+def test_disabled_for_part_of_a_video(host: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, "balanced")
+    session = driver.session(video(9))
+    driver.click(session, 0, {1: (40, 110)})
+    frames = driver.propagate(session)
+    for _ in range(5):
+        next(frames)
+    with surgery.disabled(driver.model):
+        next(frames)
+    assert len(list(frames)) == 3
+    assert surgery.status(driver.model).dense_frames == {"first frame or jump": 2}
+
+
+# ------------------------------------------------------------------------------------------------ routing happens
+
+
+def test_balanced_skips_windows_and_keys(host: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, "balanced")
+    driver.track(video(14))
+    status = surgery.status(driver.model)
+    assert status.windows_kept is not None
+    assert status.windows_kept < 0.9
+    assert status.keys_kept is not None
+    assert status.keys_kept < 0.75
+    assert "balanced" in str(status)
+    assert "windows kept" in str(status)
+
+
+def test_temporal_shortcut_is_exact_on_a_still_video(host: str) -> None:
+    """Skipped windows return their last output plus the shortcut's change, which is zero on equal frames."""
+    driver = make(host)
+    still = video(1).repeat(6, 1, 1, 1)
+    stock = driver.track(still)
+    surgery.sparsify(driver.model, "balanced")
+    binding = require_view(driver.model).binding
+    binding.forced = [5]
+    binding.retrieval = None
+    temporal = driver.track(still)
+    surgery.sparsify(driver.model, "published-large")
+    require_view(driver.model).binding.forced = [5]
+    forgetful = driver.track(still)
+    error = max(float((a - b).abs().max()) for a, b in zip(temporal, stock, strict=True))
+    loss = max(float((a - b).abs().max()) for a, b in zip(forgetful, stock, strict=True))
+    # The chosen window sees itself only in the global blocks, so it changes a little; skipped ones do not.
+    assert error < 0.2 * loss
+
+
+@pytest.mark.parametrize(("reverse", "conditioning"), [(False, 1), (True, 1), (False, 3)])
+@pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
+@pytest.mark.parametrize("objects", [1, 3])
+def test_hosts_agree(reverse: bool, conditioning: int, windows: tuple[int, ...], objects: int) -> None:
+    masks: dict[str, list[Tensor]] = {}
+    kept = {}
+    for host in HOSTS:
+        driver = make(host, windows)
+        surgery.sparsify(driver.model, "balanced")
+        frames = video(14)
+        session = driver.session(frames)
+        places = {7 + index: (40 + 70 * index, 110) for index in range(objects)}
+        first = 13 if reverse else 0
+        driver.click(session, first, places)
+        for extra in range(1, conditioning):
+            # Clicks, not masks: on later frames the stock hosts themselves differ by 2e-4 for mask prompts.
+            driver.click(session, 4 * extra, places)
+        masks[host] = gather(driver, session, start=first, reverse=reverse)
+        status = surgery.status(driver.model)
+        kept[host] = (status.windows_kept, status.keys_kept, status.dense_frames)
+    close(masks["sam2"], masks["transformers"], 1e-5)
+    assert kept["sam2"] == kept["transformers"]
+    assert kept["sam2"][0] < 1.0
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_memory_stride_of_stock_sam2(stride: int) -> None:
+    """Pruning starts at frame 5 r + 2 (spec 4.3) and only frames that are read again are measured."""
+    driver = make("sam2")
+    driver.model.memory_temporal_stride_for_eval = stride
+    frames = 5 * stride + 5
+    stock = driver.track(video(frames))
+    surgery.sparsify(driver.model, "memory-only")
+    sparse = driver.track(video(frames))
+    first = next(i for i, (a, b) in enumerate(zip(sparse, stock, strict=True)) if not torch.equal(a, b))
+    assert first == 5 * stride + 2
+
+
+# ------------------------------------------------------------------------------------------------ sessions
+
+
+@pytest.mark.parametrize("recipe", ["balanced", "published-large", "faithful"])
+def test_interleaved_videos_equal_each_alone(host: str, recipe: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, recipe)
+    clips = [video(10, seed) for seed in (1, 2)]
+    alone = []
+    for clip in clips:
+        session = driver.session(clip)
+        driver.click(session, 0, {3: (40, 110)})
+        alone.append(gather(driver, session))
+    sessions = [driver.session(clip) for clip in clips]
+    for session in sessions:
+        driver.click(session, 0, {3: (40, 110)})
+    runs = [driver.propagate(session) for session in sessions]
+    together: list[list[Tensor]] = [[], []]
+    for _ in range(10):
+        for slot, run in enumerate(runs):
+            together[slot] += next(run)[1].values()
+    assert all(same(together[slot], alone[slot]) for slot in (0, 1))
+
+
+def test_new_object_in_the_middle_gets_a_dense_frame(host: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, "balanced")
+    session = driver.session(video(12))
+    driver.click(session, 0, {1: (40, 110)})
+    run = driver.propagate(session)
+    for _ in range(6):
+        next(run)
+    run.close()
+    state = require_view(driver.model).binding.last()
+    assert 5 in state.routed
+    driver.click(session, 5, {2: (200, 200)})
+    assert 5 not in state.routed, "the prompt must not be answered from routed features"
+    later = dict(driver.propagate(session, start=5))
+    assert all(set(masks) == {1, 2} for masks in later.values())
+    assert all(torch.isfinite(mask).all() for masks in later.values() for mask in masks.values())
+
+
+def test_reprompt_and_reset_leave_no_stale_state(host: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, "balanced")
+    fresh = driver.session(video(10))
+    driver.click(fresh, 3, {1: (40, 110)})
+    expected = gather(driver, fresh, start=3)
+
+    used = driver.session(video(10))
+    driver.click(used, 0, {1: (200, 50), 2: (40, 110)})
+    gather(driver, used)
+    driver.mask(used, 4, {2: square(60, 90)})
+    gather(driver, used, start=4)
+    driver.reset(used)
+    driver.click(used, 3, {1: (40, 110)})
+    assert same(gather(driver, used, start=3), expected)
+
+
+def test_removed_object_is_forgotten() -> None:
+    driver = make("sam2")
+    surgery.sparsify(driver.model, "balanced")
+    session = driver.session(video(12))
+    driver.click(session, 0, {4: (40, 110), 9: (200, 60)})
+    run = driver.propagate(session)
+    for _ in range(7):
+        next(run)
+    run.close()
+    driver.model.remove_object(session, 4)
+    rest = list(driver.propagate(session, start=7))
+    assert [set(masks) for _, masks in rest] == [{9}] * 5
+    assert set(require_view(driver.model).binding.last().evidence) == {9}
+
+
+def test_starting_in_the_middle_and_jumping(host: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, "balanced")
+    session = driver.session(video(12))
+    driver.click(session, 5, {1: (60, 110)})
+    gather(driver, session, start=5, count=3)
+    gather(driver, session, start=5, reverse=True, count=3)
+    dense = surgery.status(driver.model).dense_frames
+    assert dense["first frame or jump"] == 2
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_one_frame_video_and_empty_mask(host: str, recipe: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, recipe)
+    single = driver.session(video(1))
+    driver.mask(single, 0, {1: square(40, 90)})
+    assert len(gather(driver, single)) == 1
+    empty = driver.session(video(9))
+    driver.mask(empty, 0, {1: torch.zeros(256, 256, dtype=torch.bool)})
+    masks = gather(driver, empty)
+    assert len(masks) == 9
+    assert all(torch.isfinite(mask).all() for mask in masks)
+    kept = surgery.status(driver.model).windows_kept
+    assert kept is None or kept >= 1 / 16, "zero windows must never happen"
+
+
+@pytest.mark.parametrize("lost", ["never", "once", "always"])
+def test_object_that_disappears_and_returns(host: str, lost: str) -> None:
+    driver = make(host)
+    recipe = surgery.Recipe.load("balanced", [f"routing.refresh.lost={lost}"])
+    surgery.sparsify(driver.model, recipe)
+    head = (
+        driver.model.sam_mask_decoder.pred_obj_score_head.layers[-1]
+        if host == "sam2"
+        else driver.model.mask_decoder.pred_obj_score_head.proj_out
+    )
+    session = driver.session(video(12))
+    driver.click(session, 0, {1: (40, 110)})
+    empty = []
+    with torch.no_grad():
+        for frame, masks in driver.propagate(session):
+            empty.append(bool((masks[1] <= 0).all()))
+            if frame == 4:
+                head.bias -= 40
+            if frame == 8:
+                head.bias += 40
+    assert empty == [False] * 5 + [True] * 4 + [False] * 3
+    dense = surgery.status(driver.model).dense_frames
+    assert dense.get("lost object", 0) == {"never": 0, "once": 1, "always": 4}[lost]
+
+
+def test_scene_cut_makes_a_dense_frame(host: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, "balanced")
+    clip = torch.cat([video(6, 1), video(6, 2)])
+    session = driver.session(clip)
+    driver.click(session, 0, {1: (40, 110)})
+    gather(driver, session)
+    assert surgery.status(driver.model).dense_frames["scene cut"] == 1
+
+
+def test_refresh_interval(host: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, surgery.Recipe.load("balanced", ["routing.refresh.every=3"]))
+    driver.track(video(14))
+    assert surgery.status(driver.model).dense_frames["refresh interval"] == 3
+
+
+def test_saliency_maps_are_computed_only_when_the_gate_fires(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from surgery.hosts import control
+
+    calls = []
+    original = control.prompt_saliency
+    monkeypatch.setattr(control, "prompt_saliency", lambda *args: calls.append(1) or original(*args))
+    driver = make(host)
+    surgery.sparsify(driver.model, surgery.Recipe.load("balanced", ["routing.score_gate=-50"]))
+    driver.track(video(6))
+    assert not calls
+    surgery.sparsify(driver.model, surgery.Recipe.load("balanced", ["routing.score_gate=50"]))
+    driver.track(video(6), objects=2)
+    assert len(calls) == 4 * 2 * 3  # four routed frames, two objects, three attentions
+
+
+# ------------------------------------------------------------------------------------------------ the model stays a model
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_independent(host: str, copier: Any) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, "balanced")
+    expected = driver.track(video(9))
+    twin = type(driver)(copier(driver.model))
+    assert same(twin.track(video(9)), expected)
+    surgery.desparsify(driver.model)
+    assert surgery.status(twin.model).sparse
+    assert same(twin.track(video(9)), expected)
+
+
+def test_half_precision_and_autocast(host: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, "balanced")
+    with torch.autocast("cpu", torch.bfloat16):
+        masks = driver.track(video(9), 2)
+    assert all(torch.isfinite(mask).all() for mask in masks)
+    status = surgery.status(driver.model)
+    assert status.windows_kept is not None
+    assert status.windows_kept < 1
+
+
+def test_shortcut_follows_the_model(host: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, "balanced")
+    keys = [key for key in driver.model.state_dict() if ".shortcut." in key]
+    assert len(keys) == 6
+    driver.model.to(torch.bfloat16)
+    assert all(driver.model.state_dict()[key].dtype == torch.bfloat16 for key in keys)
+    assert surgery.status(driver.model).parameters_added == 96 * 96 + 96 * 3 + 48
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "identity", "ffn", "attention"])
+@pytest.mark.parametrize("temporal", [True, False])
+def test_untrained_shortcuts_are_the_identity(host: str, kind: str, temporal: bool) -> None:
+    results = []
+    for shortcut in ("identity", kind):
+        driver = make(host, PADDED)
+        recipe = surgery.Recipe.load(
+            "balanced", [f"routing.shortcut.type={shortcut}", f"routing.temporal={str(temporal).lower()}"]
+        )
+        surgery.sparsify(driver.model, recipe)
+        results.append(driver.track(video(6)))
+    close(results[0], results[1], 1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+def test_patched_block_is_refused(host: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, "balanced")
+    view = require_view(driver.model)
+    blocks, span = view.blocks(), view.span_info
+    surgery.desparsify(driver.model)
+    assert span is not None
+    block = blocks[span.entry + 1]
+    block.forward = block.forward
+    with pytest.raises(ModelStateError, match="carries its own forward"):
+        surgery.sparsify(driver.model, "balanced")
+    assert not any(is_grafted(module) for module in driver.model.modules())
+
+
+def test_weights_that_are_not_finite_are_refused(host: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, "balanced")
+    view = require_view(driver.model)
+    span = view.span_info
+    surgery.desparsify(driver.model)
+    assert span is not None
+    with torch.no_grad():
+        next(view.blocks()[span.entry].parameters()).view(-1)[0] = float("nan")
+    with pytest.raises(WeightsError, match="not finite"):
+        surgery.sparsify(driver.model, "balanced")
+
+
+def test_other_objects_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="got str"):
+        surgery.sparsify("model")
+    with pytest.raises(UnsupportedModelError, match="not a SAM 2 video model"):
+        surgery.sparsify(torch.nn.Linear(2, 2))
+    with pytest.raises(ModelStateError, match="call sparsify"), surgery.disabled(make("sam2").model):
+        pass
