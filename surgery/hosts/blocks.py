@@ -44,7 +44,7 @@ class SpanBlock(Graft):
         route = part.binding.route
         if route is None:
             return super().forward(hidden_states, **kwargs)  # type: ignore[misc]
-        if route.windows is None:
+        if route.dense:
             return self._observe(hidden_states, route, part, kwargs)
         if part.exit:
             side = part.binding.grid

@@ -35,11 +35,11 @@ class SpanMemory:
 class Route:
     """The routing of one frame: index tensors in, by-products of the pass out.
 
-    `windows` is the sorted tuple of computed windows, or None for a dense frame, on which the stock blocks run and only
-    the span's input and output are noted (when `observe` asks for them).
+    On a `dense` frame the stock blocks run and only the span's input and output are noted (when `observe` asks for them).
+    Compiled graphs guard on the plain attributes, so none of them may change with the choice of windows.
     """
 
-    windows: tuple[int, ...] | None
+    dense: bool
     observe: bool = False
     chosen: Tensor | None = None
     packing: Packing | None = None
@@ -56,7 +56,7 @@ class Route:
 
 def dense_route(observe: bool) -> Route:
     """A dense frame; `observe` keeps references to the span's input and output for the temporal shortcut."""
-    return Route(windows=None, observe=observe)
+    return Route(dense=True, observe=observe)
 
 
 def make_route(
@@ -93,7 +93,7 @@ def make_route(
         return torch.from_numpy(array).to(device, non_blocking=True)
 
     return Route(
-        windows=tuple(windows),
+        dense=False,
         chosen=put(chosen),
         packing=packing,
         rest=put(rest) if others else None,
@@ -149,7 +149,7 @@ def updated_memory(route: Route, shortcut: Shortcut, grid: WindowGrid) -> SpanMe
 
     Runs outside compiled regions; called once per encoded frame.
     """
-    if route.windows is None:
+    if route.dense:
         if route.seen_input is None or route.seen_output is None:
             return None
         flat = route.seen_input.reshape(-1, route.seen_input.shape[-1])

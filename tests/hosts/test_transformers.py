@@ -1,0 +1,148 @@
+"""What only the transformers host has: streaming, save_pretrained, attention implementations, accelerate, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    EdgeTamVideoConfig,
+    EdgeTamVideoModel,
+    Sam2Model,
+    Sam2VideoModel,
+)
+
+import surgery
+from surgery import UnsupportedModelError
+from surgery.demo import model as demo
+from tests.hosts.drive import PADDED, UNPADDED, TransformersDriver, make, square, video
+from tests.hosts.test_hosts import close, same
+
+
+def stream(driver: TransformersDriver, frames: torch.Tensor) -> list[torch.Tensor]:
+    session = driver.session(None)
+    masks = []
+    for number, frame in enumerate(frames):
+        if number == 0:
+            demo.processor().add_inputs_to_inference_session(
+                session, frame_idx=0, obj_ids=[1], input_masks=[square(30, 90)], original_size=(256, 256)
+            )
+        masks.append(driver.model(session, frame=frame).pred_masks[0].clone())
+    return masks
+
+
+@pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
+def test_streaming(windows: tuple[int, ...]) -> None:
+    driver = make("transformers", windows)
+    assert isinstance(driver, TransformersDriver)
+    stock = stream(driver, video(12))
+    surgery.sparsify(driver.model, "exact")
+    assert same(stream(driver, video(12)), stock)
+    surgery.sparsify(driver.model, "balanced")
+    sparse = stream(driver, video(12))
+    assert not same(sparse, stock)
+    status = surgery.status(driver.model)
+    assert status.windows_kept is not None
+    assert status.windows_kept < 1
+    assert status.dense_frames == {"first frame or jump": 1}
+
+
+def test_saved_model_loads_in_stock_transformers(tmp_path: Path) -> None:
+    driver = make("transformers")
+    stock = driver.track(video(5))
+    surgery.sparsify(driver.model, "balanced")
+    driver.track(video(5))
+    driver.model.save_pretrained(tmp_path)
+    loaded, report = Sam2VideoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert len(report["unexpected_keys"]) == 6
+    assert loaded.config.architectures == ["Sam2VideoModel"]
+    assert same(TransformersDriver(loaded.eval()).track(video(5)), stock)
+
+
+def test_attention_implementation_can_be_switched() -> None:
+    driver = make("transformers")
+    surgery.sparsify(driver.model, "balanced")
+    sdpa = driver.track(video(9))
+    driver.model.set_attn_implementation("eager")
+    close(driver.track(video(9)), sdpa, 2e-5)
+
+
+def test_hidden_states_are_still_recorded() -> None:
+    driver = make("transformers")
+    stock = driver.model.vision_encoder(video(1), output_hidden_states=True).hidden_states
+    surgery.sparsify(driver.model, "balanced")
+    ours = driver.model.vision_encoder(video(1), output_hidden_states=True).hidden_states
+    assert same(list(ours), list(stock))
+
+
+def test_accelerate_prepare_and_dispatch() -> None:
+    from accelerate import Accelerator, cpu_offload
+
+    driver = make("transformers")
+    surgery.sparsify(driver.model, "balanced")
+    expected = driver.track(video(9))
+    prepared = TransformersDriver(Accelerator(cpu=True).prepare(driver.model))
+    assert same(prepared.track(video(9)), expected)
+
+    other = make("transformers")
+    surgery.sparsify(other.model, "balanced")
+    for part in (other.model.vision_encoder, other.model.memory_attention):
+        cpu_offload(part, execution_device=torch.device("cpu"))
+    assert same(other.track(video(9)), expected)
+
+
+def test_reduced_precision_model() -> None:
+    driver = make("transformers")
+    assert isinstance(driver, TransformersDriver)
+    surgery.sparsify(driver.model.to(torch.bfloat16), "balanced")
+    session = driver.session(video(9).bfloat16(), torch.bfloat16)
+    driver.click(session, 0, {1: (40, 110)})
+    masks = [mask for _, found in driver.propagate(session) for mask in found.values()]
+    assert len(masks) == 9
+    assert all(mask.dtype == torch.bfloat16 and torch.isfinite(mask).all() for mask in masks)
+
+
+def test_image_model_is_refused() -> None:
+    from transformers import Sam2Config
+
+    config = demo.build("transformers").config
+    model = Sam2Model(Sam2Config(vision_config=config.vision_config))
+    with pytest.raises(UnsupportedModelError, match="no memory and no previous frame.*Sam2VideoModel"):
+        surgery.sparsify(model)
+
+
+def test_edgetam_is_refused_although_its_default_backbone_is_hiera() -> None:
+    """EdgeTamVideoConfig() builds a Hiera backbone: structure alone would pass, the memory would not."""
+    with torch.device("meta"):
+        model = EdgeTamVideoModel(EdgeTamVideoConfig())
+    with pytest.raises(UnsupportedModelError, match="EdgeTamVideoModel tracks video, but not with"):
+        surgery.sparsify(model)
+
+
+def test_sam3_tracker_is_refused() -> None:
+    from transformers import Sam3TrackerVideoConfig, Sam3TrackerVideoModel
+
+    with torch.device("meta"):
+        model = Sam3TrackerVideoModel(Sam3TrackerVideoConfig())
+    with pytest.raises(UnsupportedModelError, match="Sam3TrackerVideoModel tracks video"):
+        surgery.sparsify(model)
+
+
+def test_structures_that_cannot_be_routed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(match: str, recipe: str = "balanced") -> Any:
+        model = demo.build("transformers")
+        with pytest.raises(UnsupportedModelError, match=match):
+            surgery.sparsify(model, recipe)
+        return model
+
+    monkeypatch.setattr(demo, "GLOBALS", ())
+    model = refused("none of the 15 encoder blocks has global attention")
+    surgery.sparsify(model, "memory-only")
+    monkeypatch.setattr(demo, "GLOBALS", (4,))
+    refused("do not form a routable span")
+    monkeypatch.setattr(demo, "GLOBALS", (8, 13))
+    monkeypatch.setattr(demo, "WINDOWS", (8, 4, 16, 2))
+    refused("single window")
