@@ -1,0 +1,47 @@
+"""Frames in, masks and overlays out: the part that touches files, and knows no model."""
+
+from surgery.video.frames import Video, VideoSource, open_video
+from surgery.video.masks import (
+    davis_palette,
+    labels_from_logits,
+    labels_from_masks,
+    read_label_png,
+    write_label_png,
+)
+from surgery.video.overlay import draw_masks, draw_windows, side_by_side
+from surgery.video.prompt_text import parse_box, parse_point
+from surgery.video.prompts import (
+    BoxPrompt,
+    MaskPrompt,
+    PointPrompt,
+    Prompt,
+    check,
+    load_mask_prompts,
+    merge_points,
+)
+from surgery.video.writer import VideoWriter, write_video
+
+__all__ = [
+    "BoxPrompt",
+    "MaskPrompt",
+    "PointPrompt",
+    "Prompt",
+    "Video",
+    "VideoSource",
+    "VideoWriter",
+    "check",
+    "davis_palette",
+    "draw_masks",
+    "draw_windows",
+    "labels_from_logits",
+    "labels_from_masks",
+    "load_mask_prompts",
+    "merge_points",
+    "open_video",
+    "parse_box",
+    "parse_point",
+    "read_label_png",
+    "side_by_side",
+    "write_label_png",
+    "write_video",
+]

@@ -1,0 +1,70 @@
+"""Prompts as people type them on a command line: `10,20,110,220@0#1`."""
+
+from __future__ import annotations
+
+import re
+
+from surgery.errors import PromptError
+from surgery.video.prompts import BoxPrompt, PointPrompt
+
+BOX_FORM = "x0,y0,x1,y1[@frame][#id]"
+POINT_FORM = "x,y[,label][@frame][#id]"
+
+# Bounded lengths: longer ones would overflow to infinity, or be refused by int() with an error of its own.
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})", re.ASCII)
+_INTEGER = re.compile(r"[0-9]{1,9}", re.ASCII)
+_TARGET = {"@": "frame", "#": "id"}
+
+
+def parse_box(text: str) -> BoxPrompt:
+    """Read `x0,y0,x1,y1[@frame][#id]`: corners in pixels, frame from 0 (default 0), object id 1..255 (default 1).
+
+    Whether the box lies inside the video is for `check` to say.
+
+    Raises:
+        PromptError: anything else.
+    """
+    numbers, frame, obj_id = _split(text, "box", BOX_FORM)
+    if len(numbers) != 4:
+        raise PromptError(f"box {text!r} has {len(numbers)} numbers, expected 4: {BOX_FORM}")
+    x0, y0, x1, y1 = (_number(item, text, "box", BOX_FORM) for item in numbers)
+    return BoxPrompt(x0, y0, x1, y1, obj_id, frame)
+
+
+def parse_point(text: str) -> PointPrompt:
+    """Read `x,y[,label][@frame][#id]`: pixels, label 1 on the object (default) or 0 off it, frame and id as for boxes.
+
+    Several points on one object in one frame belong together: join them with `merge_points`.
+
+    Raises:
+        PromptError: anything else.
+    """
+    numbers, frame, obj_id = _split(text, "point", POINT_FORM)
+    if len(numbers) not in (2, 3):
+        raise PromptError(f"point {text!r} has {len(numbers)} numbers, expected 2 or 3: {POINT_FORM}")
+    label = numbers[2] if len(numbers) == 3 else "1"
+    if label not in ("0", "1"):
+        raise PromptError(f"point {text!r} has label {label!r}, expected 1 (on the object) or 0 (off the object)")
+    x, y = (_number(item, text, "point", POINT_FORM) for item in numbers[:2])
+    return PointPrompt(((x, y),), (int(label),), obj_id, frame)
+
+
+def _split(text: str, kind: str, form: str) -> tuple[list[str], int, int]:
+    head, *tail = re.split(r"([@#])", text)
+    target = {"frame": 0, "id": 1}
+    seen = set()
+    for sign, value in zip(tail[::2], tail[1::2], strict=True):
+        name = _TARGET[sign]
+        if sign in seen:
+            raise PromptError(f"{kind} {text!r} names the {name} twice, expected it once: {form}")
+        seen.add(sign)
+        if not _INTEGER.fullmatch(value.strip()):
+            raise PromptError(f"{kind} {text!r} has {name} {value!r} after {sign!r}, expected an integer: {form}")
+        target[name] = int(value)
+    return [item.strip() for item in head.split(",")], target["frame"], target["id"]
+
+
+def _number(item: str, text: str, kind: str, form: str) -> float:
+    if not _NUMBER.fullmatch(item):
+        raise PromptError(f"{kind} {text!r} has {item!r} where a number of pixels is expected: {form}")
+    return float(item)

@@ -1,0 +1,226 @@
+"""What to follow in a video: boxes, points and masks, and whether they fit the video."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from surgery.errors import PromptError
+from surgery.video.masks import Mask, read_with_mode, require_id
+
+
+@dataclass(frozen=True)
+class BoxPrompt:
+    """A box around an object: corners in pixels, x to the right in 0..width and y down in 0..height.
+
+    Raises:
+        PromptError: a coordinate that is not finite, an id outside 1..255, a negative frame.
+    """
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    obj_id: int = 1
+    frame: int = 0
+
+    def __post_init__(self) -> None:
+        _require_target(self.obj_id, self.frame)
+        _require_finite((self.x0, self.y0, self.x1, self.y1), "box")
+
+
+@dataclass(frozen=True)
+class PointPrompt:
+    """Clicks on one object in one frame: (x, y) in pixels, 0 <= x < width and 0 <= y < height.
+
+    `labels` has one entry per point: 1 on the object, 0 off it.
+
+    Raises:
+        PromptError: no point, another number of labels than points, a label that is not 0 or 1, a coordinate that is
+            not finite, an id outside 1..255, a negative frame.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    labels: tuple[int, ...]
+    obj_id: int = 1
+    frame: int = 0
+
+    def __post_init__(self) -> None:
+        _require_target(self.obj_id, self.frame)
+        if not self.points or len(self.points) != len(self.labels):
+            raise PromptError(f"{len(self.points)} points and {len(self.labels)} labels, expected one label per point")
+        for point, label in zip(self.points, self.labels, strict=True):
+            if len(point) != 2:
+                raise PromptError(f"point {point}, expected (x, y)")
+            _require_finite(point, "point")
+            if label not in (0, 1):
+                raise PromptError(f"point label {label!r}, expected 1 (on the object) or 0 (off the object)")
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPrompt:
+    """The pixels of one object in one frame: (height, width) bool, of the size of the video.
+
+    Raises:
+        PromptError: not a 2-D bool array, without a pixel, an id outside 1..255, a negative frame.
+    """
+
+    mask: Mask
+    obj_id: int = 1
+    frame: int = 0
+
+    def __post_init__(self) -> None:
+        _require_target(self.obj_id, self.frame)
+        mask: Any = self.mask
+        if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.bool_:
+            found = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise PromptError(f"mask of object {self.obj_id}: got {found}, expected a (height, width) bool numpy array")
+        if not mask.any():
+            raise PromptError(
+                f"mask of object {self.obj_id} in frame {self.frame} is empty, expected at least one pixel"
+            )
+
+
+Prompt = BoxPrompt | PointPrompt | MaskPrompt
+
+
+def merge_points(prompts: Iterable[PointPrompt]) -> list[PointPrompt]:
+    """Join the points of the same object and frame into one prompt each, in the order they were first named."""
+    merged: dict[tuple[int, int], PointPrompt] = {}
+    for prompt in prompts:
+        key = (prompt.frame, prompt.obj_id)
+        seen = merged.get(key)
+        merged[key] = (
+            prompt
+            if seen is None
+            else PointPrompt(seen.points + prompt.points, seen.labels + prompt.labels, prompt.obj_id, prompt.frame)
+        )
+    return list(merged.values())
+
+
+def load_mask_prompts(path: str | os.PathLike[str], frame: int = 0) -> list[MaskPrompt]:
+    """Read a label PNG: one prompt per object id in it, or one prompt with id 1 for a black (0) and white (255) mask.
+
+    Args:
+        path: an 8-bit palette or greyscale PNG (see `read_label_png`).
+        frame: index of the frame the masks belong to.
+
+    Returns:
+        The prompts in the order of their ids.
+
+    Raises:
+        PromptError: a file that is no label PNG, no object in it, or a greyscale picture with 255 and other values: it
+            may be a soft mask or a label map, and we do not guess.
+    """
+    labels, mode = read_with_mode(path)
+    ids = [int(value) for value in np.unique(labels) if value]
+    if not ids:
+        raise PromptError(f"{path}: the mask is empty, expected at least one pixel that is not 0")
+    if mode == "L" and 255 in ids:
+        if ids != [255]:
+            raise PromptError(
+                f"{path}: a greyscale mask with 255 and {len(ids) - 1} other values above 0; expected either 0 and 255 "
+                "(one object) or object ids below 255: threshold a soft mask, or save labels as a palette PNG"
+            )
+        return [MaskPrompt(labels > 0, 1, frame)]
+    return [MaskPrompt(labels == obj_id, obj_id, frame) for obj_id in ids]
+
+
+def check(prompts: Sequence[Prompt], size: tuple[int, int], num_frames: int | None = None) -> None:
+    """Raise unless the prompts fit a video of `size` (height, width) with `num_frames` frames (None: not known).
+
+    Raises:
+        PromptError: no prompt; a frame out of range; a box that is inverted, without area or not inside the frame; a
+            point outside the frame; a mask of another size; for one object in one frame, two boxes, two masks, points
+            that were not merged, or a mask together with a box or points; an object with nothing but points off it.
+    """
+    if not prompts:
+        raise PromptError("no prompt, expected at least one box, point or mask that says what to follow")
+    kinds: dict[tuple[int, int], list[str]] = {}
+    for prompt in prompts:
+        if num_frames is not None and prompt.frame >= num_frames:
+            raise PromptError(f"frame {prompt.frame} of a prompt, expected 0..{num_frames - 1}: the video ends there")
+        if isinstance(prompt, BoxPrompt):
+            kind = "box"
+            _check_box(prompt, size)
+        elif isinstance(prompt, PointPrompt):
+            kind = "points"
+            _check_points(prompt, size)
+        else:
+            kind = "mask"
+            _check_mask(prompt, size)
+        kinds.setdefault((prompt.obj_id, prompt.frame), []).append(kind)
+    for (obj_id, frame), found in kinds.items():
+        _check_combination(obj_id, frame, found)
+    _check_positive(prompts)
+
+
+def _check_box(box: BoxPrompt, size: tuple[int, int]) -> None:
+    height, width = size
+    name = f"box {box.x0:g},{box.y0:g},{box.x1:g},{box.y1:g} of object {box.obj_id}"
+    if box.x0 >= box.x1 or box.y0 >= box.y1:
+        x0, x1 = sorted((box.x0, box.x1))
+        y0, y1 = sorted((box.y0, box.y1))
+        turned = f": did you mean {x0:g},{y0:g},{x1:g},{y1:g}?" if x0 < x1 and y0 < y1 else ""
+        raise PromptError(f"{name} has no area, expected x0 < x1 and y0 < y1{turned}")
+    if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height:
+        x0, x1 = (min(max(x, 0), width) for x in (box.x0, box.x1))
+        y0, y1 = (min(max(y, 0), height) for y in (box.y0, box.y1))
+        inside = f"; the part inside is {x0:g},{y0:g},{x1:g},{y1:g}" if x0 < x1 and y0 < y1 else ""
+        raise PromptError(f"{name} leaves the frame, expected x in 0..{width} and y in 0..{height}{inside}")
+
+
+def _check_points(prompt: PointPrompt, size: tuple[int, int]) -> None:
+    height, width = size
+    for x, y in prompt.points:
+        if not (0 <= x < width and 0 <= y < height):
+            near = f"{min(max(x, 0), width - 1):g},{min(max(y, 0), height - 1):g}"
+            raise PromptError(
+                f"point {x:g},{y:g} of object {prompt.obj_id} is outside the frame, "
+                f"expected x in 0..{width - 1} and y in 0..{height - 1}; the nearest is {near}"
+            )
+
+
+def _check_mask(prompt: MaskPrompt, size: tuple[int, int]) -> None:
+    if prompt.mask.shape != tuple(size):
+        raise PromptError(
+            f"the mask of object {prompt.obj_id} has {prompt.mask.shape[0]}x{prompt.mask.shape[1]} pixels "
+            f"(height x width), expected {size[0]}x{size[1]}, the size of the video"
+        )
+
+
+def _check_combination(obj_id: int, frame: int, kinds: list[str]) -> None:
+    where = f"object {obj_id} in frame {frame}"
+    if "mask" in kinds and len(set(kinds)) > 1:
+        other = next(kind for kind in kinds if kind != "mask")
+        raise PromptError(f"{where} has a mask and {other}, expected one or the other: the model keeps only the last")
+    for kind, fix in (("box", "keep one"), ("mask", "keep one"), ("points", "join them with merge_points")):
+        if kinds.count(kind) > 1:
+            raise PromptError(f"{where} has {kinds.count(kind)} prompts of the kind {kind!r}, expected one: {fix}")
+
+
+def _check_positive(prompts: Sequence[Prompt]) -> None:
+    shown = {p.obj_id for p in prompts if not isinstance(p, PointPrompt) or 1 in p.labels}
+    for prompt in prompts:
+        if prompt.obj_id not in shown:
+            raise PromptError(
+                f"object {prompt.obj_id} has only points off the object (label 0), expected a box, a mask or a point "
+                "with label 1 that says where it is"
+            )
+
+
+def _require_target(obj_id: Any, frame: Any) -> None:
+    require_id(obj_id)
+    if not isinstance(frame, (int, np.integer)) or isinstance(frame, bool) or frame < 0:
+        raise PromptError(f"frame {frame!r} of a prompt, expected an integer from 0")
+
+
+def _require_finite(values: Iterable[Any], kind: str) -> None:
+    for value in values:
+        if not isinstance(value, (int, float, np.integer, np.floating)) or not math.isfinite(value):
+            raise PromptError(f"{kind} coordinate {value!r}, expected a finite number of pixels")
