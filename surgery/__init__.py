@@ -24,6 +24,7 @@ _PUBLIC = {
     "load_adapter": "surgery.adapters",
     "SurgeryError": "surgery.errors",
     "UnsupportedModelError": "surgery.errors",
+    "ModelLoadError": "surgery.errors",
     "ModelStateError": "surgery.errors",
     "WeightsError": "surgery.errors",
     "RecipeError": "surgery.errors",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from surgery.api import status as status
     from surgery.errors import AdapterError as AdapterError
     from surgery.errors import AdapterMismatchError as AdapterMismatchError
+    from surgery.errors import ModelLoadError as ModelLoadError
     from surgery.errors import ModelStateError as ModelStateError
     from surgery.errors import PromptError as PromptError
     from surgery.errors import RecipeError as RecipeError

@@ -59,8 +59,12 @@ class Status:
         lines = [f"{self.host} model under recipe {self.recipe.metadata.name!r}" if self.recipe else ""]
         lines.append("operations: " + ", ".join(self.operations) + ("" if self.enabled else " (disabled)"))
         if self.span:
-            lines.append(f"blocks {self.span[0]}..{self.span[1] - 1} routed over {self.windows} windows of {self.window}")
-            lines.append(f"parameters added: {self.parameters_added:,}; shortcut weights: {self.adapter or 'untrained'}")
+            lines.append(
+                f"blocks {self.span[0]}..{self.span[1] - 1} routed over {self.windows} windows of {self.window}"
+            )
+            lines.append(
+                f"parameters added: {self.parameters_added:,}; shortcut weights: {self.adapter or 'untrained'}"
+            )
         if self.frames:
             kept = [
                 f"{name} kept {value:.0%}"
@@ -136,8 +140,7 @@ def status(model: object) -> Status:
     if view is None:
         return Status(sparse=False)
     binding, span = view.binding, view.span_info
-    state = binding.last() if binding.last is not None else None
-    stats = state.stats if state is not None else SessionStats()
+    stats = binding.stats or SessionStats()
     added = view.shortcut_module(span).parameters() if span is not None else ()
     recipe = view.recipe
     assert recipe is not None
@@ -218,9 +221,7 @@ def _inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
     return span
 
 
-def _shortcut(
-    view: HostView, span: SpanInfo, recipe: Recipe, adapter: Adapter | None, force: bool
-) -> Shortcut:
+def _shortcut(view: HostView, span: SpanInfo, recipe: Recipe, adapter: Adapter | None, force: bool) -> Shortcut:
     assert recipe.routing is not None
     kind = recipe.routing.shortcut.type
     reference = next(view.blocks()[span.entry].parameters())
@@ -266,7 +267,7 @@ def _graft(view: HostView, module: nn.Module, mixin: type, payload: Any) -> None
 
 
 def _undo(view: HostView) -> None:
-    view.binding.release_states()
+    view.release_sessions()
     for module in reversed(view.grafted):
         ungraft(module)
     view.grafted.clear()

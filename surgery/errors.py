@@ -42,6 +42,10 @@ class PromptError(SurgeryError):
     """A mask, box or point prompt does not fit the video."""
 
 
+class ModelLoadError(SurgeryError):
+    """A model named on the command line could not be found or built."""
+
+
 def nearest(value: str, valid: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` for the valid name closest to `value`, or `""` when none is close."""
     close = difflib.get_close_matches(value, list(valid), n=1, cutoff=0.5)

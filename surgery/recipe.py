@@ -2,28 +2,32 @@
 
 A recipe is a short YAML file (or the same thing built in Python): `schema`, `metadata` and a list of `operations`,
 each a mapping with a `type`. Operation types live in one registry, `OPERATIONS`; a new one is a pydantic model and one
-line there. Unknown keys are refused with the nearest valid key, so that a typo never silently means "default".
+line there. Unknown keys are refused with the nearest valid key, so that a typo never silently means "default"; for the
+same reason a value must have its field's own type (`"0.7"` and `true` are not numbers), and no key may be given twice.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from surgery.errors import RecipeError, nearest
 
 SCHEMA_VERSION = 1
-_MAX_BYTES = 256_000
+_MAX_BYTES = 64_000
+_MAX_COUNT = 1_000_000
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ShortcutSettings(_Settings):
@@ -38,7 +42,9 @@ class RefreshSettings(_Settings):
     The first frame of a pass, prompted frames and jumps are always dense; these are the further reasons.
     """
 
-    every: int = Field(0, ge=0, description="dense frame after this many routed ones; 0: never for this reason")
+    every: int = Field(
+        0, ge=0, le=_MAX_COUNT, description="dense frame after this many routed ones; 0: never for this reason"
+    )
     scene_cut: float | None = Field(
         0.6,
         gt=0.0,
@@ -64,8 +70,12 @@ class SparseWindowRouting(_Settings):
     candidates: Literal["all", "best"] = Field("all", description="all three mask candidates, or the best by IoU")
     shortcut: ShortcutSettings = ShortcutSettings()
     temporal: bool = Field(False, description="skipped windows return their last output plus the shortcut's change")
-    rolling: int = Field(0, ge=0, description="windows computed each frame because they have waited longest")
-    round_to: int = Field(1, ge=1, description="window counts are rounded up to a multiple (fewer compiled shapes)")
+    rolling: int = Field(
+        0, ge=0, le=_MAX_COUNT, description="windows computed each frame because they have waited longest"
+    )
+    round_to: int = Field(
+        1, ge=1, le=_MAX_COUNT, description="window counts are rounded up to a multiple (fewer compiled shapes)"
+    )
     padding: Literal["exact", "published"] = Field(
         "exact", description="published: pad before the first norm, as the released base+ shortcut was trained with"
     )
@@ -92,7 +102,9 @@ class SparseMemoryRetrieval(_Settings):
 
     type: Literal["sparse_memory_retrieval"] = "sparse_memory_retrieval"
     keep: Fraction = Field(0.05, description="share of the tokens kept of each pruned memory frame; 1: all (exact)")
-    query_stride: int = Field(1, ge=1, description="saliency averages every n-th query token only; 1: all (published)")
+    query_stride: int = Field(
+        1, ge=1, le=_MAX_COUNT, description="saliency averages every n-th query token only; 1: all (published)"
+    )
 
     alias: ClassVar[str] = "retrieval"
 
@@ -106,10 +118,19 @@ _T = TypeVar("_T", bound=_Settings)
 
 
 class Metadata(_Settings):
-    """Name and one-sentence description of a recipe."""
+    """Name and one-sentence description of a recipe. Both are shown in terminals and model cards."""
 
     name: str = Field(min_length=1, max_length=80)
     description: str = Field(min_length=1, max_length=2000)
+
+    @field_validator("name", "description")
+    @classmethod
+    def _printable(cls, value: str, info: ValidationInfo) -> str:
+        allowed = "\n" if info.field_name == "description" else ""
+        for char in value:
+            if unicodedata.category(char) in {"Cc", "Zl", "Zp"} and char not in allowed:
+                raise ValueError(f"expected printable text, found {char!r}")
+        return value
 
 
 class Recipe(_Settings):
@@ -119,6 +140,13 @@ class Recipe(_Settings):
     metadata: Metadata
     operations: tuple[Any, ...]
 
+    @field_validator("schema_", mode="before")
+    @classmethod
+    def _a_whole_number(cls, value: Any) -> Any:
+        if type(value) is not int:
+            raise ValueError(f"expected {SCHEMA_VERSION}, got {value!r:.80}")
+        return value
+
     @field_validator("operations", mode="before")
     @classmethod
     def _parse_operations(cls, value: Any) -> tuple[_Settings, ...]:
@@ -126,16 +154,16 @@ class Recipe(_Settings):
             raise ValueError("expected a non-empty list of operations")
         parsed: list[_Settings] = []
         for position, entry in enumerate(value):
-            if isinstance(entry, tuple(OPERATIONS.values())):
+            if isinstance(entry, _Settings) and type(entry) in OPERATIONS.values():
                 parsed.append(entry)
                 continue
             if not isinstance(entry, Mapping) or "type" not in entry:
-                raise ValueError(f"operation {position}: expected a mapping with a 'type', got {entry!r}")
+                raise ValueError(f"operation {position}: expected a mapping with a 'type', got {entry!r:.80}")
             kind = str(entry["type"])
             if kind not in OPERATIONS:
                 known = ", ".join(OPERATIONS)
                 raise ValueError(
-                    f"operation {position}: unknown type {kind!r}{nearest(kind, OPERATIONS)}; known: {known}"
+                    f"operation {position}: unknown type {kind!r:.80}{nearest(kind, OPERATIONS)}; known: {known}"
                 )
             try:
                 parsed.append(OPERATIONS[kind].model_validate(dict(entry)))
@@ -174,21 +202,19 @@ class Recipe(_Settings):
             return name_or_path.with_overrides(overrides)
         text = str(name_or_path)
         path = Path(text)
-        if path.suffix in {".yaml", ".yml"}:
-            if not path.is_file():
-                raise RecipeError(f"no recipe file at {text!r}")
-        else:
+        if path.suffix not in {".yaml", ".yml"}:
             names = _builtin()
             if text not in names:
                 raise RecipeError(
-                    f"unknown recipe {text!r}{nearest(text, names)}; built in: {', '.join(names)}; "
+                    f"unknown recipe {text!r:.200}{nearest(text, names)}; built in: {', '.join(names)}; "
                     "a path must end in .yaml"
                 )
             path = names[text]
-        if path.stat().st_size > _MAX_BYTES:
-            raise RecipeError(f"{path}: larger than {_MAX_BYTES} bytes, not a recipe")
         try:
-            content = path.read_text(encoding="utf-8")
+            if not path.is_file():
+                raise RecipeError(f"no recipe file at {text!r}")
+            with path.open("rb") as file:
+                content = file.read(_MAX_BYTES + 1).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from error
         return cls.parse(content, source=str(path)).with_overrides(overrides)
@@ -196,9 +222,11 @@ class Recipe(_Settings):
     @classmethod
     def parse(cls, text: str, source: str = "recipe") -> Recipe:
         """Parse YAML text. Raises `RecipeError` naming `source` and the offending key."""
+        if len(text) > _MAX_BYTES:
+            raise RecipeError(f"{source}: larger than {_MAX_BYTES} bytes, not a recipe")
         try:
-            data = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError) as error:
+            data = _plain(text)
+        except ValueError as error:
             raise RecipeError(f"{source}: not valid YAML: {error}") from error
         return cls.from_dict(data, source)
 
@@ -222,7 +250,7 @@ class Recipe(_Settings):
 
     def to_yaml(self) -> str:
         """YAML text that `Recipe.parse` reads back to an equal recipe."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     def with_overrides(self, overrides: Iterable[str]) -> Recipe:
         """Return a copy with `"<operation>.<field>[.<field>]=<value>"` applied.
@@ -234,11 +262,11 @@ class Recipe(_Settings):
         """
         data = self.to_dict()
         changed = False
-        for override in overrides:
+        for override in [overrides] if isinstance(overrides, str) else overrides:
             changed = True
-            key, equals, raw = override.partition("=")
+            key, _, raw = str(override).partition("=")
             parts = key.strip().split(".")
-            if not equals or len(parts) < 2:
+            if not raw.strip() or len(parts) < 2:
                 raise RecipeError(f"override {override!r}: expected '<operation>.<field>=<value>'")
             by_name = {entry["type"]: entry for entry in data["operations"]}
             aliases = {getattr(kind, "alias"): name for name, kind in OPERATIONS.items()}  # noqa: B009
@@ -250,10 +278,11 @@ class Recipe(_Settings):
                     f"{nearest(parts[0], present)}; it has: {', '.join(present)}"
                 )
             for depth, part in enumerate(parts[1:], start=1):
-                if not isinstance(target, dict) or part not in target or part == "type" and depth == 1:
-                    valid = [k for k in target if k != "type" or depth > 1] if isinstance(target, dict) else []
+                valid = [field for field in target if depth > 1 or field != "type"] if isinstance(target, dict) else []
+                if part not in valid:
                     raise RecipeError(
-                        f"override {override!r}: no field {part!r}{nearest(part, valid)}; valid: {', '.join(valid)}"
+                        f"override {override!r}: no field {part!r}{nearest(part, valid)}; "
+                        f"valid: {', '.join(valid) or 'none, ' + repr(parts[depth - 1]) + ' is a value'}"
                     )
                 if depth == len(parts) - 1:
                     if isinstance(target[part], dict):
@@ -262,12 +291,52 @@ class Recipe(_Settings):
                             + ", ".join(f"{key}.{field}" for field in target[part])
                         )
                     try:
-                        target[part] = yaml.safe_load(raw)
-                    except yaml.YAMLError as error:
-                        raise RecipeError(f"override {override!r}: {raw!r} is not a YAML value") from error
+                        target[part] = _plain(raw)
+                    except ValueError as error:
+                        raise RecipeError(f"override {override!r:.200}: {raw!r:.80} is not a YAML value") from error
                 else:
                     target = target[part]
         return self.from_dict(data, "override") if changed else self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: plain data, 5e-2 a number, no aliases (a few lines of them unfold into gigabytes)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not allowed", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r:.80} is given twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever `_Loader` would not read back as the same text."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+
+def _plain(text: str) -> Any:
+    """YAML text to plain data. Raises ValueError with a reason, whatever PyYAML's constructors raise."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except Exception as error:  # YAMLError, and KeyError, AttributeError and others for '!!bool x' and the like
+        raise ValueError(f"{error}" or type(error).__name__) from error
 
 
 def _builtin() -> dict[str, Path]:

@@ -14,10 +14,17 @@ from surgery.routing.span import SpanMemory
 
 
 class SessionHandle(ABC):
-    """The host's session as the surgery sees it: where the state hangs, and the host's cache of image features."""
+    """The host's session as the surgery sees it: where the state hangs, and the host's cache of image features.
+
+    Made for one call and never kept: a state that knew its session would keep a finished video's tensors alive.
+    """
 
     def __init__(self, holder: dict[str, Any], key: str) -> None:
         self.holder, self.key = holder, key
+
+    def home(self) -> Any:
+        """A weak reference to the session, where the host's session takes one."""
+        return None
 
     @abstractmethod
     def cached(self) -> set[int]:
@@ -45,12 +52,17 @@ class Evidence:
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """How one frame was encoded: `windows` computed, out of `grid` (rows, cols); `dense` says why all were."""
+    """How one frame was encoded.
+
+    windows: ids computed, out of `grid` (rows, cols). dense: why all were, or None. cover: side of the padded grid over
+    the side of the image (1 without padding).
+    """
 
     frame: int
     windows: tuple[int, ...]
     grid: tuple[int, int]
     dense: str | None
+    cover: float = 1.0
 
 
 @dataclass
@@ -79,14 +91,12 @@ class SessionStats:
 class VideoState:
     """State of one video under one surgery.
 
-    token: identity of the surgery it belongs to; a state of another surgery is never read. handle: the session
-    it hangs on. cursor: last tracked (frame, reverse) of this pass. encoded: last frame whose image was encoded.
+    token: identity of the surgery it belongs to; a state of another surgery is never read. cursor: last tracked (frame, reverse) of this pass. encoded: last frame whose image was encoded.
     routed: frames whose cached features were routed. ages: frames since each window was computed. lost: objects whose
     last known score was <= 0.
     """
 
     token: object
-    handle: SessionHandle
     cursor: tuple[int, bool] | None = None
     continuous: bool = False
     encoded: int | None = None

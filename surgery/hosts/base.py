@@ -20,7 +20,7 @@ from surgery.retrieval.bank import KeyPlan
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.span import Route
 from surgery.routing.windows import WindowGrid
-from surgery.session import SessionHandle, VideoState
+from surgery.session import SessionHandle, SessionStats, VideoState
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class Binding:
         self.plan: KeyPlan | None = None
         self.taps: list[tuple[Tensor, Tensor]] | None = None
         self.turn: Turn | None = None
-        self.pending: tuple[VideoState, int] | None = None
+        self.pending: tuple[VideoState, int, SessionHandle] | None = None
         self.chunks: list[int | None] | None = None
         self.forced: Sequence[int] | None = None
-        self.states: weakref.WeakSet[VideoState] = weakref.WeakSet()
-        self.last: weakref.ref[VideoState] | None = None
+        self.states: weakref.WeakKeyDictionary[VideoState, Any] = weakref.WeakKeyDictionary()
+        self.stats: SessionStats | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Binding:
         return self._twin()
@@ -89,19 +89,11 @@ class Binding:
         """The video state of a session, made anew when absent or when it belongs to another surgery."""
         state = handle.holder.get(handle.key)
         if not isinstance(state, VideoState) or state.token is not self.token:
-            state = VideoState(token=self.token, handle=handle)
+            state = VideoState(token=self.token)
             handle.holder[handle.key] = state
-            self.states.add(state)
-        self.last = weakref.ref(state)
+            self.states[state] = handle.home()
+        self.stats = state.stats
         return state
-
-    def release_states(self) -> None:
-        """Leave nothing of this surgery in any session: neither a state nor routed features in the host's cache."""
-        for state in list(self.states):
-            for frame in state.routed:
-                state.handle.evict(frame)
-            state.handle.holder.pop(state.handle.key, None)
-        self.states.clear()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -129,11 +121,11 @@ def _revive_binding(
 class Turn:
     """One object's turn on one frame.
 
-    objects: the host's own output store of every object of the session, by id; a store that is another object than last
+    handle: the session. objects: the host's own output store of every object of the session, by id; a store that is another object than last
     time means the object was reset. shared_prompt: another object is prompted on this very frame.
     """
 
-    state: VideoState
+    handle: SessionHandle
     obj_id: int
     objects: dict[int, Any]
     frame: int
@@ -173,6 +165,20 @@ class HostView(ABC):
         """Whether `model` is a video model of this host. Raises UnsupportedModelError for a near miss."""
 
     @abstractmethod
+    def session_of(self, state: VideoState) -> SessionHandle | None:
+        """The live session that holds `state`, or None."""
+
+    def release_sessions(self) -> None:
+        """Leave nothing of this surgery in any session: neither a state nor routed features in the host's cache."""
+        for state in list(self.binding.states):
+            handle = self.session_of(state)
+            if handle is not None:
+                for frame in state.routed:
+                    handle.evict(frame)
+                handle.holder.pop(handle.key, None)
+        self.binding.states.clear()
+
+    @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
         """Encoder blocks in order."""
 
@@ -197,8 +203,16 @@ class HostView(ABC):
         """Side of the square input, pixels."""
 
     @abstractmethod
+    def image_encoder(self) -> nn.Module:
+        """Pixels [1, 3, S, S] to feature levels, neck included."""
+
+    @abstractmethod
     def memory_attention(self) -> nn.Module:
         """The memory attention module."""
+
+    @abstractmethod
+    def run_memory_attention(self, current: Tensor, memory: Tensor, pointers: int) -> Tensor:
+        """Call memory attention as the host does, with zero positions: current [T, 1, C], memory [M, 1, 64]."""
 
     @abstractmethod
     def cross_attentions(self) -> list[nn.Module]:

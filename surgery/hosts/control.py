@@ -34,12 +34,12 @@ T = TypeVar("T")
 def turn_of(binding: Binding, turn: Turn) -> Iterator[None]:
     """Bind one object's turn on one frame for the duration of the host's own per-object call."""
     with binding.lock:
-        state, before = turn.state, binding.turn
+        state, before = binding.state_of(turn.handle), binding.turn
         state.sync_objects(turn.objects)
         for direction in (False, True):
             state.memory_of(turn.obj_id, direction).forget(turn.frame)
         if not turn.prompted and state.cursor != (turn.frame, turn.reverse):
-            _advance(state, turn.frame, turn.reverse)
+            _advance(state, turn)
         routing = binding.routing
         binding.turn = turn
         binding.taps = [] if routing is not None and routing.windows == "object" else None
@@ -51,11 +51,12 @@ def turn_of(binding: Binding, turn: Turn) -> Iterator[None]:
             binding.chunks = None
 
 
-def _advance(state: VideoState, frame: int, reverse: bool) -> None:
+def _advance(state: VideoState, turn: Turn) -> None:
     """Move to a new tracked frame; a jump starts a new pass, whose memory saliency is measured afresh."""
+    frame, reverse = turn.frame, turn.reverse
     step = -1 if reverse else 1
     if frame in state.routed:
-        state.handle.evict(frame)
+        turn.handle.evict(frame)
         state.routed.discard(frame)
     state.continuous = state.cursor == (frame - step, reverse)
     state.cursor = (frame, reverse)
@@ -82,7 +83,7 @@ def image_features(binding: Binding, handle: SessionHandle, frame: int, run: Cal
         if turn is not None and turn.dense and frame in state.routed:
             handle.evict(frame)
             state.routed.discard(frame)
-        before, binding.pending = binding.pending, (state, frame)
+        before, binding.pending = binding.pending, (state, frame, handle)
         try:
             return run()
         finally:
@@ -95,7 +96,7 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
     pending = binding.pending
     if not binding.enabled or pending is None or binding.routing is None or binding.grid is None or span is None:
         return run()
-    state, frame = pending
+    state, frame, handle = pending
     settings, grid = binding.routing, binding.grid
     shortcut = view.shortcut_module(span)
     observe = settings.windows == "object"
@@ -119,17 +120,18 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
         binding.route = None
     if settings.temporal and observe:
         state.span = updated_memory(route, shortcut, grid)
-    _note(binding, state, frame, windows, reason, small)
+    _note(binding, state, frame, handle.cached(), windows, reason, small)
     return features
 
 
 def _note(
-    binding: Binding, state: VideoState, frame: int, windows: list[int] | None, reason: str | None, small: Tensor | None
-) -> None:
+    binding: Binding, state: VideoState, frame: int, cached: set[int], windows: list[int] | None, reason: str | None,
+    small: Tensor | None,
+) -> None:  # fmt: skip
     grid, turn = binding.grid, binding.turn
     assert grid is not None
     state.encoded, state.thumbnail = frame, small
-    state.routed = {known for known in state.routed if known in state.handle.cached()} - {frame}
+    state.routed = (state.routed & cached) - {frame}
     if windows is None:
         state.ages = [0] * grid.count
         state.since_dense = 0
@@ -142,7 +144,9 @@ def _note(
     if tracked:
         computed = tuple(range(grid.count)) if windows is None else tuple(windows)
         state.stats.windows_kept += len(computed) / grid.count - 1.0
-        state.stats.last = FrameRecord(frame, computed, (grid.rows, grid.cols), reason)
+        state.stats.last = FrameRecord(
+            frame, computed, (grid.rows, grid.cols), reason, grid.cols * grid.window / grid.width
+        )
         if reason is not None:
             state.stats.dense[reason] += 1
 
@@ -186,9 +190,7 @@ def choose_windows(
     return windows, None
 
 
-def _must_be_dense(
-    settings: SparseWindowRouting, state: VideoState, turn: Turn | None, frame: int
-) -> str | None:
+def _must_be_dense(settings: SparseWindowRouting, state: VideoState, turn: Turn | None, frame: int) -> str | None:
     """Reasons that need no look at the device."""
     if turn is None or turn.dense:
         return "prompted frame"
@@ -258,7 +260,9 @@ def record_evidence(binding: Binding, masks: Tensor, ious: Tensor | None, score:
             f"the mask decoder ran {len(taps)} of its {expected_taps} token-to-image attentions under the surgery; was "
             "the model compiled before sparsify? Call sparsify first, then compile"
         )
-    turn.state.evidence[turn.obj_id] = Evidence(turn.frame, union, score, tuple(taps[-expected_taps:]))
+    binding.state_of(turn.handle).evidence[turn.obj_id] = Evidence(
+        turn.frame, union, score, tuple(taps[-expected_taps:])
+    )
 
 
 @contextmanager
@@ -275,7 +279,8 @@ def key_plan(
         raise ModelStateError(
             f"memory of {spatial} spatial rows does not divide into the {len(chunks)} memory frames the host gathered"
         )
-    memory = turn.state.memory_of(turn.obj_id, turn.reverse)
+    state = binding.state_of(turn.handle)
+    memory = state.memory_of(turn.obj_id, turn.reverse)
     plan = plan_keys(
         chunks,
         memory,
@@ -289,7 +294,7 @@ def key_plan(
         stride=stride,
         device=device,
     )
-    stats = turn.state.stats
+    stats = state.stats
     if not turn.prompted:
         stats.key_calls += 1
         stats.keys_kept += 1.0 if plan is None else plan.kept / plan.total
@@ -300,4 +305,3 @@ def key_plan(
         binding.plan = None
     if plan is not None:
         remember(plan, memory)
-

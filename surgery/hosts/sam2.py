@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from surgery.errors import ModelStateError, UnsupportedModelError
@@ -13,7 +15,7 @@ from surgery.hosts.base import BlockInfo, HostView, Turn
 from surgery.hosts.blocks import DecoderTap, MemoryCrossAttention, SpanBlock
 from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
 from surgery.retrieval.attention import Projections
-from surgery.session import SessionHandle
+from surgery.session import SessionHandle, VideoState
 
 _STATE_KEY = "surgery"
 
@@ -149,7 +151,7 @@ class Sam2Root(Graft):
         if position is None:
             raise ModelStateError("the predictor tracks an object that its own inference_state does not list")
         turn = Turn(
-            state=binding.state_of(Sam2Session(inference_state)),
+            handle=Sam2Session(inference_state),
             obj_id=inference_state["obj_idx_to_id"][position],
             objects={inference_state["obj_idx_to_id"][idx]: outputs for idx, outputs in per_object.items()},
             frame=frame_idx,
@@ -235,6 +237,13 @@ class Sam2View(HostView):
             "sam2.build_sam.build_sam2_video_predictor(config, checkpoint)"
         )
 
+    def session_of(self, state: VideoState) -> SessionHandle | None:
+        # A plain dict takes no weak reference, so the garbage collector is asked who holds the state.
+        for holder in gc.get_referrers(state):
+            if isinstance(holder, dict) and holder.get(_STATE_KEY) is state:
+                return Sam2Session(holder)
+        return None
+
     def blocks(self) -> Sequence[nn.Module]:
         trunk = self.model.image_encoder.trunk
         if not hasattr(trunk, "blocks") or not hasattr(trunk, "stage_ends"):
@@ -268,15 +277,30 @@ class Sam2View(HostView):
     def image_size(self) -> int:
         return int(self.model.image_size)
 
+    def image_encoder(self) -> nn.Module:
+        return self.model.image_encoder
+
     def memory_attention(self) -> nn.Module:
         return self.model.memory_attention
+
+    def run_memory_attention(self, current: Tensor, memory: Tensor, pointers: int) -> Tensor:
+        return self.model.memory_attention(
+            curr=[current],
+            curr_pos=[torch.zeros_like(current)],
+            memory=memory,
+            memory_pos=torch.zeros_like(memory),
+            num_obj_ptr_tokens=pointers,
+        )
 
     def cross_attentions(self) -> list[nn.Module]:
         return [layer.cross_attn_image for layer in self.model.memory_attention.layers]
 
     def token_to_image(self) -> list[nn.Module]:
         transformer = self.model.sam_mask_decoder.transformer
-        return [*(layer.cross_attn_token_to_image for layer in transformer.layers), transformer.final_attn_token_to_image]
+        return [
+            *(layer.cross_attn_token_to_image for layer in transformer.layers),
+            transformer.final_attn_token_to_image,
+        ]
 
     def decoder_projections(self, module: nn.Module) -> tuple[nn.Module, nn.Module, int]:
         attention: Any = module
@@ -284,4 +308,3 @@ class Sam2View(HostView):
 
     def base_id(self) -> tuple[str | None, str | None]:
         return None, None
-

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from surgery.errors import UnsupportedModelError
@@ -14,7 +16,7 @@ from surgery.hosts.blocks import DecoderTap, MemoryCrossAttention, SpanBlock
 from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
 from surgery.hosts.keys import transformers_block_key
 from surgery.retrieval.attention import Projections
-from surgery.session import SessionHandle
+from surgery.session import SessionHandle, VideoState
 
 _STATE_KEY = "_surgery"
 
@@ -24,6 +26,10 @@ class TransformersSession(SessionHandle):
 
     def __init__(self, session: Any) -> None:
         super().__init__(vars(session), _STATE_KEY)
+        self._session = session
+
+    def home(self) -> weakref.ref[Any]:
+        return weakref.ref(self._session)
 
     def cached(self) -> set[int]:
         return set(self.holder["cache"]._vision_features)
@@ -150,7 +156,7 @@ class TransformersRoot(Graft):
         obj_ids = tuple(session.obj_ids)
         outputs = session.output_dict_per_obj
         turn = Turn(
-            state=binding.state_of(TransformersSession(session)),
+            handle=TransformersSession(session),
             obj_id=session.obj_idx_to_id(given["obj_idx"]),
             objects={obj_id: outputs[session.obj_id_to_idx(obj_id)] for obj_id in obj_ids},
             frame=given["frame_idx"],
@@ -243,6 +249,11 @@ class TransformersView(HostView):
             "Sam2VideoModel (EdgeTAM and SAM 3 are not supported yet)"
         )
 
+    def session_of(self, state: VideoState) -> SessionHandle | None:
+        session = self.binding.states[state]()
+        held = session is not None and vars(session).get(_STATE_KEY) is state
+        return TransformersSession(session) if held else None
+
     def blocks(self) -> Sequence[nn.Module]:
         backbone = self.model.vision_encoder.backbone
         if not hasattr(backbone, "blocks") or not hasattr(backbone, "stage_ends"):
@@ -277,8 +288,20 @@ class TransformersView(HostView):
         size = self.model.config.vision_config.backbone_config.image_size
         return int(size[0] if isinstance(size, (list, tuple)) else size)
 
+    def image_encoder(self) -> nn.Module:
+        return self.model.vision_encoder
+
     def memory_attention(self) -> nn.Module:
         return self.model.memory_attention
+
+    def run_memory_attention(self, current: Tensor, memory: Tensor, pointers: int) -> Tensor:
+        return self.model.memory_attention(
+            current_vision_features=current,
+            current_vision_position_embeddings=torch.zeros_like(current),
+            memory=memory,
+            memory_posision_embeddings=torch.zeros_like(memory),
+            num_object_pointer_tokens=pointers,
+        )
 
     def cross_attentions(self) -> list[nn.Module]:
         return [layer.cross_attn_image for layer in self.model.memory_attention.layers]
@@ -288,7 +311,10 @@ class TransformersView(HostView):
 
     def token_to_image(self) -> list[nn.Module]:
         transformer = self.model.mask_decoder.transformer
-        return [*(layer.cross_attn_token_to_image for layer in transformer.layers), transformer.final_attn_token_to_image]
+        return [
+            *(layer.cross_attn_token_to_image for layer in transformer.layers),
+            transformer.final_attn_token_to_image,
+        ]
 
     def decoder_projections(self, module: nn.Module) -> tuple[nn.Module, nn.Module, int]:
         attention: Any = module

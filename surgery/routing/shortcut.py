@@ -24,6 +24,9 @@ class Shortcut(nn.Module):
         super().__init__()
         self.channels = channels
 
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Start anew as the identity; random draws come from `generator` (default: the global one)."""
+
     def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
         """[N, C] -> [N, C]; `packing` is required unless `pointwise`."""
         raise NotImplementedError
@@ -37,13 +40,19 @@ class IdentityShortcut(Shortcut):
 
 
 class _Residual(Shortcut):
-    def __init__(self, channels: int, hidden: int) -> None:
+    def __init__(self, channels: int, hidden: int, inner: int | None = None) -> None:
         super().__init__(channels)
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
         self.down_project = nn.Linear(channels, hidden)
-        self.up_project = nn.Linear(hidden, channels)
-        nn.init.zeros_(self.up_project.weight)
-        nn.init.zeros_(self.up_project.bias)
+        self.up_project = nn.Linear(inner or hidden, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """The identity: the last projection is zero. The first is drawn as the released one was (spec section 2)."""
+        self.norm.reset_parameters()
+        nn.init.kaiming_uniform_(self.down_project.weight, nonlinearity="relu", generator=generator)
+        for still in (self.down_project.bias, self.up_project.weight, self.up_project.bias):
+            nn.init.zeros_(still)
 
 
 class BottleneckShortcut(_Residual):
@@ -51,8 +60,6 @@ class BottleneckShortcut(_Residual):
 
     def __init__(self, channels: int, hidden: int | None = None) -> None:
         super().__init__(channels, hidden or channels // 2)
-        nn.init.kaiming_uniform_(self.down_project.weight, nonlinearity="relu")
-        nn.init.zeros_(self.down_project.bias)
 
     def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
         return tokens + self.up_project(F.relu(self.down_project(self.norm(tokens))))
@@ -76,10 +83,7 @@ class AttentionShortcut(_Residual):
 
     def __init__(self, channels: int) -> None:
         inner = max(self.heads, channels // 4 // self.heads * self.heads)
-        super().__init__(channels, 3 * inner)
-        self.up_project = nn.Linear(inner, channels)
-        nn.init.zeros_(self.up_project.weight)
-        nn.init.zeros_(self.up_project.bias)
+        super().__init__(channels, 3 * inner, inner)
 
     def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
         if packing is None:
@@ -100,7 +104,12 @@ SHORTCUTS: dict[str, type[Shortcut]] = {
 
 
 def make_shortcut(kind: str, channels: int, seed: int = 0) -> Shortcut:
-    """Build a branch of type `kind` for width `channels`; same seed, same weights, global RNG untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return SHORTCUTS[kind](channels)
+    """Build a branch of type `kind` for width `channels`, on the CPU.
+
+    Same seed, same weights; no global generator is read or seeded, not even an accelerator's, and the branch can be
+    trained later although it was made under `torch.inference_mode`.
+    """
+    with torch.inference_mode(False), torch.device("meta"):
+        shortcut = SHORTCUTS[kind](channels).to_empty(device="cpu")
+        shortcut.reset_parameters(torch.Generator("cpu").manual_seed(seed))
+    return shortcut

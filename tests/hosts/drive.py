@@ -123,6 +123,11 @@ class Driver:
         """Keys of the session that the surgery put there."""
         raise NotImplementedError
 
+    def state(self, session: Any) -> Any:
+        """The surgery's own state of the session."""
+        holder = session if isinstance(session, dict) else vars(session)
+        return holder[next(iter(self.extras(session)))]
+
     def track(self, frames: Tensor, objects: int = 1, **how: Any) -> list[Tensor]:
         """Click `objects` objects on frame 0 and propagate; all masks in order."""
         session = self.session(frames)

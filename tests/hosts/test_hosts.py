@@ -253,6 +253,42 @@ def test_interleaved_videos_equal_each_alone(host: str, recipe: str) -> None:
     assert all(same(together[slot], alone[slot]) for slot in (0, 1))
 
 
+def test_a_finished_video_is_freed_at_once(host: str) -> None:
+    """No cycle through the session: its tensors go with the last reference, not with the garbage collector."""
+    import gc
+    import weakref
+
+    driver = make(host)
+    surgery.sparsify(driver.model, "balanced")
+    session = driver.session(video(8))
+    driver.click(session, 0, {1: (40, 110)})
+    gather(driver, session)
+    state = driver.state(session)
+    memory = weakref.ref(state.span.output)
+    gc.disable()
+    try:
+        del session, state
+        assert memory() is None
+    finally:
+        gc.enable()
+    assert surgery.status(driver.model).frames == 7
+
+
+def test_a_session_can_be_copied(host: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, "balanced")
+    session = driver.session(video(8))
+    driver.click(session, 0, {1: (40, 110)})
+    run = driver.propagate(session)
+    for _ in range(4):
+        next(run)
+    run.close()
+    for copied in (copy.deepcopy(session), pickle.loads(pickle.dumps(session))):
+        masks = gather(driver, copied, start=3)
+        assert len(masks) == 5
+        assert all(torch.isfinite(mask).all() for mask in masks)
+
+
 def test_new_object_in_the_middle_gets_a_dense_frame(host: str) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, "balanced")
@@ -262,7 +298,7 @@ def test_new_object_in_the_middle_gets_a_dense_frame(host: str) -> None:
     for _ in range(6):
         next(run)
     run.close()
-    state = require_view(driver.model).binding.last()
+    state = driver.state(session)
     assert 5 in state.routed
     driver.click(session, 5, {2: (200, 200)})
     assert 5 not in state.routed, "the prompt must not be answered from routed features"
@@ -300,7 +336,7 @@ def test_removed_object_is_forgotten() -> None:
     driver.model.remove_object(session, 4)
     rest = list(driver.propagate(session, start=7))
     assert [set(masks) for _, masks in rest] == [{9}] * 5
-    assert set(require_view(driver.model).binding.last().evidence) == {9}
+    assert set(driver.state(session).evidence) == {9}
 
 
 def test_starting_in_the_middle_and_jumping(host: str) -> None:

@@ -67,7 +67,10 @@ def run_stream(model: Any, name: str, stride: int, frames: int, binding: Binding
             num_obj_ptr_tokens=len(pointers),
         )  # fmt: skip
         binding.plan = None
-        rows = [len(memory) if plan is None or index is None else len(index) for index in (plan.index if plan else [None] * 4)]
+        rows = [
+            len(memory) if plan is None or index is None else len(index)
+            for index in (plan.index if plan else [None] * 4)
+        ]
         assert rows == info["keys_per_frame"][str(frame)]["kept"], frame
         if plan is not None:
             remember(plan, known)
@@ -83,7 +86,9 @@ def run_stream(model: Any, name: str, stride: int, frames: int, binding: Binding
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "stride", "frames"), [("memory_retrieval", 1, 12), ("memory_retrieval_stride2", 2, 16)])
+@pytest.mark.parametrize(
+    ("name", "stride", "frames"), [("memory_retrieval", 1, 12), ("memory_retrieval_stride2", 2, 16)]
+)
 @torch.inference_mode()
 def test_memory_stream(predictor: Any, name: str, stride: int, frames: int) -> None:
     binding = Binding()

@@ -1,0 +1,136 @@
+"""`surgery demo`: the main job on the embedded model, with nothing to download."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.table import Table
+
+from surgery.cli.common import Command, err, out, print_json, progress
+
+_COLUMNS = ("", "J&F", "J", "F", "ms per frame", "windows computed", "memory keys read")
+
+
+@click.command(cls=Command)
+@click.option("--out", "folder", default="demo-output", show_default=True, type=click.Path(file_okay=False))
+@click.option("--recipe", default="balanced", show_default=True, help="Recipe name or YAML path.")
+@click.option("--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable.")
+@click.option("--clips", default=3, show_default=True, type=click.IntRange(1, 1000))
+@click.option("--frames", default=24, show_default=True, type=click.IntRange(2, 1000))
+@click.option("--difficulty", default="medium", show_default=True, type=click.Choice(["easy", "medium", "hard"]))
+@click.option("--host", default="sam2", show_default=True, type=click.Choice(["sam2", "transformers"]))
+@click.option(
+    "--seed", default=900_000, show_default=True, help="First clip; training never uses seeds from 900000 on."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def demo(
+    folder: str, recipe: str, overrides: tuple[str, ...], clips: int, frames: int, difficulty: str, host: str, seed: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Track synthetic clips with the embedded model, stock and under surgery, and show the difference."""
+    import torch
+
+    from surgery.demo import model as demo_model
+    from surgery.demo.show import run
+    from surgery.recipe import Recipe
+
+    chosen = Recipe.load(recipe, overrides)
+    # One thread: at this size a second one costs more than it gives, and times scatter.
+    torch.set_num_threads(1)
+    trained = demo_model.WEIGHTS.is_file()
+    model = demo_model.load(host) if trained else demo_model.build(host)  # type: ignore[arg-type]
+    if not trained:
+        err.print("[yellow]The demo model has random weights: the figures show speed and routing, not quality.[/]")
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    with progress() as bar:
+        task = bar.add_task(f"{clips} clips, stock and {chosen.metadata.name}", total=2 * clips * frames)
+        result = run(
+            model, chosen, clips, frames, difficulty, seed, target / "side-by-side.mp4", lambda: bar.advance(task)
+        )
+    summary = {
+        "dense": result.dense.as_dict(),
+        "sparse": result.sparse.as_dict(),
+        "dense_frames": result.dense_frames,
+        "recipe": chosen.metadata.name,
+        "host": host,
+        "clips": clips,
+        "frames": frames,
+        "difficulty": difficulty,
+        "seed": seed,
+        "trained": trained,
+    }
+    (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    _pictures(result.pictures, target)
+    _page(summary, result.pictures, target)
+    if as_json:
+        print_json(summary)
+        return
+    table = Table(*_COLUMNS, box=None, pad_edge=False)
+    for row in _rows(summary):
+        table.add_row(*row)
+    out.print(table)
+    for name, what in _FILES.items():
+        out.print(f"  {target / name}  [dim]{what}[/]", highlight=False, soft_wrap=True)
+
+
+_FILES = {
+    "report.html": "the table, pictures and video on one page",
+    "side-by-side.mp4": "first clip, stock and under surgery; dark windows were not computed",
+    "windows.png": "four frames of it",
+    "summary.json": "the figures",
+}
+
+
+def _rows(summary: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for name, key in (("stock", "dense"), (f"recipe {summary['recipe']}", "sparse")):
+        part = summary[key]
+        kept = [part["windows_kept"], part["keys_kept"]]
+        rows.append(
+            [
+                name,
+                *(f"{part[field]:.3f}" for field in ("j_and_f", "j", "f")),
+                f"{part['ms_per_frame']:.1f}",
+                *("100 %" if value is None else f"{100 * value:.0f} %" for value in kept),
+            ]
+        )
+    return rows
+
+
+def _pictures(pictures: list[Any], target: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.concatenate(pictures)).save(target / "windows.png")
+
+
+def _page(summary: dict[str, Any], pictures: list[Any], target: Path) -> None:
+    from surgery.report.page import Page
+
+    page = Page("SAM 2 under surgery: the demo run")
+    page.text(
+        f"{summary['clips']} synthetic clips of {summary['frames']} frames, difficulty {summary['difficulty']}, tracked "
+        f"from the masks of the first frame by the embedded miniature SAM 2 ({summary['host']} host), stock and under "
+        f"recipe {summary['recipe']}, frame by frame in turn in one process."
+    )
+    if not summary["trained"]:
+        page.text("The model has random weights: speed and routing are real, quality is not.")
+    page.table(_COLUMNS, _rows(summary))
+    page.text(
+        "J&F against exact masks, mean over objects; milliseconds are medians on this machine. A miniature at 256 px has "
+        "little to save: the fixed costs of a frame weigh more than the skipped windows. At 1024 px the balance is another "
+        "one, see docs/benchmarks.md."
+    )
+    page.heading("Which windows were computed")
+    page.text("Left stock, right under surgery. Dark windows were skipped and reuse their last output.")
+    page.video(target / "side-by-side.mp4", "First clip: stock on the left, under surgery on the right")
+    for number, picture in enumerate(pictures):
+        page.picture(picture, f"Frame sample {number + 1} of {len(pictures)} of the first clip")
+    if summary["dense_frames"]:
+        page.heading("Why some frames were computed whole")
+        page.table(("reason", "frames"), [[reason, str(count)] for reason, count in summary["dense_frames"].items()])
+    page.write(target / "report.html")

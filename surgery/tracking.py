@@ -1,0 +1,213 @@
+"""Track prompted objects through a video with either host, one frame in memory at a time.
+
+This is what the command line runs. Library users keep calling their host directly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from surgery.api import current_view
+from surgery.errors import UnsupportedModelError, VideoError
+from surgery.session import FrameRecord
+from surgery.video import BoxPrompt, MaskPrompt, PointPrompt, Prompt, Video, check
+from surgery.video.rgb import Frame
+
+_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+
+
+@dataclass
+class TrackedFrame:
+    """One frame's result. logits: fp32 [H, W] at video size per object id (> 0 is foreground). seconds: model time,
+    synchronised. record: how the frame was encoded, None for stock models and frames that were not tracked.
+    """
+
+    index: int
+    frame: Frame
+    logits: dict[int, npt.NDArray[np.float32]]
+    seconds: float
+    record: FrameRecord | None
+
+
+def track(model: Any, video: Video, prompts: Sequence[Prompt]) -> Iterator[TrackedFrame]:
+    """Track `prompts` forward through `video`, starting at the first prompted frame.
+
+    Prompts on later frames add objects or correct them when that frame is reached.
+
+    Raises:
+        PromptError: the prompts do not fit the video or each other.
+        VideoError: a frame cannot be read.
+        UnsupportedModelError: not a SAM 2 video model.
+    """
+    check(prompts, video.size, video.num_frames)
+    if hasattr(model, "propagate_in_video_iterator"):
+        return _Transformers(model, video, prompts).run()
+    if hasattr(model, "propagate_in_video"):
+        return _Stock(model, video, prompts).run()
+    raise UnsupportedModelError(f"{type(model).__name__} cannot track video")
+
+
+def pixels_of(frame: Frame, size: int) -> Tensor:
+    """RGB uint8 [H, W, 3] -> normalised fp32 [3, size, size], resized as stock `sam2` does (PIL, bicubic)."""
+    resized = np.asarray(Image.fromarray(frame).resize((size, size)), dtype=np.float32) / 255.0
+    return torch.from_numpy(((resized - _MEAN) / _STD).transpose(2, 0, 1).copy())
+
+
+class _Run:
+    def __init__(self, model: Any, video: Video, prompts: Sequence[Prompt]) -> None:
+        self.model, self.video = model, video
+        self.by_frame: dict[int, list[Prompt]] = {}
+        for prompt in prompts:
+            self.by_frame.setdefault(prompt.frame, []).append(prompt)
+        self.first = min(self.by_frame)
+        self.device = next(model.parameters()).device
+        self.dtype = next(model.parameters()).dtype
+
+    def timed(self, call: Callable[[], Any]) -> tuple[Any, float]:
+        self.wait()
+        start = time.perf_counter()
+        result = call()
+        self.wait()
+        return result, time.perf_counter() - start
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def record(self, frame: int) -> FrameRecord | None:
+        view = current_view(self.model)
+        last = view.binding.stats.last if view is not None and view.binding.stats is not None else None
+        return last if last is not None and last.frame == frame else None
+
+    def result(self, index: int, frame: Frame, ids: Sequence[int], masks: Tensor, seconds: float) -> TrackedFrame:
+        masks = masks.reshape(len(ids), 1, *masks.shape[-2:]).float()
+        if tuple(masks.shape[-2:]) != self.video.size:
+            masks = F.interpolate(masks, self.video.size, mode="bilinear", align_corners=False)
+        arrays = masks[:, 0].cpu().numpy()
+        logits = {int(obj_id): arrays[position] for position, obj_id in enumerate(ids)}
+        return TrackedFrame(index, frame, logits, seconds, self.record(index))
+
+
+class _Transformers(_Run):
+    """Streams: every frame is handed over once and dropped after use."""
+
+    def run(self) -> Iterator[TrackedFrame]:
+        from surgery.hosts.transformers_video import new_processor, new_session
+
+        size = self.model.config.vision_config.backbone_config.image_size
+        side = int(size[0] if isinstance(size, (list, tuple)) else size)
+        session = new_session(self.video.size, self.device, self.dtype)
+        processor = new_processor(side)
+        found = False
+        for index, frame in enumerate(self.video):
+            if index < self.first:
+                continue
+            found = True
+            self._prompt(processor, session, index)
+            pixels = pixels_of(frame, side).to(self.device, self.dtype)
+            out, seconds = self.timed(
+                lambda pixels=pixels, index=index: self.model(session, frame=pixels, frame_idx=index)  # type: ignore[misc]
+            )
+            session.processed_frames.pop(index)
+            yield self.result(index, frame, out.object_ids, out.pred_masks, seconds)
+        if not found:
+            raise VideoError(f"{self.video.name}: ended before the first prompted frame {self.first}")
+
+    def _prompt(self, processor: Any, session: Any, index: int) -> None:
+        ids = []
+        for prompt in self.by_frame.get(index, ()):
+            ids.append(prompt.obj_id)
+            given: dict[str, Any] = {}
+            if isinstance(prompt, MaskPrompt):
+                given["input_masks"] = [torch.from_numpy(np.ascontiguousarray(prompt.mask))]
+            elif isinstance(prompt, BoxPrompt):
+                given["input_boxes"] = [[[prompt.x0, prompt.y0, prompt.x1, prompt.y1]]]
+            else:
+                given["input_points"] = [[[list(point) for point in prompt.points]]]
+                given["input_labels"] = [[list(prompt.labels)]]
+            processor.add_inputs_to_inference_session(
+                session, frame_idx=index, obj_ids=[prompt.obj_id], original_size=self.video.size, **given
+            )
+        if ids:
+            # The processor keeps only the objects of its last call; all of this frame's belong together.
+            session.obj_with_new_inputs = ids
+
+
+class _Stock(_Run):
+    """Stock `sam2`, whose `images` may be any sequence: ours reads frames when they are asked for."""
+
+    def run(self) -> Iterator[TrackedFrame]:
+        from surgery.hosts.sam2_video import frames_instead_of_files
+
+        frames = _LazyFrames(self.video, int(self.model.image_size), self.dtype)
+        if not self.first < len(frames):
+            raise VideoError(f"{self.video.name}: {len(frames)} frames, the first prompt is on frame {self.first}")
+        with frames_instead_of_files(frames, self.video.size):
+            state = self.model.init_state(self.video.name)
+        marks = [*sorted(self.by_frame), len(frames)]
+        for start, stop in zip(marks[:-1], marks[1:], strict=True):
+            _, prompting = self.timed(lambda start=start: self._prompt(state, start))  # type: ignore[misc]
+            steps = self.model.propagate_in_video(state, start, stop - start - 1)
+            for index in range(start, stop):
+                (_, ids, masks), seconds = self.timed(lambda steps=steps: next(steps))  # type: ignore[misc]
+                frame = frames.frame(index)
+                yield self.result(index, frame, ids, masks, seconds + (prompting if index == start else 0.0))
+            steps.close()
+
+    def _prompt(self, state: dict[str, Any], index: int) -> None:
+        for prompt in self.by_frame[index]:
+            if isinstance(prompt, MaskPrompt):
+                self.model.add_new_mask(
+                    state, index, prompt.obj_id, torch.from_numpy(np.ascontiguousarray(prompt.mask))
+                )
+            elif isinstance(prompt, BoxPrompt):
+                box = np.array([prompt.x0, prompt.y0, prompt.x1, prompt.y1], dtype=np.float32)
+                self.model.add_new_points_or_box(state, index, prompt.obj_id, box=box)
+            else:
+                assert isinstance(prompt, PointPrompt)
+                points = np.array(prompt.points, dtype=np.float32)
+                labels = np.array(prompt.labels, dtype=np.int32)
+                self.model.add_new_points_or_box(state, index, prompt.obj_id, points=points, labels=labels)
+
+
+class _LazyFrames:
+    """`images[i]` -> normalised [3, S, S]; holds one frame, reads on, and starts over when asked for an earlier one."""
+
+    def __init__(self, video: Video, side: int, dtype: torch.dtype) -> None:
+        self.video, self.side, self.dtype = video, side, dtype
+        self._reader: Iterator[Frame] | None = None
+        self._at = -1
+        self._frame: Frame | None = None
+        self._length = video.num_frames if video.fps is None and video.num_frames is not None else self._count()
+
+    def _count(self) -> int:
+        return sum(1 for _ in self.video)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def frame(self, index: int) -> Frame:
+        if index < self._at or self._reader is None:
+            self._reader, self._at = iter(self.video), -1
+        while self._at < index:
+            try:
+                self._frame = next(self._reader)
+            except StopIteration:
+                raise VideoError(f"{self.video.name}: ended at frame {self._at}, frame {index} was expected") from None
+            self._at += 1
+        assert self._frame is not None
+        return self._frame
+
+    def __getitem__(self, index: int) -> Tensor:
+        return pixels_of(self.frame(int(index)), self.side).to(self.dtype)

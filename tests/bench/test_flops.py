@@ -1,0 +1,42 @@
+"""The FLOP count against hand counts and against the numbers in the specification."""
+
+from __future__ import annotations
+
+import pytest
+
+import surgery
+from surgery.api import require_view
+from surgery.bench.flops import encoder_gflop, memory_attention_gflop, predicted
+from surgery.loading import load_model
+from tests.hosts.drive import PADDED, UNPADDED, make
+
+
+@pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
+def test_both_hosts_count_alike_and_less_is_less(windows: tuple[int, ...]) -> None:
+    counts = []
+    for host in ("sam2", "transformers"):
+        model = surgery.sparsify(make(host, windows).model, "balanced")
+        view = require_view(model)
+        grid = view.binding.grid
+        assert grid is not None
+        encoder = [encoder_gflop(view, range(count)) for count in (1, grid.count // 2, grid.count)]
+        assert encoder == sorted(encoder)
+        assert encoder[0] < encoder_gflop(view)
+        assert view.binding.route is None
+        counts.append(memory_attention_gflop(view, keep=0.05))
+        assert counts[-1] < memory_attention_gflop(view)
+        assert view.binding.plan is None
+    assert counts[0] == pytest.approx(counts[1], rel=1e-6)
+
+
+def test_base_plus_matches_the_published_counts() -> None:
+    """Spec 1.2: encoder 645 GFLOP, 303 with 2 of 25 windows; spec 6: memory attention 605.6 to 274.0 without measuring."""
+    model = surgery.sparsify(load_model("random:base-plus"), "published-large")
+    view = require_view(model)
+    dense = predicted(view, None, None)
+    assert dense.encoder == pytest.approx(645.1, abs=0.2)
+    assert dense.memory_attention == pytest.approx(605.6, abs=0.2)
+    assert encoder_gflop(view, [6, 7]) == pytest.approx(303, abs=2)
+    measured = memory_attention_gflop(view, keep=0.05)
+    # One 4096 x 4096 x 256 product per layer for the saliency, and its keys' projection.
+    assert measured - 4 * (8.59 + 0.13) == pytest.approx(274.0, abs=1.0)
