@@ -210,9 +210,10 @@ def middle_first(rows: int, columns: int) -> list[int]:
 def machine(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name()
-    name = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown"
-    ) if os.path.exists("/proc/cpuinfo") else platform.processor()  # fmt: skip
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.exists() else []
+    found = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    name = next(found, platform.processor() or "unknown processor")
     return f"{name}, {os.cpu_count()} cores"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from surgery.errors import ModelStateError, UnsupportedModelError, WeightsError
-from surgery.graft import graft, is_grafted, ungraft
+from surgery.graft import graft, is_grafted, own_forward, ungraft
 from surgery.hosts import view_of
 from surgery.hosts.base import HostView, SpanInfo, finite
 from surgery.hosts.blocks import BlockPart, LayerPart
@@ -87,7 +87,7 @@ def sparsify(
             call). Do this before `torch.compile` and before `accelerate` dispatches blocks to devices.
         recipe: a built-in name (`list_recipes()`), a YAML path or a `Recipe`. Default: the adapter's own recipe, or
             "balanced" without an adapter.
-        adapter: folder made by `save_adapter`, with the fitted shortcut. Without one the shortcut starts as the identity.
+        adapter: folder made by `save_adapter`, with the fitted shortcut. Without one the shortcut is the identity.
         force: load an adapter although its fingerprint says it was made for other weights.
 
     Returns:
@@ -212,7 +212,9 @@ def _inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
         for name, tensor in part.state_dict().items():
             if not finite(tensor):
                 raise WeightsError(f"memory cross-attention: {name} has values that are not finite")
-    patched = [part for part in parts if "forward" in vars(part) and part is not view.memory_attention()]
+    # The memory attention of a VOS predictor carries a compiled forward on purpose; its graft is on __call__.
+    suspects = [part for part in parts if "forward" in vars(part) and part is not view.memory_attention()]
+    patched = [part for part in suspects if not own_forward(part)]
     if patched:
         raise ModelStateError(
             f"{type(patched[0]).__name__} carries its own forward (accelerate dispatch or another patch), which would "
@@ -262,6 +264,8 @@ def _operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Sh
 
 
 def _graft(view: HostView, module: nn.Module, mixin: type, payload: Any) -> None:
+    if own_forward(module):
+        del module.__dict__["forward"]
     graft(module, mixin, payload)
     view.grafted.append(module)
 

@@ -7,7 +7,6 @@ name into saved files (`config.json`: architectures). One class exists per pair,
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from torch import nn
@@ -23,11 +22,17 @@ class Graft:
         return _revive, (mixin, host), self.__dict__.copy()
 
 
-@functools.cache
+_CLASSES: dict[tuple[type, type], type] = {}
+
+
 def grafted(mixin: type[Graft], host: type) -> type:
     """Return the class `(mixin, host)`, always the same one for the same pair."""
-    namespace = {"__module__": host.__module__, "__doc__": host.__doc__, "__qualname__": host.__qualname__}
-    return type(host.__name__, (mixin, host), namespace)
+    pair = (mixin, host)
+    if pair not in _CLASSES:
+        namespace = {"__module__": host.__module__, "__doc__": host.__doc__, "__qualname__": host.__qualname__}
+        metaclass: Any = type(host)
+        _CLASSES[pair] = metaclass(host.__name__, pair, namespace)
+    return _CLASSES[pair]
 
 
 def _revive(mixin: type[Graft], host: type) -> Any:
@@ -59,5 +64,16 @@ def graft(module: nn.Module, mixin: type[Graft], payload: Any) -> None:
 def ungraft(module: nn.Module) -> None:
     """Give `module` its host class back and remove what `graft` added; a stock module is left alone."""
     if is_grafted(module):
+        if own_forward(module):
+            del module.__dict__["forward"]
         module.__class__ = host_class(module)
     module.__dict__.pop(_SLOT, None)
+
+
+def own_forward(module: nn.Module) -> bool:
+    """Whether an instance `forward` merely repeats the class's own.
+
+    Early transformers 5.x leave one behind on every module whose outputs they have recorded.
+    """
+    forward = module.__dict__.get("forward")
+    return getattr(forward, "__self__", None) is module and getattr(forward, "__func__", 0) is type(module).forward

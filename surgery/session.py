@@ -91,9 +91,10 @@ class SessionStats:
 class VideoState:
     """State of one video under one surgery.
 
-    token: identity of the surgery it belongs to; a state of another surgery is never read. cursor: last tracked (frame, reverse) of this pass. encoded: last frame whose image was encoded.
-    routed: frames whose cached features were routed. ages: frames since each window was computed. lost: objects whose
-    last known score was <= 0.
+    token: identity of the surgery it belongs to; a state of another surgery is never read. cursor: last tracked
+    (frame, reverse) of this pass. encoded: last frame whose image was encoded. routed: frames whose cached features
+    were routed. ages: frames since each window was computed. lost: objects whose last known score was <= 0. stores: the
+    host's output store of every object, by which a reset is noticed.
     """
 
     token: object

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,7 @@ class _Stock(_Run):
         with frames_instead_of_files(frames, self.video.size):
             state = self.model.init_state(self.video.name)
         marks = [*sorted(self.by_frame), len(frames)]
-        for start, stop in zip(marks[:-1], marks[1:], strict=True):
+        for start, stop in pairwise(marks):
             _, prompting = self.timed(lambda start=start: self._prompt(state, start))  # type: ignore[misc]
             steps = self.model.propagate_in_video(state, start, stop - start - 1)
             for index in range(start, stop):

@@ -91,8 +91,9 @@ def memory_attention_gflop(
         spatial = torch.arange((conditioning + 1) * tokens + middle * kept, device=reference.device) % tokens
         index = torch.arange(len(spatial) + pointers, device=reference.device)
         stride = view.binding.retrieval.query_stride if view.binding.retrieval is not None else 1
+        rows: list[Tensor | None] = [spatial] * len(layers)
         view.binding.plan = KeyPlan(
-            layers=len(layers), keep=keep, query_stride=stride, index=[index] * len(layers), rows=[spatial] * len(layers),
+            layers=len(layers), keep=keep, query_stride=stride, index=[index] * len(layers), rows=rows,
             newest=torch.arange(tokens, device=reference.device), newest_frame=0, picked=[None] * len(layers), kept=0,
             total=1,
         )  # fmt: skip

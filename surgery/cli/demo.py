@@ -28,8 +28,8 @@ _COLUMNS = ("", "J&F", "J", "F", "ms per frame", "windows computed", "memory key
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def demo(
-    folder: str, recipe: str, overrides: tuple[str, ...], clips: int, frames: int, difficulty: str, host: str, seed: int,
-    as_json: bool,
+    folder: str, recipe: str, overrides: tuple[str, ...], clips: int, frames: int, difficulty: str, host: str,
+    seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Track synthetic clips with the embedded model, stock and under surgery, and show the difference."""
     import torch
@@ -113,17 +113,17 @@ def _page(summary: dict[str, Any], pictures: list[Any], target: Path) -> None:
 
     page = Page("SAM 2 under surgery: the demo run")
     page.text(
-        f"{summary['clips']} synthetic clips of {summary['frames']} frames, difficulty {summary['difficulty']}, tracked "
-        f"from the masks of the first frame by the embedded miniature SAM 2 ({summary['host']} host), stock and under "
-        f"recipe {summary['recipe']}, frame by frame in turn in one process."
+        f"{summary['clips']} synthetic clips of {summary['frames']} frames, difficulty {summary['difficulty']}, "
+        f"tracked from the masks of the first frame by the embedded miniature SAM 2 ({summary['host']} host), stock "
+        f"and under recipe {summary['recipe']}, frame by frame in turn in one process."
     )
     if not summary["trained"]:
         page.text("The model has random weights: speed and routing are real, quality is not.")
     page.table(_COLUMNS, _rows(summary))
     page.text(
-        "J&F against exact masks, mean over objects; milliseconds are medians on this machine. A miniature at 256 px has "
-        "little to save: the fixed costs of a frame weigh more than the skipped windows. At 1024 px the balance is another "
-        "one, see docs/benchmarks.md."
+        "J&F against exact masks, mean over objects; milliseconds are medians on this machine. A miniature at 256 px "
+        "has little to save: the fixed costs of a frame weigh more than the skipped windows. At 1024 px the balance is "
+        "another one, see docs/benchmarks.md."
     )
     page.heading("Which windows were computed")
     page.text("Left stock, right under surgery. Dark windows were skipped and reuse their last output.")

@@ -121,8 +121,9 @@ def _revive_binding(
 class Turn:
     """One object's turn on one frame.
 
-    handle: the session. objects: the host's own output store of every object of the session, by id; a store that is another object than last
-    time means the object was reset. shared_prompt: another object is prompted on this very frame.
+    handle: the session. objects: the host's own output store of every object of the session, by id; a
+    store that is another object than last time means the object was reset.
+    shared_prompt: another object is prompted on this very frame.
     """
 
     handle: SessionHandle

@@ -109,7 +109,9 @@ class MemoryCrossAttention(Graft):
 
     _surgery: LayerPart
 
-    def _planned(self, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, plan: KeyPlan) -> Tensor | None:  # fmt: skip
+    def _planned(
+        self, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, plan: KeyPlan
+    ) -> Tensor | None:
         """[N, C] for pruned layers, None when the stock module should run on everything.
 
         query: [N, C] normed queries; key, value: [M, 64]; cos, sin: [N, d / 2].

@@ -24,7 +24,7 @@ from surgery.routing.router import (
     scene_change,
     thumbnail,
 )
-from surgery.routing.span import Route, dense_route, make_route, updated_memory
+from surgery.routing.span import dense_route, make_route, updated_memory
 from surgery.session import Evidence, FrameRecord, SessionHandle, VideoState
 
 T = TypeVar("T")

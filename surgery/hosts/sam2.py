@@ -248,8 +248,8 @@ class Sam2View(HostView):
         trunk = self.model.image_encoder.trunk
         if not hasattr(trunk, "blocks") or not hasattr(trunk, "stage_ends"):
             raise UnsupportedModelError(
-                f"the image encoder's trunk is a {type(trunk).__name__}; expected Hiera, whose windowed blocks are what "
-                "window routing acts on (recipe memory-only needs none)"
+                f"the image encoder's trunk is a {type(trunk).__name__}; expected Hiera, whose windowed blocks are "
+                "what window routing acts on (recipe memory-only needs none)"
             )
         return list(trunk.blocks)
 

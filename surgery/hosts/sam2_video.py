@@ -9,7 +9,10 @@ from typing import Any
 
 @contextmanager
 def frames_instead_of_files(frames: Any, size: tuple[int, int]) -> Iterator[None]:
-    """Inside, `init_state(anything)` uses `frames` (a tensor or sequence of [3, S, S]) of a video of `size` (height, width)."""
+    """Inside, `init_state(anything)` uses `frames`, a tensor or sequence of [3, S, S].
+
+    size: (height, width) of the video in pixels.
+    """
     import sam2.sam2_video_predictor as module
 
     original = module.load_video_frames

@@ -16,11 +16,14 @@ def new_session(size: tuple[int, int], device: torch.device, dtype: torch.dtype)
 
 def new_processor(side: int) -> Any:
     """A `Sam2VideoProcessor` for a model of `side` pixels."""
-    from transformers import Sam2ImageProcessor, Sam2VideoProcessor, Sam2VideoVideoProcessor
+    import transformers
+    from transformers import Sam2VideoProcessor, Sam2VideoVideoProcessor
 
+    # Early 5.x has only the "fast" name.
+    kind = getattr(transformers, "Sam2ImageProcessor", None) or transformers.Sam2ImageProcessorFast
     size = {"height": side, "width": side}
     mask = {"height": side // 4, "width": side // 4}
     return Sam2VideoProcessor(
-        image_processor=Sam2ImageProcessor(size=size, mask_size=mask),
+        image_processor=kind(size=size, mask_size=mask),
         video_processor=Sam2VideoVideoProcessor(size=size),
     )

@@ -35,8 +35,8 @@ class SpanMemory:
 class Route:
     """The routing of one frame: index tensors in, by-products of the pass out.
 
-    On a `dense` frame the stock blocks run and only the span's input and output are noted (when `observe` asks for them).
-    Compiled graphs guard on the plain attributes, so none of them may change with the choice of windows.
+    On a `dense` frame the stock blocks run and only the span's input and output are noted (when `observe` asks for
+    them). Compiled graphs guard on the plain attributes, so none of them may change with the choice of windows.
     """
 
     dense: bool

@@ -89,7 +89,9 @@ def test_both_hosts_write_nearly_the_same_masks(tmp_path: Path, mp4: Path, monke
     written = []
     for host in ("sam2", "transformers"):
         out = tmp_path / host
-        invoke("track", str(mp4), "--model", "demo", "--host", host, "--recipe", "balanced", "--mask", str(tmp_path / "first.png"), "--out", str(out))  # fmt: skip
+        mask = str(tmp_path / "first.png")
+        arguments = ["--model", "demo", "--host", host, "--recipe", "balanced", "--mask", mask]
+        invoke("track", str(mp4), *arguments, "--out", str(out))
         written.append(np.stack([read_label_png(path) for path in sorted((out / "masks").glob("*.png"))]))
     assert (written[0] == written[1]).mean() > 0.995
     assert set(np.unique(written[0][0])) == {0, 1, 2}

@@ -110,7 +110,7 @@ def test_image_model_is_refused() -> None:
 
     config = demo.build("transformers").config
     model = Sam2Model(Sam2Config(vision_config=config.vision_config))
-    with pytest.raises(UnsupportedModelError, match="no memory and no previous frame.*Sam2VideoModel"):
+    with pytest.raises(UnsupportedModelError, match=r"no memory and no previous frame.*Sam2VideoModel"):
         surgery.sparsify(model)
 
 
