@@ -36,7 +36,7 @@ def grafted(mixin: type[Graft], host: type) -> type:
 
 
 def _revive(mixin: type[Graft], host: type) -> Any:
-    cls = grafted(mixin, host)
+    cls: Any = grafted(mixin, host)
     return cls.__new__(cls)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 
 import click
 
 from surgery import __version__
 from surgery.cli.demo import demo
+from surgery.cli.demo_eval import demo_clips, demo_eval
 from surgery.cli.inspect import inspect
 from surgery.cli.recipes import recipes
 from surgery.cli.track import track
@@ -19,14 +19,11 @@ from surgery.cli.track import track
 @click.version_option(__version__, prog_name="surgery")
 def main() -> None:
     """Make SAM 2 video models faster without retraining, and see what it does to them."""
-    # Progress and result are ours; the hosts' own bars and notices would break both.
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("sam2").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="cannot import name '_C' from 'sam2'")
 
 
-for command in (track, inspect, recipes, demo):
+for command in (track, inspect, recipes, demo, demo_eval, demo_clips):
     main.add_command(command)
 
 

@@ -20,7 +20,8 @@ def new_processor(side: int) -> Any:
     from transformers import Sam2VideoProcessor, Sam2VideoVideoProcessor
 
     # Early 5.x has only the "fast" name.
-    kind = getattr(transformers, "Sam2ImageProcessor", None) or transformers.Sam2ImageProcessorFast
+    names = ("Sam2ImageProcessor", "Sam2ImageProcessorFast")
+    kind = next(getattr(transformers, name) for name in names if hasattr(transformers, name))
     size = {"height": side, "width": side}
     mask = {"height": side // 4, "width": side // 4}
     return Sam2VideoProcessor(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgery.demo.clips import MIN_AREA, ClipError, _render, make_clip, palette, write_davis
+from surgery.demo.clips import MIN_AREA, ClipError, _render, make_clip, write_davis
 from surgery.demo.fixedpoint import COS, ONE, SIN, TURN, polar_grid
 from surgery.demo.scene import LEVELS, write_script
 
@@ -134,13 +134,6 @@ def test_davis_layout(tmp_path: Path) -> None:
         assert (np.asarray(label) == clip.labels[index]).all()
         assert label.getpalette()[: 3 * 4] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
     assert (tmp_path / "ImageSets" / "2017" / "val.txt").read_text() == f"{clip.name}\n"
-
-
-def test_palette_is_the_published_one() -> None:
-    colours = palette()
-    assert colours.shape == (256, 3)
-    assert colours[[5, 8, 255]].tolist() == [[128, 0, 128], [64, 0, 0], [224, 224, 192]]
-    assert len(np.unique(colours, axis=0)) == 256
 
 
 def test_importing_the_demo_needs_no_host() -> None:

@@ -18,7 +18,17 @@ from surgery.demo.feed import HELD_OUT, Batch, Feed, FeedPlan, PromptKind, make_
 from surgery.demo.judge import track
 from surgery.demo.learner import Weights, encode, roll, set_image_size
 from surgery.demo.model import build, load
-from surgery.demo.train import SCHEDULE, Options, Stage, Trainer, current_stage, parse, rate_at
+from surgery.demo.train import (
+    SCHEDULE,
+    Options,
+    Stage,
+    Trainer,
+    current_stage,
+    fresh_model,
+    parameter_groups,
+    parse,
+    rate_at,
+)
 
 TINY = (Stage(0.5, False, 1, 2, 1.0, 0.5), Stage(1.0, False, 2, 2, 0.5, 0.0))
 
@@ -109,6 +119,33 @@ def test_roll_out_gives_the_masks_of_stock_tracking(kind: PromptKind) -> None:
     assert float(parts["score_accuracy"]) == 1.0
 
 
+def test_rates_fall_with_fan_in_and_every_parameter_is_trained_once() -> None:
+    model = fresh_model(0)
+    groups = parameter_groups(model)
+    scale = {id(parameter): group["scale"] for group in groups for parameter in group["params"]}
+    assert len(scale) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    mlp = model.sam_mask_decoder.transformer.layers[0].mlp.layers
+    assert scale[id(mlp[1].weight)] == 0.5 * 128 / 2048
+    assert scale[id(model.image_encoder.trunk.blocks[0].attn.qkv.weight)] == 1.0
+    undecayed = [parameter for group in groups if not group["weight_decay"] for parameter in group["params"]]
+    assert any(parameter is model.maskmem_tpos_enc for parameter in undecayed)
+    assert all(parameter.ndim > 1 for group in groups if group["weight_decay"] for parameter in group["params"])
+
+
+def test_decoder_attends_by_position_from_the_start() -> None:
+    attention = fresh_model(0).sam_mask_decoder.transformer.final_attn_token_to_image
+    assert torch.equal(attention.q_proj.weight, attention.k_proj.weight)
+
+
+def test_practice_prompts_visible_objects() -> None:
+    batch = Feed(3, FeedPlan(2, 4, 64, pool=4)).batch(1)
+    practice = batch.practice
+    assert practice is not None
+    assert practice.kind in ("box", "point")
+    assert len(practice.rows) == len(practice.frames) == len(practice.points[0]) >= len(batch.masks)
+    assert batch.masks[practice.rows, practice.frames].flatten(1).any(1).all()
+
+
 def test_schedule_runs_from_small_to_full_size() -> None:
     assert [stage.halve for stage in SCHEDULE] == sorted((stage.halve for stage in SCHEDULE), reverse=True)
     assert SCHEDULE[-1].until == 1.0
@@ -117,7 +154,7 @@ def test_schedule_runs_from_small_to_full_size() -> None:
     rates = [rate_at(SCHEDULE, step, 1000) for step in range(1000)]
     assert max(rates) == 1.0
     assert rates[0] == pytest.approx(0.005)
-    assert rates[-1] < 0.02
+    assert rates[-1] < 0.05
 
 
 def test_command_line(tmp_path: Path) -> None:

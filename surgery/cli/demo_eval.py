@@ -1,0 +1,95 @@
+"""`surgery demo-eval` and `surgery demo-clips`: the embedded model on held-out synthetic clips, and the clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from surgery.cli.common import Command, out, print_json, progress
+
+_PROMPTS = click.Choice(["mask", "box", "point"])
+_LEVELS = click.Choice(["easy", "medium", "hard"])
+
+
+@click.command(cls=Command, name="demo-eval")
+@click.option("--clips", default=100, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--frames", default=24, show_default=True, type=click.IntRange(2, 1000))
+@click.option("--difficulty", default="medium", show_default=True, type=_LEVELS)
+@click.option("--prompt", default="mask", show_default=True, type=_PROMPTS)
+@click.option("--host", default="sam2", show_default=True, type=click.Choice(["sam2", "transformers"]))
+@click.option("--recipe", default="balanced", show_default=True, help="Recipe name or YAML path.")
+@click.option("--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable.")
+@click.option("--seed", default=0, show_default=True, help="First held-out clip.")
+@click.option("--weights", type=click.Path(), help="Other weights of the demo architecture (stock key names).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def demo_eval(
+    clips: int, frames: int, difficulty: str, prompt: str, host: str, recipe: str, overrides: tuple[str, ...],
+    seed: int, weights: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Score the embedded model on held-out clips, stock and under RECIPE side by side.
+
+    J and F are means over objects, the prompted frame excluded; ms is the median over tracked frames, both models in
+    turn on every frame; windows and keys are fractions averaged over tracked frames.
+    """
+    import torch
+
+    from surgery import __version__
+    from surgery.demo import model as demo_model
+    from surgery.demo.show import run
+    from surgery.recipe import Recipe
+
+    chosen = Recipe.load(recipe, overrides)
+    torch.set_num_threads(1)
+    model = demo_model.load(host, weights=weights)  # type: ignore[arg-type]
+    with progress() as bar:
+        task = bar.add_task(f"{clips} clips", total=2 * clips * frames)
+        result = run(model, chosen, clips, frames, difficulty, seed, prompt, None, lambda: bar.advance(task))
+    summary: dict[str, Any] = {
+        "dense": result.dense.as_dict(),
+        "sparse": result.sparse.as_dict(),
+        "dense_frames": result.dense_frames,
+        "recipe": chosen.to_dict(),
+        "clips": clips,
+        "frames": frames,
+        "difficulty": difficulty,
+        "prompt": prompt,
+        "host": host,
+        "seed": seed,
+        "surgery": __version__,
+        "torch": torch.__version__,
+    }
+    if as_json:
+        print_json(summary)
+        return
+    table = Table("", *_COLUMNS, box=None, pad_edge=False)
+    for name in ("dense", "sparse"):
+        cells = ("-" if value is None else f"{value:.4g}" for value in summary[name].values())
+        table.add_row(name, *cells)
+    out.print(table)
+
+
+_COLUMNS = ("J&F", "J", "F", "score acc.", "absence recall", "ms/frame", "windows", "keys")
+
+
+@click.command(cls=Command, name="demo-clips")
+@click.option("--out", "folder", required=True, type=click.Path(file_okay=False), help="Folder for the DAVIS layout.")
+@click.option("--clips", default=3, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--frames", default=24, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--size", default=256, show_default=True, type=click.IntRange(64, 2048), help="Side in pixels.")
+@click.option("--difficulty", default="medium", show_default=True, type=_LEVELS)
+@click.option("--cuts", default=0, show_default=True, type=click.IntRange(0), help="Scene cuts per clip.")
+@click.option("--seed", default=0, show_default=True, help="First held-out clip.")
+def demo_clips(folder: str, clips: int, frames: int, size: int, difficulty: str, cuts: int, seed: int) -> None:
+    """Write held-out synthetic clips with exact masks as a DAVIS-layout folder."""
+    from surgery.demo.clips import make_clip, write_davis
+    from surgery.demo.feed import HELD_OUT
+
+    made = (
+        make_clip(HELD_OUT + seed + number, frames, size, difficulty, cuts=cuts)  # type: ignore[arg-type]
+        for number in range(clips)
+    )
+    for path in write_davis(made, Path(folder)):
+        out.print(str(path), highlight=False, soft_wrap=True)

@@ -1,0 +1,151 @@
+"""Synthetic video-object-segmentation clips with exact masks: the data the demo model is trained and scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from surgery.demo.scene import MAX_OBJECTS, Script, write_script
+from surgery.demo.sprites import paint
+from surgery.errors import SurgeryError, nearest
+
+Difficulty = Literal["easy", "medium", "hard"]
+
+MIN_AREA = 150
+"""Visible pixels every labelled object has on frame 0 of a 256-pixel clip; scales with the area of the frame."""
+
+_ATTEMPTS = 24
+_TRIAL_SIZE = 128
+
+
+class ClipError(SurgeryError):
+    """A clip was asked for with a value outside its valid range."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip and its truth.
+
+    Attributes:
+        name: `"<difficulty>-<seed>"`, unique per (difficulty, seed).
+        frames: uint8 [T, H, W, 3], RGB.
+        labels: uint8 [T, H, W]; 0 is background, k is object k, exactly where it is visible.
+        visible: bool [T, n]; object k has at least one visible pixel on the frame in column k - 1.
+    """
+
+    name: str
+    frames: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    visible: NDArray[np.bool_]
+
+
+def make_clip(
+    seed: int,
+    frames: int = 24,
+    size: int = 256,
+    difficulty: Difficulty = "medium",
+    cuts: int = 0,
+    objects: int | None = None,
+) -> Clip:
+    """Return the clip of a seed; the same arguments give the same bytes on every platform.
+
+    A seed shows the same scene at every `size`. At a scene cut the background, the unlabelled things and all positions
+    are drawn anew; each tracked object is gone for the whole new scene or reappears elsewhere, with equal chance.
+
+    Args:
+        seed: non-negative.
+        frames: 1 to 1000.
+        size: side of the square frames in pixels, 32 to 1024, a multiple of 16.
+        difficulty: `"easy"`, `"medium"` or `"hard"`; `surgery.demo.scene.LEVELS` is the table of what that means.
+        cuts: scene cuts, 0 to frames - 1, spread over the clip.
+        objects: labelled objects, 1 to 6; None draws a number that fits the difficulty.
+
+    Raises:
+        ClipError: a value is outside its range.
+    """
+    _check(seed, frames, size, difficulty, cuts, objects)
+    for attempt in range(_ATTEMPTS):
+        script = write_script(seed, attempt, frames, difficulty, cuts, objects, calm=attempt >= _ATTEMPTS // 2)
+        # Judged at one size, with a margin for the others, or a seed might show another scene at another size.
+        first = _render(script, _TRIAL_SIZE, only_first=True)[1]
+        if _areas(first, script.objects).min() * (256 // _TRIAL_SIZE) ** 2 >= MIN_AREA * 5 // 4:
+            break
+    images, labels = _render(script, size)
+    visible = _areas(labels, script.objects) > 0
+    return Clip(f"{difficulty}-{seed:05d}", images, labels, visible)
+
+
+def write_davis(clips: Iterable[Clip], folder: str | Path) -> list[Path]:
+    """Write clips in the DAVIS layout and return the JPEG folder of each.
+
+    `JPEGImages/480p/<name>/%05d.jpg` (quality 95) and `Annotations/480p/<name>/%05d.png` (palette PNG, value = object),
+    with `ImageSets/2017/val.txt` naming the clips.
+    """
+    from PIL import Image
+
+    from surgery.video.masks import write_label_png
+
+    root = Path(folder)
+    written = []
+    for clip in clips:
+        images = root / "JPEGImages" / "480p" / clip.name
+        masks = root / "Annotations" / "480p" / clip.name
+        images.mkdir(parents=True, exist_ok=True)
+        masks.mkdir(parents=True, exist_ok=True)
+        for index, (image, label) in enumerate(zip(clip.frames, clip.labels, strict=True)):
+            Image.fromarray(image).save(images / f"{index:05d}.jpg", quality=95)
+            write_label_png(masks / f"{index:05d}.png", label)
+        written.append(images)
+    listing = root / "ImageSets" / "2017"
+    listing.mkdir(parents=True, exist_ok=True)
+    (listing / "val.txt").write_text("".join(f"{path.name}\n" for path in written), encoding="utf-8")
+    return written
+
+
+def _areas(labels: NDArray[np.uint8], objects: int) -> NDArray[np.int64]:
+    """Return the pixels of every object on every frame, int64 [T, n]."""
+    return np.stack([np.bincount(frame.ravel(), minlength=MAX_OBJECTS + 1)[1 : objects + 1] for frame in labels])
+
+
+def _render(script: Script, size: int, only_first: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return frames uint8 [T, S, S, 3] and labels uint8 [T, S, S] of a script."""
+    count = 1 if only_first else script.frames
+    canvas = np.zeros((count, size, size), dtype=np.uint32)
+    labels = np.zeros((count, size, size), dtype=np.uint8)
+    ground: NDArray[np.uint32] | None = None
+    for index in range(count):
+        shot = script.shot(index)
+        if not only_first:
+            if ground is None or index == shot.start:
+                ground = shot.ground(size)
+            top, left = shot.camera(index, size)
+            canvas[index] = ground[top : top + size, left : left + size]
+        for actor in shot.actors:
+            pose = actor.pose(index - shot.start)
+            if pose is not None:
+                paint(canvas[index], labels[index], actor.look, pose, actor.label)
+    images = canvas.view(np.uint8).reshape(count, size, size, 4)[..., :3]
+    return (images if only_first else script.film(images)), labels
+
+
+def _check(seed: Any, frames: Any, size: Any, difficulty: Any, cuts: Any, objects: Any) -> None:
+    levels = get_args(Difficulty)
+    if difficulty not in levels:
+        raise ClipError(
+            f"difficulty {difficulty!r} is not one of {', '.join(levels)}{nearest(str(difficulty), levels)}"
+        )
+    if seed < 0:
+        raise ClipError(f"seed {seed} is negative")
+    if not 1 <= frames <= 1000:
+        raise ClipError(f"frames {frames} is not in 1 to 1000")
+    if not 32 <= size <= 1024 or size % 16:
+        raise ClipError(f"size {size} is not a multiple of 16 in 32 to 1024")
+    if not 0 <= cuts < frames:
+        raise ClipError(f"cuts {cuts} is not in 0 to frames - 1 = {frames - 1}")
+    if objects is not None and not 1 <= objects <= MAX_OBJECTS:
+        raise ClipError(f"objects {objects} is not in 1 to {MAX_OBJECTS}")

@@ -1,0 +1,187 @@
+"""The demo run: the embedded model, stock and under surgery, side by side on synthetic clips with known masks."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from surgery.demo.clips import Clip, make_clip
+from surgery.demo.feed import HELD_OUT
+from surgery.errors import PromptError, nearest
+from surgery.evaluation import boundary_f, region_j
+
+PROMPTS = ("mask", "box", "point")
+ABSENT = -1000.0
+"""Hosts set every mask logit to -1024 when the object score is not positive; interpolation keeps a constant map."""
+
+Picture = npt.NDArray[np.uint8]
+CAPTIONS = ("stock", "under surgery")
+
+
+@dataclass
+class Score:
+    """One model's result over all clips: J and F per object, milliseconds per tracked frame.
+
+    presence: per object and frame, whether the sign of the object score was right. absences: the same, only where the
+    object was out of sight.
+    """
+
+    j: list[float] = field(default_factory=list)
+    f: list[float] = field(default_factory=list)
+    presence: list[bool] = field(default_factory=list)
+    absences: list[bool] = field(default_factory=list)
+    ms: list[float] = field(default_factory=list)
+    windows: list[float] = field(default_factory=list)
+    keys: list[float] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Means over objects (J, F) and clips (fractions), median over frames (ms)."""
+        j, f = statistics.fmean(self.j), statistics.fmean(self.f)
+        return {
+            "j_and_f": (j + f) / 2,
+            "j": j,
+            "f": f,
+            "object_score_accuracy": statistics.fmean(self.presence),
+            "absence_recall": statistics.fmean(self.absences) if self.absences else None,
+            "ms_per_frame": statistics.median(self.ms),
+            "windows_kept": statistics.fmean(self.windows) if self.windows else None,
+            "keys_kept": statistics.fmean(self.keys) if self.keys else None,
+        }
+
+
+@dataclass
+class DemoRun:
+    """Scores of both models, the reasons for dense frames, and pictures of the first clip."""
+
+    dense: Score
+    sparse: Score
+    dense_frames: dict[str, int]
+    pictures: list[Picture]
+
+
+def run(
+    model: Any,
+    recipe: Any,
+    clips: int,
+    frames: int,
+    difficulty: str,
+    seed: int,
+    prompt: str,
+    video: Path | None,
+    step: Callable[[], None],
+) -> DemoRun:
+    """Track `clips` held-out clips, prompted on their first frame, with both models, frame by frame in turn.
+
+    Args:
+        model: a stock video model of either host; it is not changed.
+        recipe: recipe or name.
+        clips, frames, difficulty: see `surgery.demo.clips.make_clip`.
+        seed: the first clip is held-out clip `seed`, never trained on.
+        prompt: "mask", "box" (tight) or "point" (one click, deepest inside the object).
+        video: where to write the first clip side by side, or None.
+        step: called after every frame.
+    """
+    from surgery import sparsify, status
+    from surgery.video import VideoWriter, open_video, side_by_side
+
+    ours = sparsify(copy.deepcopy(model), recipe)
+    result = DemoRun(Score(), Score(), {}, [])
+    for number in range(clips):
+        clip = make_clip(HELD_OUT + seed + number, frames, difficulty=difficulty)  # type: ignore[arg-type]
+        prompts = [prompt_for(prompt, clip.labels[0] == label, label) for label in range(1, clip.visible.shape[1] + 1)]
+        runs = [_tracks(which, open_video(clip.frames), prompts) for which in (model, ours)]
+        guesses: tuple[list[Any], list[Any]] = ([], [])
+        writer = VideoWriter(video, 12.0) if video is not None and number == 0 else None
+        shown = []
+        for index in range(frames):
+            pair: list[Any] = [None, None]
+            for which in (0, 1) if index % 2 else (1, 0):
+                pair[which] = next(runs[which])
+                guesses[which].append(pair[which].logits)
+                if index:
+                    (result.dense, result.sparse)[which].ms.append(1000 * pair[which].seconds)
+                step()
+            if writer is not None:
+                shown.append(side_by_side(_overlay(pair[0]), _overlay(pair[1]), CAPTIONS))
+        if writer is not None:
+            with writer:
+                for picture in shown:
+                    writer.write(picture)
+            result.pictures = [shown[index] for index in np.linspace(1, frames - 1, 4).astype(int)]
+        for score, found in zip((result.dense, result.sparse), guesses, strict=True):
+            _score(score, clip, found)
+        state = status(ours)
+        if state.windows_kept is not None:
+            result.sparse.windows.append(state.windows_kept)
+        if state.keys_kept is not None:
+            result.sparse.keys.append(state.keys_kept)
+        for reason, count in (state.dense_frames or {}).items():
+            result.dense_frames[reason] = result.dense_frames.get(reason, 0) + count
+    return result
+
+
+def prompt_for(kind: str, mask: npt.NDArray[np.bool_], obj_id: int) -> Any:
+    """A first-frame prompt of `kind` made from an object's exact mask. Raises PromptError for an unknown kind."""
+    from surgery.video import BoxPrompt, MaskPrompt, PointPrompt
+
+    if kind == "mask":
+        return MaskPrompt(mask, obj_id)
+    rows, columns = np.nonzero(mask)
+    if kind == "box":
+        return BoxPrompt(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1, obj_id)
+    if kind != "point":
+        raise PromptError(f"prompt {kind!r}: expected one of {', '.join(PROMPTS)}{nearest(kind, PROMPTS)}")
+    inside = mask.copy()
+    while True:
+        padded = np.pad(inside, 1)
+        smaller = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        if not smaller.any():
+            break
+        inside = smaller
+    row, column = np.argwhere(inside)[0]
+    return PointPrompt(((float(column), float(row)),), (1,), obj_id)
+
+
+def _tracks(model: Any, video: Any, prompts: Any) -> Any:
+    from surgery.tracking import track
+
+    return track(model, video, prompts)
+
+
+def _overlay(result: Any) -> Picture:
+    """Masks over the frame, enlarged, with windows that were not computed darkened."""
+    from surgery.video import draw_masks, draw_windows, labels_from_logits
+
+    scale = max(1, 512 // result.frame.shape[0])
+    frame = result.frame.repeat(scale, 0).repeat(scale, 1)
+    labels = labels_from_logits(result.logits).repeat(scale, 0).repeat(scale, 1)
+    record = result.record
+    if record is not None:
+        rows, columns = record.grid
+        size = (frame.shape[0] * record.cover / rows, frame.shape[1] * record.cover / columns)
+        frame = draw_windows(frame, record.grid, size, set(record.windows))
+    return draw_masks(frame, labels)
+
+
+def _score(score: Score, clip: Clip, found: list[dict[int, npt.NDArray[np.float32]]]) -> None:
+    """Mean over tracked frames (the prompted first one excluded), per object, labels disjoint."""
+    from surgery.video import labels_from_logits
+
+    labels = [labels_from_logits(logits) for logits in found]
+    for label in range(1, clip.visible.shape[1] + 1):
+        pairs = [(labels[t] == label, clip.labels[t] == label) for t in range(1, len(labels))]
+        score.j.append(statistics.fmean(region_j(guess, truth) for guess, truth in pairs))
+        score.f.append(statistics.fmean(boundary_f(guess, truth) for guess, truth in pairs))
+        for logits, (_, truth) in zip(found[1:], pairs, strict=True):
+            there = bool(truth.any())
+            right = bool(logits[label].max() > ABSENT) == there
+            score.presence.append(right)
+            if not there:
+                score.absences.append(right)
