@@ -135,7 +135,7 @@ def _page(summary: dict[str, Any], pictures: list[Any], target: Path) -> None:
     )
     page.heading("Which windows were computed")
     page.text("Left stock, right under surgery. Dark windows were skipped and reuse their last output.")
-    page.video(target / "side-by-side.mp4", "First clip: stock on the left, under surgery on the right")
+    page.video(target / "side-by-side.mp4", pictures[0], "First clip: stock on the left, under surgery on the right")
     for number, picture in enumerate(pictures):
         page.picture(picture, f"Frame sample {number + 1} of {len(pictures)} of the first clip")
     if summary["dense_frames"]:

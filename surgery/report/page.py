@@ -47,23 +47,19 @@ class Page:
 
     def picture(self, image: npt.NDArray[np.uint8], caption: str) -> None:
         """An RGB array [H, W, 3], embedded as PNG; the caption is also its alternative text."""
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG", optimize=True)
-        self._embed("img", "image/png", buffer.getvalue(), caption)
+        self._figure(f'<img src="{_png(image)}" alt="{html.escape(caption)}">', caption)
 
-    def video(self, path: Path, caption: str) -> None:
-        """An mp4 file, embedded."""
-        self._embed("video", "video/mp4", path.read_bytes(), caption)
-
-    def _embed(self, tag: str, kind: str, content: bytes, caption: str) -> None:
-        source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
-        words = html.escape(caption, quote=True)
-        media = (
-            f'<img src="{source}" alt="{words}">'
-            if tag == "img"
-            else f'<video src="{source}" controls loop muted aria-label="{words}"></video>'
+    def video(self, path: Path, still: npt.NDArray[np.uint8], caption: str) -> None:
+        """An mp4 file, embedded; `still` [H, W, 3] is shown until it plays."""
+        source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        words = html.escape(caption)
+        self._figure(
+            f'<video src="{source}" poster="{_png(still)}" controls loop muted playsinline aria-label="{words}"></video>',
+            caption,
         )
-        self._parts.append(f"<figure>{media}<figcaption>{words}</figcaption></figure>")
+
+    def _figure(self, media: str, caption: str) -> None:
+        self._parts.append(f"<figure>{media}<figcaption>{html.escape(caption)}</figcaption></figure>")
 
     def write(self, path: Path) -> None:
         """Write the page to `path`."""
@@ -74,3 +70,9 @@ class Page:
             f"<style>{_STYLE}</style></head><body><h1>{title}</h1>\n" + "\n".join(self._parts) + "\n</body></html>\n",
             encoding="utf-8",
         )
+
+
+def _png(image: npt.NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
