@@ -105,9 +105,15 @@ def sparsify(
     view = view_of(model)
     span = _inspect(view, chosen)
     shortcut = _shortcut(view, span, chosen, loaded, force) if span is not None else None
-    if is_grafted(model):
-        desparsify(model)
-    _operate(view, chosen, span, shortcut)
+    before = current_view(model)
+    old = before.shortcut_module(before.span_info) if before is not None and before.span_info is not None else None
+    desparsify(model)
+    try:
+        _operate(view, chosen, span, shortcut)
+    except BaseException:
+        if before is not None and before.recipe is not None:
+            _operate(before, before.recipe, before.span_info, old)
+        raise
     view.adapter = loaded.source if loaded is not None else None
     return model
 
@@ -201,6 +207,10 @@ def _inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
             raise UnsupportedModelError(
                 f"the stage-3 map of {span.side}x{span.side} tokens is a single window of {span.window}: there is "
                 "nothing to skip; use recipe memory-only"
+            )
+        if view.image_size() // 4 % span.side:
+            raise UnsupportedModelError(
+                f"masks of {view.image_size() // 4} px do not divide into the {span.side} tokens of stage 3"
             )
         blocks = view.blocks()
         parts += [*blocks[span.entry : span.exit + 1], *view.token_to_image()]

@@ -31,7 +31,7 @@ def grafted(mixin: type[Graft], host: type) -> type:
     if pair not in _CLASSES:
         namespace = {"__module__": host.__module__, "__doc__": host.__doc__, "__qualname__": host.__qualname__}
         metaclass: Any = type(host)
-        _CLASSES[pair] = metaclass(host.__name__, pair, namespace)
+        _CLASSES.setdefault(pair, metaclass(host.__name__, pair, namespace))
     return _CLASSES[pair]
 
 
@@ -67,7 +67,7 @@ def ungraft(module: nn.Module) -> None:
         if own_forward(module):
             del module.__dict__["forward"]
         module.__class__ = host_class(module)
-    module.__dict__.pop(_SLOT, None)
+        module.__dict__.pop(_SLOT, None)
 
 
 def own_forward(module: nn.Module) -> bool:

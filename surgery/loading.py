@@ -58,9 +58,11 @@ def _random(size: str, host: str) -> Any:
         model = _stock(f"configs/sam2.1/sam2.1_hiera_{_STOCK[size]}.yaml", None)
     with torch.no_grad():
         model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(8.0)
-        # Untrained mask heads light up everywhere, which leaves nothing to skip.
+        # Untrained mask heads light up everywhere, which leaves nothing to skip; these find nothing anywhere, so that
+        # windows are chosen by the attention.
         for head in model.sam_mask_decoder.output_hypernetworks_mlps:
-            head.layers[-1].bias.fill_(-1.5)
+            head.layers[-1].weight.zero_()
+            head.layers[-1].bias.zero_()
     return model
 
 

@@ -29,7 +29,7 @@ from surgery.api import require_view, sparsify
 from surgery.errors import AdapterError, AdapterMismatchError, ModelStateError, RecipeError, WeightsError
 from surgery.hosts.base import HostView, SpanInfo, finite
 from surgery.recipe import Recipe, SparseWindowRouting
-from surgery.routing.shortcut import SHORTCUTS, make_shortcut
+from surgery.routing.shortcut import SHORTCUTS
 
 M = TypeVar("M")
 CONFIG, WEIGHTS, RECIPE, CARD = "adapter_config.json", "adapter_model.safetensors", "recipe.yaml", "README.md"
@@ -314,4 +314,4 @@ def _swap(fresh: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-__all__ = ["Adapter", "AdapterConfig", "load_adapter", "make_shortcut", "read_adapter", "save_adapter"]
+__all__ = ["Adapter", "AdapterConfig", "load_adapter", "read_adapter", "save_adapter"]

@@ -102,7 +102,9 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
     observe = settings.windows == "object"
     small = thumbnail(pixels) if observe and settings.refresh.scene_cut is not None else None
     windows, reason = (
-        choose_windows(binding, view, state, frame, small) if observe else (None, "every window asked for")
+        choose_windows(binding, view, state, frame, small, pixels.device)
+        if observe
+        else (None, "every window asked for")
     )
     if windows is not None:
         memory = state.span if settings.temporal else None
@@ -152,7 +154,7 @@ def _note(
 
 
 def choose_windows(
-    binding: Binding, view: HostView, state: VideoState, frame: int, small: Tensor | None
+    binding: Binding, view: HostView, state: VideoState, frame: int, small: Tensor | None, device: torch.device
 ) -> tuple[list[int] | None, str | None]:
     """Windows to compute on this frame, or None and the reason for a dense one.
 
@@ -160,7 +162,7 @@ def choose_windows(
     """
     settings, grid, turn = binding.routing, binding.grid, binding.turn
     assert settings is not None and grid is not None
-    reason = _must_be_dense(settings, state, turn, frame)
+    reason = _must_be_dense(settings, state, turn, frame, device)
     if reason is not None:
         return None, reason
     assert turn is not None
@@ -170,7 +172,7 @@ def choose_windows(
     touched = mask_windows([item.mask for item in evidence], grid, settings.dilation)
     facts = [touched.to(torch.float32), *(item.score.reshape(1).to(torch.float32) for item in evidence)]
     if small is not None and state.thumbnail is not None:
-        facts.append(scene_change(small, state.thumbnail).reshape(1))
+        facts.append(scene_change(small, state.thumbnail.to(small.device)).reshape(1))
     values = torch.cat([fact.to(touched.device) for fact in facts]).tolist()
     taken = [value > 0 for value in values[: grid.count]]
     scores = values[grid.count : grid.count + len(evidence)]
@@ -190,7 +192,9 @@ def choose_windows(
     return windows, None
 
 
-def _must_be_dense(settings: SparseWindowRouting, state: VideoState, turn: Turn | None, frame: int) -> str | None:
+def _must_be_dense(
+    settings: SparseWindowRouting, state: VideoState, turn: Turn | None, frame: int, device: torch.device
+) -> str | None:
     """Reasons that need no look at the device."""
     if turn is None or turn.dense:
         return "prompted frame"
@@ -205,7 +209,7 @@ def _must_be_dense(settings: SparseWindowRouting, state: VideoState, turn: Turn 
             return "object without evidence"
     if settings.refresh.every and state.since_dense >= settings.refresh.every:
         return "refresh interval"
-    if settings.temporal and state.span is None:
+    if settings.temporal and (state.span is None or state.span.output.device != device):
         return "no last output"
     return None
 

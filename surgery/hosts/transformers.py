@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -323,4 +324,5 @@ class TransformersView(HostView):
     def base_id(self) -> tuple[str | None, str | None]:
         config = self.model.config
         name = getattr(config, "_name_or_path", None) or None
-        return name, getattr(config, "_commit_hash", None)
+        # A folder of this machine means nothing elsewhere.
+        return (None, None) if name is None or Path(name).exists() else (name, getattr(config, "_commit_hash", None))

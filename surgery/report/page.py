@@ -54,7 +54,8 @@ class Page:
         source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
         words = html.escape(caption)
         self._figure(
-            f'<video src="{source}" poster="{_png(still)}" controls loop muted playsinline aria-label="{words}"></video>',
+            f'<video src="{source}" poster="{_png(still)}" controls loop muted playsinline '
+            f'aria-label="{words}"></video>',
             caption,
         )
 

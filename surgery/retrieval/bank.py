@@ -114,7 +114,9 @@ def plan_keys(
         kept = 0
         for layer in range(layers):
             parts = [
-                pruned[slot][layer] + slot * tokens if slot in pruned else every[slot * tokens : (slot + 1) * tokens]
+                pruned[slot][layer].to(device) + slot * tokens
+                if slot in pruned
+                else every[slot * tokens : (slot + 1) * tokens]
                 for slot in range(len(chunks))
             ]
             where = torch.cat(parts)

@@ -45,7 +45,7 @@ def salient_windows(saliency: Tensor, grid: WindowGrid, mass: float) -> Tensor:
         bool [grid.count], the union over the rows.
     """
     sums = grid.mass(saliency)
-    value, order = sums.sort(dim=-1, descending=True)
+    value, order = sums.sort(dim=-1, descending=True, stable=True)
     needed = (value.cumsum(-1) < mass).sum(-1, keepdim=True) + 1
     taken = torch.arange(grid.count, device=sums.device) < needed
     return torch.zeros_like(taken.expand_as(sums)).scatter(-1, order, taken.expand_as(sums)).any(0)
@@ -66,12 +66,12 @@ def prompt_saliency(
     Returns:
         fp32 [N], mean over heads and the first `rows` queries of the softmax over image tokens; sums to 1.
     """
-    query = q_proj(query.reshape(-1, query.shape[-1])[:rows])
-    key = k_proj(key.reshape(-1, key.shape[-1]))
+    query = q_proj(query.reshape(-1, query.shape[-1])[:rows]).to(torch.float32)
+    key = k_proj(key.reshape(-1, key.shape[-1])).to(torch.float32)
     width = query.shape[-1] // heads
     query = query.reshape(-1, heads, width).transpose(0, 1)
     key = key.reshape(-1, heads, width).permute(1, 2, 0)
-    scores = (query @ key).to(torch.float32) * width**-0.5
+    scores = (query @ key) * width**-0.5
     return scores.softmax(-1).mean((0, 1))
 
 

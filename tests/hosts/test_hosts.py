@@ -118,6 +118,29 @@ def test_error_in_the_middle_of_sparsify_leaves_nothing(host: str, monkeypatch: 
     assert not any("_surgery" in vars(module) for module in driver.model.modules())
 
 
+def test_error_in_a_second_sparsify_leaves_the_first(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from surgery import api
+
+    driver = make(host)
+    surgery.sparsify(driver.model, "fast")
+    expected = driver.track(video(8))
+    original, calls = api.graft, []
+
+    def failing(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("power cut")
+        original(*arguments)
+
+    monkeypatch.setattr(api, "graft", failing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        surgery.sparsify(driver.model, "balanced")
+    status = surgery.status(driver.model)
+    assert status.recipe is not None
+    assert status.recipe.metadata.name == "fast"
+    assert same(driver.track(video(8)), expected)
+
+
 def test_sparsify_again_undoes_first(host: str) -> None:
     driver = make(host)
     once = make(host)
