@@ -18,6 +18,17 @@ from surgery.retrieval.attention import Projections
 from surgery.session import SessionHandle, VideoState
 
 _STATE_KEY = "surgery"
+_CONDITIONING = (
+    "frame_idx",
+    "is_init_cond_frame",
+    "current_vision_feats",
+    "current_vision_pos_embeds",
+    "feat_sizes",
+    "output_dict",
+    "num_frames",
+    "track_in_reverse",
+)
+"""Parameters of the host's `_prepare_memory_conditioned_features`, in order."""
 
 
 class Sam2Session(SessionHandle):
@@ -178,8 +189,9 @@ class Sam2Root(Graft):
 
     def _prepare_memory_conditioned_features(self, *args: Any, **kwargs: Any) -> Any:
         binding = self._surgery.binding
-        outputs = kwargs.get("output_dict")
-        if binding.enabled and binding.retrieval is not None and binding.turn is not None and outputs is not None:
+        if binding.enabled and binding.retrieval is not None and binding.turn is not None:
+            args, kwargs = (), {**dict(zip(_CONDITIONING, args, strict=False)), **kwargs}
+            outputs = kwargs["output_dict"]
             log: list[int | None] = []
             conditioning = outputs["cond_frame_outputs"]
             kwargs["output_dict"] = {

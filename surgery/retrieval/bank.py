@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from surgery.errors import ModelStateError
+
 
 @dataclass(eq=False)
 class ObjectMemory:
@@ -140,10 +142,14 @@ def plan_keys(
 
 
 def remember(plan: KeyPlan, memory: ObjectMemory) -> None:
-    """Store what the attention measured under the plan."""
+    """Store what the attention measured under the plan. Raises ModelStateError when a layer did not measure."""
     if plan.newest_frame is None:
         return
     picked = [layer for layer in plan.picked if layer is not None]
-    if len(picked) == plan.layers:
-        memory.frames[plan.newest_frame] = picked
-        memory.measured += 1
+    if len(picked) != plan.layers:
+        raise ModelStateError(
+            f"memory attention measured {len(picked)} of its {plan.layers} layers under the surgery; was the model "
+            "compiled before sparsify? Call sparsify first, then compile"
+        )
+    memory.frames[plan.newest_frame] = picked
+    memory.measured += 1

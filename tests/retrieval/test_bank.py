@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surgery.errors import ModelStateError
 from surgery.retrieval.bank import KeyPlan, ObjectMemory, plan_keys, remember
 from surgery.retrieval.saliency import kept_count
 
@@ -236,12 +237,13 @@ def test_frames_outside_the_bank_are_dropped_even_when_nothing_is_pruned() -> No
     assert set(memory.frames) == {6, 9}
 
 
-def test_an_attention_that_stopped_half_way_is_not_remembered() -> None:
+def test_an_attention_that_did_not_measure_every_layer_is_an_error() -> None:
     memory = ObjectMemory()
     made = plan([None, 1], memory)
     assert made is not None
     made.picked = [torch.arange(KEPT), None, torch.arange(KEPT)]
-    remember(made, memory)
+    with pytest.raises(ModelStateError, match="2 of its 3 layers"):
+        remember(made, memory)
     assert not memory.frames
     assert memory.measured == 0
 
