@@ -182,6 +182,27 @@ def test_demo_writes_table_report_and_video(tmp_path: Path) -> None:
     assert again["dense"]["j"] == summary["dense"]["j"]
 
 
+@pytest.mark.parametrize("prompt", ["mask", "box", "point"])
+def test_demo_eval_scores_both_models(prompt: str) -> None:
+    arguments = ("demo-eval", "--clips", "2", "--frames", "4", "--prompt", prompt, "--json")
+    summary = json.loads(invoke(*arguments).stdout)
+    for part in ("dense", "sparse"):
+        assert 0 <= summary[part]["j"] <= 1
+        assert summary[part]["j_and_f"] == pytest.approx((summary[part]["j"] + summary[part]["f"]) / 2)
+        assert summary[part]["ms_per_frame"] > 0
+    assert 0 < summary["sparse"]["windows_kept"] <= 1
+    exact = json.loads(invoke(*arguments, "--recipe", "exact").stdout)
+    assert exact["sparse"]["j_and_f"] == exact["dense"]["j_and_f"] == summary["dense"]["j_and_f"]
+    assert (exact["sparse"]["windows_kept"], exact["sparse"]["keys_kept"]) == (1.0, 1.0)
+
+
+def test_demo_clips_writes_a_davis_folder(tmp_path: Path) -> None:
+    result = invoke("demo-clips", "--out", str(tmp_path), "--clips", "2", "--frames", "3", "--size", "64")
+    folders = result.stdout.split()
+    assert len(folders) == 2
+    assert all(len(list(Path(folder).glob("*.jpg"))) == 3 for folder in folders)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["car-shadow", "rollerblade"])
 def test_real_clip_at_full_length(tmp_path: Path, name: str) -> None:
