@@ -6,7 +6,8 @@ copies are not counted. No memory or time proportional to the model is spent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +34,29 @@ class FrameFlops:
         return (dense.encoder + dense.memory_attention) / (self.encoder + self.memory_attention)
 
 
-def count(call: Callable[[], object]) -> float:
-    """GFLOP of `call`, which must build its inputs itself; nothing is computed."""
-    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Put back every plain attribute: hosts cache position codes, and a fake one would poison all later frames."""
+    registries = {"_parameters", "_buffers", "_modules"}
+    saved = [
+        (part, {name: dict(value) if type(value) is dict else value for name, value in vars(part).items()})
+        for part in module.modules()
+    ]
+    try:
+        yield
+    finally:
+        for part, attributes in saved:
+            vars(part).update({name: value for name, value in attributes.items() if name not in registries})
+
+
+def count(module: nn.Module, call: Callable[[], object]) -> float:
+    """GFLOP of `call`, which runs `module` and builds its inputs itself; nothing is computed, `module` is unchanged."""
+    with (
+        torch.no_grad(),
+        _unchanged(module),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         counter = FlopCounterMode(display=False)
         with counter:
             call()
@@ -65,7 +86,9 @@ def encoder_gflop(view: HostView, windows: Sequence[int] | None = None) -> float
             not shortcut.pointwise,
         )  # fmt: skip
     try:
-        return count(lambda: encoder(torch.empty(1, 3, side, side, device=reference.device, dtype=reference.dtype)))
+        return count(
+            encoder, lambda: encoder(torch.empty(1, 3, side, side, device=reference.device, dtype=reference.dtype))
+        )
     finally:
         binding.route = None
 
@@ -98,7 +121,10 @@ def memory_attention_gflop(
             total=1,
         )  # fmt: skip
     try:
-        return count(lambda: view.run_memory_attention(*_bank(view, tokens, length, reference), pointers))
+        return count(
+            view.memory_attention(),
+            lambda: view.run_memory_attention(*_bank(view, tokens, length, reference), pointers),
+        )
     finally:
         view.binding.plan = None
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import surgery
 from surgery.api import require_view
 from surgery.bench.flops import encoder_gflop, memory_attention_gflop, predicted
 from surgery.loading import load_model
-from tests.hosts.drive import PADDED, UNPADDED, make
+from tests.hosts.drive import PADDED, UNPADDED, make, video
 
 
 @pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
@@ -27,6 +28,23 @@ def test_both_hosts_count_alike_and_less_is_less(windows: tuple[int, ...]) -> No
         assert counts[-1] < memory_attention_gflop(view)
         assert view.binding.plan is None
     assert counts[0] == pytest.approx(counts[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("host", ["sam2", "transformers"])
+def test_counting_leaves_the_model_as_it_was(host: str) -> None:
+    """Stock sam2 caches position codes on the module: a fake one would turn every later frame into nothing."""
+    driver, twin = make(host), make(host)
+    for each in (driver, twin):
+        surgery.sparsify(each.model, "balanced")
+        for module in each.model.modules():
+            if hasattr(module, "cache"):
+                module.cache.clear()
+    view = require_view(driver.model)
+    encoder_gflop(view)
+    encoder_gflop(view, [1, 2])
+    memory_attention_gflop(view, keep=0.05)
+    ours, expected = driver.track(video(9)), twin.track(video(9))
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
 def test_base_plus_matches_the_published_counts() -> None:
