@@ -133,10 +133,10 @@ class _Transformers(_Run):
             if isinstance(prompt, MaskPrompt):
                 given["input_masks"] = [torch.from_numpy(np.ascontiguousarray(prompt.mask))]
             elif isinstance(prompt, BoxPrompt):
-                given["input_boxes"] = [[[prompt.x0, prompt.y0, prompt.x1, prompt.y1]]]
+                given["input_boxes"] = [[[float(value) for value in (prompt.x0, prompt.y0, prompt.x1, prompt.y1)]]]
             else:
-                given["input_points"] = [[[list(point) for point in prompt.points]]]
-                given["input_labels"] = [[list(prompt.labels)]]
+                given["input_points"] = [[[[float(x), float(y)] for x, y in prompt.points]]]
+                given["input_labels"] = [[[int(label) for label in prompt.labels]]]
             processor.add_inputs_to_inference_session(
                 session, frame_idx=index, obj_ids=[prompt.obj_id], original_size=self.video.size, **given
             )

@@ -182,9 +182,10 @@ def test_demo_writes_table_report_and_video(tmp_path: Path) -> None:
     assert again["dense"]["j"] == summary["dense"]["j"]
 
 
+@pytest.mark.parametrize("host", ["sam2", "transformers"])
 @pytest.mark.parametrize("prompt", ["mask", "box", "point"])
-def test_demo_eval_scores_both_models(prompt: str) -> None:
-    arguments = ("demo-eval", "--clips", "2", "--frames", "4", "--prompt", prompt, "--json")
+def test_demo_eval_scores_both_models(prompt: str, host: str) -> None:
+    arguments = ("demo-eval", "--clips", "2", "--frames", "4", "--prompt", prompt, "--host", host, "--json")
     summary = json.loads(invoke(*arguments).stdout)
     for part in ("dense", "sparse"):
         assert 0 <= summary[part]["j"] <= 1
