@@ -1,6 +1,6 @@
 """Share of the stock encoder's time and FLOPs in the blocks that routing can skip.
 
-    python benchmarks/encoder_share.py --size base-plus --out benchmarks/results/encoder-share-base-plus-cpu.json
+python benchmarks/encoder_share.py --size base-plus --out benchmarks/results/encoder-share-base-plus-cpu.json
 """
 
 from __future__ import annotations
