@@ -19,9 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from surgery.api import current_view
-from surgery.errors import UnsupportedModelError, VideoError
+from surgery.errors import VideoError
+from surgery.hosts import view_of
 from surgery.session import FrameRecord
-from surgery.video import BoxPrompt, MaskPrompt, PointPrompt, Prompt, Video, check
+from surgery.video import BoxPrompt, MaskPrompt, PointPrompt, Prompt, Video, check, draw_windows
 from surgery.video.rgb import Frame
 
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
@@ -52,11 +53,15 @@ def track(model: Any, video: Video, prompts: Sequence[Prompt]) -> Iterator[Track
         UnsupportedModelError: not a SAM 2 video model.
     """
     check(prompts, video.size, video.num_frames)
-    if hasattr(model, "propagate_in_video_iterator"):
-        return _Transformers(model, video, prompts).run()
-    if hasattr(model, "propagate_in_video"):
-        return _Stock(model, video, prompts).run()
-    raise UnsupportedModelError(f"{type(model).__name__} cannot track video")
+    runs: dict[str, type[_Transformers] | type[_Stock]] = {"transformers": _Transformers, "sam2": _Stock}
+    return runs[view_of(model).name](model, video, prompts).run()
+
+
+def windows_drawn(frame: Frame, record: FrameRecord) -> Frame:
+    """The frame with the windows that were not computed darkened; grids are padded at the bottom and right."""
+    rows, columns = record.grid
+    size = (frame.shape[0] * record.cover / rows, frame.shape[1] * record.cover / columns)
+    return draw_windows(frame, record.grid, size, set(record.windows))
 
 
 def pixels_of(frame: Frame, size: int) -> Tensor:
@@ -68,6 +73,7 @@ def pixels_of(frame: Frame, size: int) -> Tensor:
 class _Run:
     def __init__(self, model: Any, video: Video, prompts: Sequence[Prompt]) -> None:
         self.model, self.video = model, video
+        self.side = view_of(model).image_size()
         self.by_frame: dict[int, list[Prompt]] = {}
         for prompt in prompts:
             self.by_frame.setdefault(prompt.frame, []).append(prompt)
@@ -106,17 +112,15 @@ class _Transformers(_Run):
     def run(self) -> Iterator[TrackedFrame]:
         from surgery.hosts.transformers_video import new_processor, new_session
 
-        size = self.model.config.vision_config.backbone_config.image_size
-        side = int(size[0] if isinstance(size, (list, tuple)) else size)
         session = new_session(self.video.size, self.device, self.dtype)
-        processor = new_processor(side)
+        processor = new_processor(self.side)
         found = False
         for index, frame in enumerate(self.video):
             if index < self.first:
                 continue
             found = True
             self._prompt(processor, session, index)
-            pixels = pixels_of(frame, side).to(self.device, self.dtype)
+            pixels = pixels_of(frame, self.side).to(self.device, self.dtype)
             out, seconds = self.timed(
                 lambda pixels=pixels, index=index: self.model(session, frame=pixels, frame_idx=index)  # type: ignore[misc]
             )
@@ -151,7 +155,7 @@ class _Stock(_Run):
     def run(self) -> Iterator[TrackedFrame]:
         from surgery.hosts.sam2_video import frames_instead_of_files
 
-        frames = _LazyFrames(self.video, int(self.model.image_size), self.dtype)
+        frames = _LazyFrames(self.video, self.side, self.dtype)
         if not self.first < len(frames):
             raise VideoError(f"{self.video.name}: {len(frames)} frames, the first prompt is on frame {self.first}")
         with frames_instead_of_files(frames, self.video.size):

@@ -117,6 +117,7 @@ def _writer(stack: ExitStack, target: Path, native: float | None, wanted: float 
 
 
 def _write(result: Any, target: Path, writer: Any, show_windows: bool) -> dict[str, Any]:
+    from surgery.tracking import windows_drawn
     from surgery.video import draw_masks, labels_from_logits, write_label_png
 
     labels = labels_from_logits(result.logits)
@@ -136,28 +137,18 @@ def _write(result: Any, target: Path, writer: Any, show_windows: bool) -> dict[s
     }
 
 
-def windows_drawn(frame: Any, record: Any) -> Any:
-    """The frame with the windows that were not computed darkened; grids are padded at the bottom and right."""
-    from surgery.video import draw_windows
-
-    rows, columns = record.grid
-    height, width = frame.shape[:2]
-    return draw_windows(
-        frame, record.grid, (height * record.cover / rows, width * record.cover / columns), set(record.windows)
-    )
-
-
 def _summary(model: Any, spec: str, video: str, source: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
     import torch
 
     from surgery import __version__, status
+    from surgery.hosts import view_of
 
     state = status(model)
     times = [row["ms"] for row in rows]
     return {
         "surgery": __version__,
         "model": spec,
-        "host": state.host or ("transformers" if hasattr(model, "config") else "sam2"),
+        "host": view_of(model).name,
         "device": str(next(model.parameters()).device),
         "torch": torch.__version__,
         "video": video,

@@ -89,6 +89,7 @@ def run(
         step: called after every frame.
     """
     from surgery import sparsify, status
+    from surgery.tracking import track
     from surgery.video import VideoWriter, open_video, side_by_side
 
     ours = sparsify(copy.deepcopy(model), recipe)
@@ -96,7 +97,7 @@ def run(
     for number in range(clips):
         clip = make_clip(HELD_OUT + seed + number, frames, difficulty=difficulty)  # type: ignore[arg-type]
         prompts = [prompt_for(prompt, clip.labels[0] == label, label) for label in range(1, clip.visible.shape[1] + 1)]
-        runs = [_tracks(which, open_video(clip.frames), prompts) for which in (model, ours)]
+        runs = [track(which, open_video(clip.frames), prompts) for which in (model, ours)]
         guesses: tuple[list[Any], list[Any]] = ([], [])
         writer = VideoWriter(video, 12.0) if video is not None and number == 0 else None
         shown = []
@@ -149,24 +150,16 @@ def prompt_for(kind: str, mask: npt.NDArray[np.bool_], obj_id: int) -> Any:
     return PointPrompt(((float(column), float(row)),), (1,), obj_id)
 
 
-def _tracks(model: Any, video: Any, prompts: Any) -> Any:
-    from surgery.tracking import track
-
-    return track(model, video, prompts)
-
-
 def _overlay(result: Any) -> Picture:
     """Masks over the frame, enlarged, with windows that were not computed darkened."""
-    from surgery.video import draw_masks, draw_windows, labels_from_logits
+    from surgery.tracking import windows_drawn
+    from surgery.video import draw_masks, labels_from_logits
 
     scale = max(1, 512 // result.frame.shape[0])
     frame = result.frame.repeat(scale, 0).repeat(scale, 1)
     labels = labels_from_logits(result.logits).repeat(scale, 0).repeat(scale, 1)
-    record = result.record
-    if record is not None:
-        rows, columns = record.grid
-        size = (frame.shape[0] * record.cover / rows, frame.shape[1] * record.cover / columns)
-        frame = draw_windows(frame, record.grid, size, set(record.windows))
+    if result.record is not None:
+        frame = windows_drawn(frame, result.record)
     return draw_masks(frame, labels)
 
 

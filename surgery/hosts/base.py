@@ -32,7 +32,6 @@ class BlockInfo:
     heads: int
     window: int
     pools: bool
-    mlp: int
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,11 @@ class Binding:
         self.stats: SessionStats | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Binding:
-        return self._twin()
+        revive, settings = self.__reduce__()
+        return revive(*settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _revive_binding, (self.enabled, self.routing, self.retrieval, self.grid)
-
-    def _twin(self) -> Binding:
-        return _revive_binding(self.enabled, self.routing, self.retrieval, self.grid)
 
     def state_of(self, handle: SessionHandle) -> VideoState:
         """The video state of a session, made anew when absent or when it belongs to another surgery."""

@@ -55,9 +55,7 @@ def _advance(state: VideoState, turn: Turn) -> None:
     """Move to a new tracked frame; a jump starts a new pass, whose memory saliency is measured afresh."""
     frame, reverse = turn.frame, turn.reverse
     step = -1 if reverse else 1
-    if frame in state.routed:
-        turn.handle.evict(frame)
-        state.routed.discard(frame)
+    _drop_routed(state, turn.handle, frame)
     state.continuous = state.cursor == (frame - step, reverse)
     state.cursor = (frame, reverse)
     state.stats.frames += 1
@@ -69,20 +67,25 @@ def _advance(state: VideoState, turn: Turn) -> None:
                 memory.measured = 0
 
 
+def _drop_routed(state: VideoState, handle: SessionHandle, frame: int) -> None:
+    """Make the host encode `frame` again if the features it caches were routed."""
+    if frame in state.routed:
+        handle.evict(frame)
+        state.routed.discard(frame)
+
+
 def image_features(binding: Binding, handle: SessionHandle, frame: int, run: Callable[[], T]) -> T:
     """Wrap the host's "features of this frame, cached or encoded" call."""
     with binding.lock:
         if not binding.enabled or binding.routing is None:
             state = handle.holder.get(handle.key)
-            if isinstance(state, VideoState) and frame in state.routed:
-                handle.evict(frame)
-                state.routed.discard(frame)
+            if isinstance(state, VideoState):
+                _drop_routed(state, handle, frame)
             return run()
         state = binding.state_of(handle)
         turn = binding.turn
-        if turn is not None and turn.dense and frame in state.routed:
-            handle.evict(frame)
-            state.routed.discard(frame)
+        if turn is not None and turn.dense:
+            _drop_routed(state, handle, frame)
         before, binding.pending = binding.pending, (state, frame, handle)
         try:
             return run()

@@ -273,7 +273,6 @@ class Sam2View(HostView):
             heads=block.attn.num_heads,
             window=block.window_size,
             pools=bool(block.q_stride),
-            mlp=block.mlp.layers[0].out_features,
         )
 
     def block_tensors(self, index: int) -> dict[str, Tensor]:

@@ -272,7 +272,6 @@ class TransformersView(HostView):
             heads=block.attn.num_attention_heads,
             window=block.window_size,
             pools=bool(block.query_stride),
-            mlp=block.mlp.proj_in.out_features,
         )
 
     def block_tensors(self, index: int) -> dict[str, Tensor]:

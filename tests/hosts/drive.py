@@ -11,6 +11,7 @@ from torch import Tensor
 
 from surgery.demo import keymap
 from surgery.demo import model as demo
+from surgery.hosts.sam2_video import frames_instead_of_files
 
 SIZE = 256
 UNPADDED, PADDED = (8, 4, 4, 2), (8, 4, 6, 2)
@@ -140,14 +141,8 @@ class StockDriver(Driver):
     host = "sam2"
 
     def session(self, frames: Tensor) -> Any:
-        import sam2.sam2_video_predictor as module
-
-        original = module.load_video_frames
-        module.load_video_frames = lambda **_: (frames, SIZE, SIZE)
-        try:
+        with frames_instead_of_files(frames, (SIZE, SIZE)):
             return self.model.init_state("memory")
-        finally:
-            module.load_video_frames = original
 
     def click(self, session: Any, frame: int, points: dict[int, tuple[int, int]]) -> None:
         for obj_id, point in points.items():
