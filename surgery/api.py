@@ -6,18 +6,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
-from surgery.errors import CalibrationError, ModelStateError, UnsupportedModelError, WeightsError
-from surgery.graft import graft, is_grafted, own_forward, ungraft
+from surgery.errors import CalibrationError, ModelStateError
+from surgery.graft import is_grafted
 from surgery.hosts import view_of
-from surgery.hosts.base import HostView, SpanInfo, finite
-from surgery.hosts.blocks import BlockPart, LayerPart
+from surgery.hosts.base import HostView, SpanInfo
+from surgery.operate import inspect, operate, undo
 from surgery.recipe import Recipe
 from surgery.routing.shortcut import Shortcut, make_shortcut
-from surgery.routing.windows import WindowGrid
 from surgery.session import SessionStats
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def sparsify(
         adapter: folder made by `save_adapter`, or a Hub id "user/name" (see `load_adapter`), with the fitted shortcut.
             Without one the shortcut is the identity.
         force: load an adapter although its fingerprint says it was made for other weights.
-        clips: calibrate on these: fit the shortcut and choose the thresholds, as `surgery.calibration.whole` does
+        clips: calibrate on these: fit the shortcut and choose the thresholds, as `surgery.calibrate` does
             with its defaults; at least two clips, no labels needed. Not together with `adapter`.
         progress: show a progress bar while calibrating.
 
@@ -131,16 +130,16 @@ def sparsify(
     loaded = _load(adapter)
     chosen = _choose_recipe(recipe, loaded)
     view = view_of(model)
-    span = _inspect(view, chosen)
+    span = inspect(view, chosen)
     shortcut = _shortcut(view, span, chosen, loaded, force) if span is not None else None
     before = current_view(model)
     old = before.shortcut_module(before.span_info) if before is not None and before.span_info is not None else None
     desparsify(model)
     try:
-        _operate(view, chosen, span, shortcut)
+        operate(view, chosen, span, shortcut)
     except BaseException:
         if before is not None and before.recipe is not None:
-            _operate(before, before.recipe, before.span_info, old)
+            operate(before, before.recipe, before.span_info, old)
         raise
     view.adapter = loaded.source if loaded is not None else None
     return model
@@ -153,7 +152,7 @@ def desparsify(model: M) -> M:
     """
     view = current_view(model)
     if view is not None:
-        _undo(view)
+        undo(view)
     return model
 
 
@@ -231,43 +230,6 @@ def _choose_recipe(recipe: str | Path | Recipe | None, adapter: Adapter | None) 
     return Recipe.load(recipe)
 
 
-def _inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
-    """Every check that needs the model. Returns the span when the recipe routes windows."""
-    parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions()]
-    span = None
-    if recipe.routing is not None:
-        span = view.span()
-        grid = WindowGrid(span.side, span.side, span.window)
-        if grid.count < 2:
-            raise UnsupportedModelError(
-                f"the stage-3 map of {span.side}x{span.side} tokens is a single window of {span.window}: there is "
-                "nothing to skip; use recipe memory-only"
-            )
-        if view.image_size() // 4 % span.side:
-            raise UnsupportedModelError(
-                f"masks of {view.image_size() // 4} px do not divide into the {span.side} tokens of stage 3"
-            )
-        blocks = view.blocks()
-        parts += [*blocks[span.entry : span.exit + 1], *view.token_to_image()]
-        for index in range(span.entry, span.exit + 1):
-            for name, tensor in view.block_tensors(index).items():
-                if not finite(tensor):
-                    raise WeightsError(f"encoder block {index}: {name} has values that are not finite")
-    for part in view.cross_attentions():
-        for name, tensor in part.state_dict().items():
-            if not finite(tensor):
-                raise WeightsError(f"memory cross-attention: {name} has values that are not finite")
-    # The memory attention of a VOS predictor carries a compiled forward on purpose; its graft is on __call__.
-    suspects = [part for part in parts if "forward" in vars(part) and part is not view.memory_attention()]
-    patched = [part for part in suspects if not own_forward(part)]
-    if patched:
-        raise ModelStateError(
-            f"{type(patched[0]).__name__} carries its own forward (accelerate dispatch or another patch), which would "
-            "bypass the surgery; call sparsify before dispatching or patching the model"
-        )
-    return span
-
-
 def _shortcut(view: HostView, span: SpanInfo, recipe: Recipe, adapter: Adapter | None, force: bool) -> Shortcut:
     assert recipe.routing is not None
     kind = recipe.routing.shortcut.type
@@ -277,49 +239,3 @@ def _shortcut(view: HostView, span: SpanInfo, recipe: Recipe, adapter: Adapter |
         adapter.check(view, span, kind, force)
         adapter.fill(shortcut)
     return shortcut.to(reference.device, reference.dtype).train(bool(view.model.training))
-
-
-def _operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Shortcut | None) -> None:
-    """Cut. Whatever goes wrong half-way is undone before the error leaves."""
-    binding = view.binding
-    view.recipe, view.span_info = recipe, span
-    binding.routing, binding.retrieval = recipe.routing, recipe.retrieval
-    try:
-        if span is not None and shortcut is not None:
-            binding.grid = WindowGrid(span.side, span.side, span.window)
-            blocks = view.blocks()
-            view.shortcut_holder = blocks[span.entry]
-            blocks[span.entry].add_module("shortcut", shortcut)
-            for index in range(span.entry, span.exit + 1):
-                part = BlockPart(binding, entry=index == span.entry, exit=index == span.exit)
-                _graft(view, blocks[index], view.span_block, part)
-            for attention in view.token_to_image():
-                _graft(view, attention, view.decoder_attention, binding)
-            decoder = view.mask_decoder()
-            if decoder is not None and view.decoder is not None:
-                _graft(view, decoder, view.decoder, view)
-        if recipe.retrieval is not None:
-            _graft(view, view.memory_attention(), view.memory_attention_mixin, view)
-            for layer, attention in enumerate(view.cross_attentions()):
-                _graft(view, attention, view.cross_attention, LayerPart(binding, layer))
-        _graft(view, view.model, view.root, view)
-    except BaseException:
-        _undo(view)
-        raise
-
-
-def _graft(view: HostView, module: nn.Module, mixin: type, payload: Any) -> None:
-    if own_forward(module):
-        del module.__dict__["forward"]
-    graft(module, mixin, payload)
-    view.grafted.append(module)
-
-
-def _undo(view: HostView) -> None:
-    view.release_sessions()
-    for module in reversed(view.grafted):
-        ungraft(module)
-    view.grafted.clear()
-    if view.shortcut_holder is not None:
-        view.shortcut_holder._modules.pop("shortcut", None)
-        view.shortcut_holder = None

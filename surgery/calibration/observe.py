@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from surgery.calibration.clips import CalibrationClip
@@ -20,7 +19,15 @@ from surgery.hosts.base import HostView, Turn, Watcher
 from surgery.hosts.choice import lost_object, saliency_maps
 from surgery.recipe import SparseWindowRouting
 from surgery.retrieval.saliency import kept_count
-from surgery.routing.router import allot, mask_windows, salient_windows, scene_change, thumbnail, window_changes
+from surgery.routing.router import (
+    allot,
+    mask_windows,
+    salient_windows,
+    scene_change,
+    thumbnail,
+    token_picture,
+    window_changes,
+)
 from surgery.routing.windows import WindowGrid
 from surgery.session import Evidence, VideoState
 from surgery.tracking import track
@@ -95,7 +102,7 @@ class Observer(Watcher):
         if self._facts is not None:
             self._settle(evidence)
         grid = self._grid
-        picture = F.adaptive_avg_pool2d(pixels.to(torch.float32), (grid.height, grid.width))[0]
+        picture = token_picture(pixels, grid)
         small = thumbnail(pixels)
         prompted = turn is None or turn.dense
         self._facts = _Facts(

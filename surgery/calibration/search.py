@@ -16,6 +16,7 @@ from surgery.calibration.fidelity import ClipScore, Reference, score_clip, summa
 from surgery.calibration.observe import Candidate, Observer, observe
 from surgery.errors import CalibrationError, RecipeError
 from surgery.hosts.base import HostView
+from surgery.operate import retune
 from surgery.recipe import CalibrationSettings, Recipe, SparseMemoryRetrieval
 from surgery.retrieval.saliency import kept_count
 
@@ -212,14 +213,6 @@ def search(
     if good:
         return SearchResult(settings, min(good, key=lambda setting: setting.cost), True)
     return SearchResult(settings, min(done, key=lambda setting: setting.against_dense.drop), False)  # type: ignore[union-attr]
-
-
-def retune(view: HostView, recipe: Recipe) -> None:
-    """Change the settings of a model under surgery to those of `recipe`, which has the same operations; sessions of
-    before are not read again."""
-    view.recipe = recipe
-    view.binding.routing, view.binding.retrieval = recipe.routing, recipe.retrieval
-    view.binding.token = object()
 
 
 def _anchors(settings: Sequence[Setting]) -> list[Setting]:

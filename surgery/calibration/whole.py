@@ -21,8 +21,9 @@ from surgery.calibration.fidelity import Reference, reference_of
 from surgery.calibration.fit import FitSettings, feature_error, fit_shortcut
 from surgery.calibration.prompts import automatic_prompts
 from surgery.calibration.report import CalibrationReport
-from surgery.calibration.search import SearchResult, predict, retune, search, settings_of
+from surgery.calibration.search import SearchResult, predict, search, settings_of
 from surgery.errors import CalibrationError, PromptError
+from surgery.operate import retune
 from surgery.recipe import CalibrationSettings, Recipe
 from surgery.routing.shortcut import IdentityShortcut
 

@@ -156,7 +156,7 @@ def calibrated(recipe: str | Path, overrides: Sequence[str] = ()) -> tuple[Recip
 
 def prompt_for(kind: str, mask: npt.NDArray[np.bool_], obj_id: int) -> Any:
     """A first-frame prompt of `kind` made from an object's exact mask. Raises PromptError for an unknown kind."""
-    from surgery.video import BoxPrompt, MaskPrompt, PointPrompt
+    from surgery.video import BoxPrompt, MaskPrompt, PointPrompt, deepest_pixel
 
     if kind == "mask":
         return MaskPrompt(mask, obj_id)
@@ -165,14 +165,7 @@ def prompt_for(kind: str, mask: npt.NDArray[np.bool_], obj_id: int) -> Any:
         return BoxPrompt(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1, obj_id)
     if kind != "point":
         raise PromptError(f"prompt {kind!r}: expected one of {', '.join(PROMPTS)}{nearest(kind, PROMPTS)}")
-    inside = mask.copy()
-    while True:
-        padded = np.pad(inside, 1)
-        smaller = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        if not smaller.any():
-            break
-        inside = smaller
-    row, column = np.argwhere(inside)[0]
+    row, column = deepest_pixel(mask)
     return PointPrompt(((float(column), float(row)),), (1,), obj_id)
 
 

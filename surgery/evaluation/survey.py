@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from surgery.errors import DatasetError, nearest
 from surgery.evaluation.metrics import region_j
 from surgery.evaluation.truth import Mask
-from surgery.video import BoxPrompt, PointPrompt
+from surgery.video import BoxPrompt, PointPrompt, deepest_pixel
 
 Image = npt.NDArray[np.uint8]
 Prompt = PointPrompt | BoxPrompt
@@ -246,14 +246,7 @@ def prompt_of(mask: Mask, kind: str, generator: np.random.Generator | None = Non
     if kind == "random":
         number = int((generator or np.random.default_rng(0)).integers(len(rows)))
         return PointPrompt(((float(columns[number]), float(rows[number])),), (1,))
-    inside = mask
-    while True:
-        padded = np.pad(inside, 1)
-        smaller = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        if not smaller.any():
-            break
-        inside = smaller
-    row, column = np.argwhere(inside)[0]
+    row, column = deepest_pixel(mask)
     return PointPrompt(((float(column), float(row)),), (1,))
 
 

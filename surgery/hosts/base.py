@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.errors import UnsupportedModelError
-from surgery.graft import Graft, ungraft
+from surgery.graft import Graft
 from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.retrieval.bank import Chunk, KeyPlan
 from surgery.retrieval.queries import QueryRoute
@@ -178,39 +178,11 @@ class HostView(ABC):
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
         self.binding = Binding()
-        self._recipe: Recipe | None = None
+        self.recipe: Recipe | None = None
         self.span_info: SpanInfo | None = None
         self.grafted: list[nn.Module] = []
         self.shortcut_holder: nn.Module | None = None
         self.adapter: str | None = None
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """What the model is under; setting one grafts what tile routing and query routing need beyond the span.
-
-        Raises:
-            UnsupportedModelError, ModelStateError, WeightsError: see `graft_early_blocks`; nothing has then changed.
-        """
-        return self._recipe
-
-    @recipe.setter
-    def recipe(self, recipe: Recipe | None) -> None:
-        from surgery.hosts.early import graft_early_blocks
-        from surgery.hosts.query import graft_query_parts
-
-        before = len(self.grafted)
-        try:
-            if recipe is not None and recipe.routing is not None and recipe.routing.span == "tiles":
-                graft_early_blocks(self)
-            if recipe is not None and recipe.queries is not None:
-                graft_query_parts(self, with_memory=recipe.retrieval is None)
-        except BaseException:
-            for module in reversed(self.grafted[before:]):
-                ungraft(module)
-            del self.grafted[before:]
-            raise
-        self.binding.queries = recipe.queries if recipe is not None else None
-        self._recipe = recipe
 
     @classmethod
     @abstractmethod

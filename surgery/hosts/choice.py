@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from surgery.hosts.base import Binding, HostView, Turn
@@ -19,6 +18,7 @@ from surgery.routing.router import (
     salient_windows,
     scene_change,
     thumbnail,
+    token_picture,
     window_changes,
 )
 from surgery.routing.windows import WindowGrid
@@ -42,7 +42,7 @@ class Glance:
         small = thumbnail(pixels) if settings.refresh.scene_cut is not None else None
         if settings.budget >= 1.0:
             return cls(small)
-        return cls(small, F.adaptive_avg_pool2d(pixels.to(torch.float32), (grid.height, grid.width))[0])
+        return cls(small, token_picture(pixels, grid))
 
     def remembered(self, seen: Tensor | None, windows: list[int] | None, grid: WindowGrid) -> Tensor | None:
         """The picture of every token when its window was last computed, after `windows` (None: all) were."""

@@ -174,11 +174,12 @@ def record_evidence(binding: Binding, masks: Tensor, ious: Tensor | None, score:
         return
     candidates = masks.reshape(-1, *masks.shape[-2:])
     score = score.reshape(-1)[:1]
-    best = candidates
-    if ious is not None and candidates.shape[0] > 1:
-        best = candidates.index_select(0, ious.reshape(-1).argmax().reshape(1))
-    watched = binding.watcher is not None
-    union = ((candidates if watched or routing.candidates == "all" else best) > 0).any(0) & (score > 0)
+    watched, best = binding.watcher is not None, None
+    if watched or routing.candidates == "best":
+        best = candidates
+        if ious is not None and candidates.shape[0] > 1:
+            best = candidates.index_select(0, ious.reshape(-1).argmax().reshape(1))
+    union = ((candidates if watched or best is None else best) > 0).any(0) & (score > 0)
     if len(taps) < expected_taps:
         raise ModelStateError(
             f"the mask decoder ran {len(taps)} of its {expected_taps} token-to-image attentions under the surgery; was "
@@ -189,7 +190,7 @@ def record_evidence(binding: Binding, masks: Tensor, ious: Tensor | None, score:
         union,
         score,
         tuple(taps[-expected_taps:]),
-        (best[0] > 0) & (score > 0) if watched else None,
+        (best[0] > 0) & (score > 0) if watched and best is not None else None,
     )
 
 

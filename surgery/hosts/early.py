@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from surgery.errors import ModelStateError, WeightsError
-from surgery.graft import Graft, graft, own_forward
-from surgery.hosts.base import Binding, HostView, SpanInfo, finite
+from surgery.graft import Graft
+from surgery.hosts.base import Binding, HostView, SpanInfo
 from surgery.routing.tiles import TileGrid, piece_side
 from surgery.routing.windows import WindowGrid
 
@@ -62,34 +61,16 @@ def tile_grid(view: HostView, span: SpanInfo) -> TileGrid:
     return TileGrid(grid, side, levels, whole=span.entry - 1 in _stage_ends(view, span))
 
 
-def graft_early_blocks(view: HostView) -> None:
-    """Graft every block before the span of `view`; a second call finds them grafted.
-
-    Raises:
-        UnsupportedModelError: their windows do not nest in stage-3 windows.
-        ModelStateError: one carries an instance `forward` of its own.
-        WeightsError: one has a weight that is not finite.
-    """
-    span = view.span()
-    binding, blocks, ends = view.binding, view.blocks(), _stage_ends(view, span)
-    tiles = tile_grid(view, span)
-    early = [(index, blocks[index]) for index in range(span.entry) if not isinstance(blocks[index], EarlyBlock)]
-    for index, block in early:
-        if "forward" in vars(block) and not own_forward(block):
-            raise ModelStateError(
-                f"encoder block {index} carries its own forward (accelerate dispatch or another patch), which would "
-                "bypass the surgery; call sparsify before dispatching or patching the model"
-            )
-        for name, tensor in view.block_tensors(index).items():
-            if not finite(tensor):
-                raise WeightsError(f"encoder block {index}: {name} has values that are not finite")
-    binding.tiles = tiles
-    for index, block in early:
-        if own_forward(block):
-            del block.__dict__["forward"]
-        part = EarlyPart(binding, index == 0 or index - 1 in ends, ends.index(index) if index in ends else None)
-        graft(block, EarlyBlock, part)
-        view.grafted.append(block)
+def early_parts(view: HostView, span: SpanInfo) -> list[tuple[nn.Module, EarlyPart]]:
+    """Every block before the span, with its part."""
+    ends = _stage_ends(view, span)
+    return [
+        (
+            block,
+            EarlyPart(view.binding, index == 0 or index - 1 in ends, ends.index(index) if index in ends else None),
+        )
+        for index, block in enumerate(view.blocks()[: span.entry])
+    ]
 
 
 def _stage_ends(view: HostView, span: SpanInfo) -> list[int]:

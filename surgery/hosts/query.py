@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgery.errors import ModelStateError
-from surgery.graft import Graft, graft, is_grafted, own_forward
-from surgery.hosts.base import Binding, HostView, Turn
+from surgery.graft import Graft
+from surgery.hosts.base import Binding, Turn
 from surgery.hosts.blocks import LayerPart
 from surgery.retrieval.attention import Projections
 from surgery.retrieval.queries import (
@@ -135,38 +134,3 @@ def _route(
     index = query_tokens(torch.from_numpy(certain).to(device, non_blocking=True), reach.tokens.to(device), count)
     last = state.queries[turn.obj_id, turn.reverse]
     return QueryRoute(index, grid.tokens, pointers, last.output, list(last.inputs))
-
-
-def graft_query_parts(view: HostView, with_memory: bool) -> None:
-    """Graft the self-attention of memory attention; a second call finds it grafted.
-
-    Args:
-        with_memory: also graft memory attention and its cross-attention, which memory retrieval grafts otherwise.
-
-    Raises:
-        ModelStateError: a part carries an instance `forward` of its own.
-    """
-    binding = view.binding
-    parts: list[tuple[nn.Module, type[Graft], Any]] = [
-        (part, view.self_attention, LayerPart(binding, layer)) for layer, part in enumerate(view.self_attentions())
-    ]
-    if with_memory:
-        parts += [
-            (part, view.cross_attention, LayerPart(binding, layer))
-            for layer, part in enumerate(view.cross_attentions())
-        ]
-    fresh = [part for part in parts if not is_grafted(part[0])]
-    for module, _, _ in fresh:
-        if "forward" in vars(module) and not own_forward(module):
-            raise ModelStateError(
-                f"{type(module).__name__} carries its own forward (accelerate dispatch or another patch), which would "
-                "bypass the surgery; call sparsify before dispatching or patching the model"
-            )
-    # The memory attention of a VOS predictor carries a compiled forward on purpose; its graft is on __call__.
-    if with_memory and not is_grafted(view.memory_attention()):
-        fresh.append((view.memory_attention(), view.memory_attention_mixin, view))
-    for module, mixin, payload in fresh:
-        if own_forward(module):
-            del module.__dict__["forward"]
-        graft(module, mixin, payload)
-        view.grafted.append(module)

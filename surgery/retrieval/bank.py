@@ -92,11 +92,6 @@ class KeyPlan:
     bias: list[Tensor | None] | None = None
     listener: Callable[[bool, int, Tensor], None] | None = None
 
-    @property
-    def newest_frame(self) -> int | None:
-        """The tracked frame that is measured, or None."""
-        return next((item.frame for item in self.measures if item.counts), None)
-
 
 def plan_keys(
     chunks: Sequence[Chunk],

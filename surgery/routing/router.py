@@ -87,6 +87,11 @@ def thumbnail(pixels: Tensor, size: int = 32) -> Tensor:
     return F.adaptive_avg_pool2d(pixels.to(torch.float32), size)[0]
 
 
+def token_picture(pixels: Tensor, grid: WindowGrid) -> Tensor:
+    """Normalised pixels [1, 3, S, S] -> fp32 [3, height, width], one block mean per token, for `window_changes`."""
+    return F.adaptive_avg_pool2d(pixels.to(torch.float32), (grid.height, grid.width))[0]
+
+
 def scene_change(current: Tensor, previous: Tensor) -> Tensor:
     """Mean absolute change of two thumbnails, in standard deviations of the normalised pixels; 0-d tensor."""
     return (current - previous).abs().mean()

@@ -3,6 +3,7 @@
 from surgery.video.frames import Video, VideoSource, first_frames, open_video
 from surgery.video.masks import (
     davis_palette,
+    deepest_pixel,
     labels_from_logits,
     labels_from_masks,
     read_label_png,
@@ -31,6 +32,7 @@ __all__ = [
     "VideoWriter",
     "check",
     "davis_palette",
+    "deepest_pixel",
     "draw_masks",
     "draw_windows",
     "first_frames",

@@ -168,3 +168,16 @@ def _require_labels(labels: Any, where: str) -> None:
     if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype != np.uint8 or labels.size == 0:
         found = f"{labels.dtype} of shape {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
         raise PromptError(f"{where}: got {found}, expected a (height, width) uint8 label map")
+
+
+def deepest_pixel(mask: Mask) -> tuple[int, int]:
+    """(row, column) of a pixel left last when a bool [H, W] mask, not empty, is eroded from all sides."""
+    inside = mask
+    while True:
+        padded = np.pad(inside, 1)
+        smaller = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        if not smaller.any():
+            break
+        inside = smaller
+    row, column = np.argwhere(inside)[0]
+    return int(row), int(column)

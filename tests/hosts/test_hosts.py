@@ -95,13 +95,13 @@ def test_desparsify_gives_the_stock_model_back(host: str, recipe: str) -> None:
 
 
 def test_error_in_the_middle_of_sparsify_leaves_nothing(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from surgery import api
+    from surgery import operate
 
     driver = make(host)
     classes = [type(module) for module in driver.model.modules()]
     keys = list(driver.model.state_dict())
     calls = 0
-    original = api.graft
+    original = operate.graft
 
     def failing(*arguments: Any) -> None:
         nonlocal calls
@@ -110,7 +110,7 @@ def test_error_in_the_middle_of_sparsify_leaves_nothing(host: str, monkeypatch: 
             raise RuntimeError("power cut")
         original(*arguments)
 
-    monkeypatch.setattr(api, "graft", failing)
+    monkeypatch.setattr(operate, "graft", failing)
     with pytest.raises(RuntimeError, match="power cut"):
         surgery.sparsify(driver.model, "balanced")
     assert [type(module) for module in driver.model.modules()] == classes
@@ -119,12 +119,12 @@ def test_error_in_the_middle_of_sparsify_leaves_nothing(host: str, monkeypatch: 
 
 
 def test_error_in_a_second_sparsify_leaves_the_first(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from surgery import api
+    from surgery import operate
 
     driver = make(host)
     surgery.sparsify(driver.model, "fast")
     expected = driver.track(video(8))
-    original, calls = api.graft, []
+    original, calls = operate.graft, []
 
     def failing(*arguments: Any) -> None:
         calls.append(1)
@@ -132,7 +132,7 @@ def test_error_in_a_second_sparsify_leaves_the_first(host: str, monkeypatch: pyt
             raise RuntimeError("power cut")
         original(*arguments)
 
-    monkeypatch.setattr(api, "graft", failing)
+    monkeypatch.setattr(operate, "graft", failing)
     with pytest.raises(RuntimeError, match="power cut"):
         surgery.sparsify(driver.model, "balanced")
     status = surgery.status(driver.model)
@@ -255,11 +255,8 @@ def test_memory_stride_of_stock_sam2(stride: int) -> None:
 # --- sessions
 
 
-@pytest.mark.parametrize("recipe", ["balanced", "published-large", "faithful"])
-def test_interleaved_videos_equal_each_alone(host: str, recipe: str) -> None:
-    driver = make(host)
-    surgery.sparsify(driver.model, recipe)
-    clips = [video(10, seed) for seed in (1, 2)]
+def interleaved(driver: Driver, clips: list[Tensor]) -> list[Any]:
+    """Assert that videos tracked in turn, frame by frame, give what each gives alone; returns their sessions."""
     alone = []
     for clip in clips:
         session = driver.session(clip)
@@ -269,11 +266,19 @@ def test_interleaved_videos_equal_each_alone(host: str, recipe: str) -> None:
     for session in sessions:
         driver.click(session, 0, {3: (40, 110)})
     runs = [driver.propagate(session) for session in sessions]
-    together: list[list[Tensor]] = [[], []]
-    for _ in range(10):
+    together: list[list[Tensor]] = [[] for _ in clips]
+    for _ in range(len(clips[0])):
         for slot, run in enumerate(runs):
             together[slot] += next(run)[1].values()
-    assert all(same(together[slot], alone[slot]) for slot in (0, 1))
+    assert all(same(together[slot], alone[slot]) for slot in range(len(clips)))
+    return sessions
+
+
+@pytest.mark.parametrize("recipe", ["balanced", "published-large", "faithful"])
+def test_interleaved_videos_equal_each_alone(host: str, recipe: str) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, recipe)
+    interleaved(driver, [video(10, seed) for seed in (1, 2)])
 
 
 def test_a_finished_video_is_freed_at_once(host: str) -> None:

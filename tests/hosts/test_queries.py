@@ -19,7 +19,7 @@ from surgery.hosts import query as query_seam
 from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.retrieval.queries import QueryRoute
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, square, video
-from tests.hosts.test_hosts import close, gather, same
+from tests.hosts.test_hosts import close, gather, interleaved, same
 
 HOSTS = ("sam2", "transformers")
 ROUTING = SparseWindowRouting(temporal=True, rolling=1, score_gate=0.0, candidates="best", dilation=1, budget=0.25)
@@ -192,20 +192,7 @@ def test_a_removed_object_is_forgotten() -> None:
 def test_interleaved_and_copied_sessions(host: str) -> None:
     driver = cut(host, ROUTING, QUERIES, RETRIEVAL)
     clips = [video(7, seed) for seed in (1, 2)]
-    alone = []
-    for clip in clips:
-        session = driver.session(clip)
-        driver.click(session, 0, {3: (40, 110)})
-        alone.append(gather(driver, session))
-    sessions = [driver.session(clip) for clip in clips]
-    for session in sessions:
-        driver.click(session, 0, {3: (40, 110)})
-    runs = [driver.propagate(session) for session in sessions]
-    together: list[list[Tensor]] = [[], []]
-    for _ in range(7):
-        for slot, run in enumerate(runs):
-            together[slot] += next(run)[1].values()
-    assert all(same(together[slot], alone[slot]) for slot in (0, 1))
+    sessions = interleaved(driver, clips)
     assert len(gather(driver, copy.deepcopy(sessions[0]), start=6)) == 1
     twin = type(driver)(copy.deepcopy(driver.model))
     assert same(twin.track(clips[0]), driver.track(clips[0]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
 
 import pytest
 import torch
@@ -21,8 +20,8 @@ from surgery.recipe import Recipe, SparseWindowRouting
 from surgery.routing.span import make_route
 from surgery.routing.tiles import TileMemory
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
-from tests.hosts.test_compile import encoder
-from tests.hosts.test_hosts import close, gather, same
+from tests.hosts.test_compile import encoder, graphs_compiled
+from tests.hosts.test_hosts import close, gather, interleaved, same
 
 HOSTS = ("sam2", "transformers")
 TILES = Recipe(
@@ -180,21 +179,7 @@ def test_hosts_agree(reverse: bool, objects: int, windows: tuple[int, ...]) -> N
 
 def test_interleaved_videos_equal_each_alone(host: str) -> None:
     driver = tiled(host)
-    clips = [video(8, seed) for seed in (1, 2)]
-    alone = []
-    for clip in clips:
-        session = driver.session(clip)
-        driver.click(session, 0, {3: (40, 110)})
-        alone.append(gather(driver, session))
-    sessions = [driver.session(clip) for clip in clips]
-    for session in sessions:
-        driver.click(session, 0, {3: (40, 110)})
-    runs = [driver.propagate(session) for session in sessions]
-    together: list[list[Tensor]] = [[], []]
-    for _ in range(8):
-        for slot, run in enumerate(runs):
-            together[slot] += next(run)[1].values()
-    assert all(same(together[slot], alone[slot]) for slot in (0, 1))
+    interleaved(driver, [video(8, seed) for seed in (1, 2)])
 
 
 def test_a_prompt_a_cut_and_the_first_frame_renew_every_tile(host: str) -> None:
@@ -304,7 +289,7 @@ def test_desparsify_gives_the_stock_model_back(host: str) -> None:
 
 def test_setting_another_recipe_moves_between_spans(host: str) -> None:
     """Calibration changes the recipe of a model under surgery; what it grafts is undone with the rest."""
-    from surgery.calibration.search import retune
+    from surgery.operate import retune
 
     recipes = {"stage3": STAGE3, "tiles": TILES}
     expected = {}
@@ -342,7 +327,7 @@ def test_a_patched_or_broken_early_block_is_refused(host: str) -> None:
     surgery.desparsify(driver.model)
     kind = type(block)
     block.forward = lambda *args, **kwargs: kind.forward(block, *args, **kwargs)
-    with pytest.raises(ModelStateError, match="block 1 carries its own forward"):
+    with pytest.raises(ModelStateError, match="carries its own forward"):
         surgery.sparsify(driver.model, recipe)
     del block.forward
     with torch.no_grad():
@@ -375,19 +360,7 @@ def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tup
     assert grid is not None
     # One window or several, full or padded: each kind twice, then other counts.
     schedule = [[1], [0, 1], [2, 5, 7], [8], [0, 3, 4], [2, 8], [3], [5], [0, 8], list(range(grid.count - 1))]
-    runs: list[Any] = []
-    for driver in (eager, compiled):
-        session = driver.session(frames)
-        driver.click(session, 0, {1: (40, 110)})
-        runs.append(driver.propagate(session))
-    graphs = []
-    for number in range(12):
-        forced = schedule[number - 2] if number >= 2 else None
-        for driver in (eager, compiled):
-            require_view(driver.model).binding.forced = forced
-        masks = [next(run)[1][1] for run in runs]
-        close([masks[0]], [masks[1]], 5e-5)
-        graphs.append(counter.frame_count)
+    graphs = graphs_compiled(eager, compiled, frames, schedule, counter)
     assert graphs[-1] <= 6, graphs
     assert graphs[-1] == graphs[7], f"graphs grew while only window counts changed: {graphs}"
 

@@ -54,7 +54,7 @@ def step(chunks: Bank, memory: ObjectMemory, pointers: int = 4, **other: Any) ->
     assert made.kept == sum(row < len(chunks) * TOKENS for rows in read for row in rows)
     assert made.total == LAYERS * len(chunks) * TOKENS
     remember(made, memory)
-    return read, made.newest_frame
+    return read, next((item.frame for item in made.measures if item.counts), None)
 
 
 def stock_bank(frame: int, stride: int, reverse: bool = False, conditioning: int = 1) -> Bank:
