@@ -14,6 +14,7 @@ from surgery.errors import CalibrationError, ModelStateError
 from surgery.graft import is_grafted
 from surgery.hosts import view_of
 from surgery.hosts.base import HostView, SpanInfo
+from surgery.hosts.early import tile_grid
 from surgery.operate import inspect, operate, undo
 from surgery.recipe import Recipe
 from surgery.routing.shortcut import Shortcut, make_shortcut
@@ -234,7 +235,8 @@ def _shortcut(view: HostView, span: SpanInfo, recipe: Recipe, adapter: Adapter |
     assert recipe.routing is not None
     kind = recipe.routing.shortcut.type
     reference = next(view.blocks()[span.entry].parameters())
-    shortcut = make_shortcut(kind, span.channels)
+    corrected = tile_grid(view, span).widths if recipe.routing.correction == "patch" else None
+    shortcut = make_shortcut(kind, span.channels, corrected=corrected)
     if adapter is not None:
         adapter.check(view, span, kind, force)
         adapter.fill(shortcut)

@@ -119,7 +119,15 @@ def retune(view: HostView, recipe: Recipe) -> None:
     if recipe.routing is not None and recipe.routing.span == "tiles":
         assert view.span_info is not None
         binding.tiles = tile_grid(view, view.span_info)
-        for block, early in early_parts(view, view.span_info):
+        corrections = None
+        if recipe.routing.correction == "patch":
+            corrections = view.shortcut_module(view.span_info).corrections
+            if corrections is None:
+                raise ModelStateError(
+                    "routing.correction: patch on a model whose shortcut was made without corrections; call sparsify "
+                    "with this recipe"
+                )
+        for block, early in early_parts(view, view.span_info, corrections):
             _graft(view, block, EarlyBlock, early)
     if recipe.retrieval is not None or recipe.queries is not None:
         _graft(view, view.memory_attention(), view.memory_attention_mixin, view)
@@ -135,6 +143,7 @@ def retune(view: HostView, recipe: Recipe) -> None:
 
 def _graft(view: HostView, module: nn.Module, mixin: type, payload: Any) -> None:
     if is_grafted(module):
+        module.__dict__["_surgery"] = payload
         return
     if own_forward(module):
         del module.__dict__["forward"]

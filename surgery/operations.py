@@ -59,14 +59,34 @@ class SparseWindowRouting(Settings):
     windows: Literal["object", "all"] = Field("object", description="all: every window on every frame (exact)")
     span: Literal["stage3", "tiles"] = Field(
         "stage3",
-        description="stage3: skipped windows skip the middle blocks; tiles: all blocks before as well, so they have no "
-        "input, return their last output and the shortcut is not used",
+        description="stage3: skipped windows skip the middle blocks; tiles: all blocks before as well",
+    )
+    early: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="span tiles: share of the map that passes the blocks before the span, as far as computed windows "
+        "leave room: where objects are and the picture changed most. Skipped windows are corrected there by the "
+        "shortcut; elsewhere, and with 0, they return their last output as it is",
+    )
+    correction: Literal["none", "patch"] = Field(
+        "none",
+        description="span tiles: stage outputs that are reused follow the change of the patch embedding through a "
+        "small fitted branch (patch), or stay as they are (none)",
     )
     saliency_mass: Fraction = Field(0.7, description="share of the prompt-to-image attention the salient windows hold")
     score_gate: float = Field(
         5.0, allow_inf_nan=False, description="object score logit under which salient windows are added"
     )
     dilation: int = Field(5, ge=1, le=255, description="max-pool kernel on the low-resolution masks, odd; 1: none")
+    motion: float = Field(
+        0.0,
+        ge=0.0,
+        le=100.0,
+        allow_inf_nan=False,
+        description="the mask also counts where the object would be after so many frames at its present speed",
+    )
     candidates: Literal["all", "best"] = Field("all", description="all three mask candidates, or the best by IoU")
     shortcut: ShortcutSettings = ShortcutSettings()
     temporal: bool = Field(False, description="skipped windows return their last output plus the shortcut's change")
@@ -91,6 +111,11 @@ class SparseWindowRouting(Settings):
 
     alias: ClassVar[str] = "routing"
 
+    @property
+    def uses_shortcut(self) -> bool:
+        """Whether skipped windows are given anything but their last output."""
+        return self.span == "stage3" or self.early > 0
+
     @field_validator("dilation")
     @classmethod
     def _odd(cls, value: int) -> int:
@@ -108,6 +133,21 @@ class SparseWindowRouting(Settings):
     def _tiles_need_memory(self) -> SparseWindowRouting:
         if self.span == "tiles" and not self.temporal:
             raise ValueError("span 'tiles' needs temporal: true (a skipped tile has nothing but its last output)")
+        return self
+
+    @model_validator(mode="after")
+    def _early_is_for_tiles(self) -> SparseWindowRouting:
+        if self.early > 0 and self.span != "tiles":
+            raise ValueError(f"early: {self.early:g} needs span: tiles (with span: stage3 the whole map passes)")
+        if self.correction != "none" and self.span != "tiles":
+            raise ValueError(
+                f"correction: {self.correction} needs span: tiles (with span: stage3 nothing is reused there)"
+            )
+        if self.early > 0 and self.shortcut.type == "attention":
+            raise ValueError(
+                "early above 0 works token by token, which shortcut.type attention does not; expected bottleneck, ffn "
+                "or identity"
+            )
         return self
 
     @model_validator(mode="after")

@@ -42,7 +42,8 @@ class Evidence:
     """Where one object was on one frame.
 
     mask: bool [h, w], union of the mask candidates at low resolution, or the best by IoU. score: object score logit,
-    one element. best: the best candidate as well, only while a watcher looks on.
+    one element. best: the best candidate as well, only while a watcher looks on. centre: of the mask, where the recipe
+    asks for motion.
     taps: per token-to-image attention of the decoder, the tokens it read (query, key), kept so that the saliency map is
     computed only when the gate fires.
     """
@@ -52,6 +53,7 @@ class Evidence:
     score: Tensor
     taps: tuple[tuple[Tensor, Tensor], ...]
     best: Tensor | None = None
+    centre: Tensor | None = None
 
 
 @dataclass(frozen=True)

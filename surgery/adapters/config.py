@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,10 +21,13 @@ CONFIG, WEIGHTS, RECIPE, CARD = "adapter_config.json", "adapter_model.safetensor
 FILES = (CONFIG, WEIGHTS, RECIPE, CARD)
 THRESHOLDS = ("saliency_mass", "score_gate")
 MAX_JSON = 1_000_000
-_MAX_CHANNELS, _MAX_BLOCK, _MAX_CLIPS = 8192, 1000, 100_000
+_MAX_CHANNELS, _MAX_BLOCK, _MAX_CLIPS, _MAX_POOL = 8192, 1000, 100_000, 4
 _OLD_FINGERPRINT = "bf16-sha256:"
 
 _Text = Annotated[str, Field(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+_Stage = Annotated[list[Annotated[int, Field(ge=1, le=_MAX_CHANNELS)]], Field(min_length=2, max_length=2)]
 
 
 class _Part(BaseModel):
@@ -49,8 +53,10 @@ class AdapterConfig(_Part):
     """`adapter_config.json`. Block indices are the same in both hosts.
 
     entry_block: the first routed block, which carries the shortcut. exit_block: the dense block that merges. channels:
-    width of stage 3. window: side of a stage-3 window, tokens. thresholds: the recipe's saliency_mass and score_gate.
-    calibration: what was measured, None when nothing was. provenance: of imported weights, else None.
+    width of stage 3. window: side of a stage-3 window, tokens. stages: (side, channels) of the patch embedding and of
+    every stage before the span, where reused stage outputs are corrected, else None. thresholds: the recipe's
+    saliency_mass and score_gate. calibration: what was measured, None when nothing was. provenance: of imported
+    weights, else None.
     """
 
     schema_version: Literal[2] = 2
@@ -62,6 +68,7 @@ class AdapterConfig(_Part):
     channels: Annotated[int, Field(ge=1, le=_MAX_CHANNELS)]
     window: Annotated[int, Field(ge=1, le=_MAX_CHANNELS)]
     shortcut: str
+    stages: Annotated[list[_Stage], Field(min_length=2, max_length=8)] | None = None
     thresholds: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
     calibration: CalibrationRecord | None = None
     provenance: Provenance | None = None
@@ -85,6 +92,11 @@ class AdapterConfig(_Part):
     def _consistent(self) -> AdapterConfig:
         if self.exit_block <= self.entry_block:
             raise ValueError(f"exit_block {self.exit_block} is not after entry_block {self.entry_block}")
+        sides = [side for side, _ in self.stages or ()]
+        if any(above > below or below % above or below // above > _MAX_POOL for below, above in pairwise(sides)):
+            raise ValueError(
+                f"stages have sides {sides}; expected each to divide the one before, by {_MAX_POOL} at most"
+            )
         if set(self.thresholds) != set(THRESHOLDS):
             raise ValueError(
                 f"thresholds are {', '.join(map(repr, self.thresholds)) or 'none'}; expected {', '.join(THRESHOLDS)}"
@@ -101,7 +113,10 @@ def thresholds_of(routing: SparseWindowRouting) -> dict[str, float]:
 
 def encode_config(config: AdapterConfig) -> bytes:
     """The file's bytes; the same for equal configurations."""
-    return json.dumps(config.model_dump(), indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
+    content = config.model_dump()
+    if content["stages"] is None:
+        del content["stages"]  # so that versions that do not know the field read the file
+    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
 def read_bounded(path: Path, limit: int, what: str) -> bytes:

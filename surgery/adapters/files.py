@@ -42,6 +42,7 @@ from surgery.routing.shortcut import Shortcut
 
 M = TypeVar("M")
 _ORIGIN = "_surgery_origin"
+_CORRECTIONS = "corrections."
 _READS = 400
 
 
@@ -131,10 +132,25 @@ class Adapter:
             )
 
     def fill(self, shortcut: Shortcut) -> None:
-        """Give `shortcut` these weights; it remembers what was measured with them, for `save_adapter`."""
-        shortcut.load_state_dict(self.tensors)
+        """Give `shortcut` these weights; it remembers what was measured with them, for `save_adapter`.
+
+        Raises:
+            AdapterMismatchError: it corrects reused stages, and these are not the weights for that.
+        """
+        tensors = self.tensors
+        if shortcut.corrections is None:
+            tensors = {name: value for name, value in tensors.items() if not name.startswith(_CORRECTIONS)}
+        else:
+            wanted = {name: value.shape for name, value in shortcut.state_dict().items()}
+            if wanted != {name: value.shape for name, value in tensors.items()}:
+                held = "none" if self.config.stages is None else f"for stages {self.config.stages}"
+                raise AdapterMismatchError(
+                    f"{self.source}: the recipe corrects reused stages (correction: patch), the adapter holds fitted "
+                    f"corrections: {held}; set routing.correction=none or calibrate this model anew"
+                )
+        shortcut.load_state_dict(tensors)
         if self.config.calibration is not None or self.config.provenance is not None:
-            _remember(shortcut, _Origin(self.config.calibration, self.config.provenance, self.recipe, self.tensors))
+            _remember(shortcut, _Origin(self.config.calibration, self.config.provenance, self.recipe, tensors))
 
     def files(self, adapter_id: str = HERE) -> dict[str, bytes]:
         """The four files by name; equal adapters give equal bytes. adapter_id: what the card's example loads."""
@@ -303,6 +319,9 @@ def adapter_of(model: Any) -> Adapter:
         channels=span.channels,
         window=span.window,
         shortcut=recipe.routing.shortcut.type,
+        stages=[list(width) for width in view.binding.tiles.widths]
+        if shortcut.corrections is not None and view.binding.tiles is not None
+        else None,
         thresholds=thresholds_of(recipe.routing),
         calibration=origin.calibration if origin else None,
         provenance=origin.provenance if origin else None,

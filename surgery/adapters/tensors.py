@@ -1,6 +1,7 @@
 """`adapter_model.safetensors`: the added tensors under stock `sam2` names in fp32, thresholds as 0-d fp64 tensors.
 
 fp32 loses nothing and still fits: C^2 + 3.5 C parameters are 0.81 MB for base+ (C = 448), 1.34 MB for large (C = 576).
+Corrections of reused stages (tile routing) add 1.15 MB and 1.91 MB.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from surgery.adapters.config import THRESHOLDS, AdapterConfig, read_bounded, thr
 from surgery.errors import AdapterError
 from surgery.hosts.base import finite
 from surgery.recipe import SparseWindowRouting
+from surgery.routing.correction import Corrections
 from surgery.routing.shortcut import SHORTCUTS
 
 MAX_WEIGHTS = 64_000_000
@@ -70,8 +72,12 @@ def _prefix(entry: int) -> str:
 
 
 def _shapes(config: AdapterConfig) -> dict[str, Tensor]:
+    widths = [(side, channels) for side, channels in config.stages] if config.stages is not None else None
     with torch.device("meta"):
-        return SHORTCUTS[config.shortcut](config.channels).state_dict()
+        shortcut = SHORTCUTS[config.shortcut](config.channels)
+        if widths is not None:
+            shortcut.corrections = Corrections(widths)
+        return shortcut.state_dict()
 
 
 def _header(path: Path, content: bytes) -> dict[str, Any]:

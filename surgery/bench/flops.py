@@ -81,8 +81,10 @@ def encoder_gflop(view: HostView, windows: Sequence[int] | None = None) -> float
         routing, shortcut = binding.routing, view.shortcut_module(span)
         memory, tiles = None, None
         if routing.span == "tiles" and binding.tiles is not None:
-            blank = binding.tiles.blank(span.channels, reference.device, reference.dtype)
-            tiles = binding.tiles.route(sorted(windows), reference.device, blank)
+            extra, grid = routing.early > 0, binding.tiles
+            blank = grid.blank(span.channels, reference.device, reference.dtype, extra)
+            urgency = torch.zeros(grid.count, device=reference.device) if extra else None
+            tiles = grid.route(sorted(windows), reference.device, blank, urgency, round(routing.early * grid.count))
         elif routing.temporal:
             still = torch.zeros(binding.grid.tokens, span.channels, device=reference.device, dtype=reference.dtype)
             memory = SpanMemory(still, still)

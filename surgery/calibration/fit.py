@@ -23,8 +23,9 @@ from torch import Tensor
 
 from surgery.api import require_view
 from surgery.calibration.clips import CalibrationClip
-from surgery.calibration.linear import DEFAULT_RIDGE, RIDGES, ResidualRegression, has_closed_form, start_from
+from surgery.calibration.linear import ResidualRegression, has_closed_form, start_from
 from surgery.calibration.replay import OBJECTIVES, Sample, segments, student_error
+from surgery.calibration.stages import StageRegressions
 from surgery.errors import CalibrationError, ModelStateError, nearest
 from surgery.hosts.base import HostView, Watcher
 from surgery.routing.shortcut import IdentityShortcut
@@ -61,11 +62,13 @@ class FitSettings:
 @dataclass
 class FitResult:
     """What fitting did. explained: share of the residual's energy (of its change, with a temporal shortcut) that the
-    closed form explains on the clips it was fitted to, None without one. loss: (step, loss) of every step. frames:
+    closed form explains on the clips it was fitted to, None without one. stages: the same of the correction of every
+    stage before the span. loss: (step, loss) of every step. frames:
     frames the closed form saw.
     """
 
     explained: float | None = None
+    stages: list[float] = field(default_factory=list)
     loss: list[tuple[int, float]] = field(default_factory=list)
     frames: int = 0
 
@@ -104,11 +107,11 @@ def fit_shortcut(
     if span is None or view.binding.routing is None:
         raise ModelStateError("this recipe has no window routing, so there is no shortcut to fit")
     shortcut = view.shortcut_module(span)
-    if view.binding.routing.span == "tiles":
-        raise ModelStateError("with span: tiles skipped windows reuse their last output; there is no shortcut to fit")
-    if isinstance(shortcut, IdentityShortcut):
+    learns = view.binding.routing.uses_shortcut and not isinstance(shortcut, IdentityShortcut)
+    if not learns and shortcut.corrections is None:
         raise ModelStateError(
-            "the identity shortcut has nothing to fit; choose shortcut.type bottleneck, ffn or attention"
+            "nothing to fit: the identity shortcut has no weights, and with span: tiles and early: 0 skipped windows "
+            "reuse their last output; choose shortcut.type bottleneck, ffn or attention, or correction: patch"
         )
     device, dtype = next(shortcut.parameters()).device, next(shortcut.parameters()).dtype
     precision = settings.mixed_precision
@@ -123,10 +126,10 @@ def fit_shortcut(
     result = FitResult()
     saved = _Checkpoint(Path(checkpoint), view, clips, settings) if checkpoint is not None else None
     state = saved.load(device) if saved is not None else None
-    if state is None and closed_form and has_closed_form(shortcut):
-        result.explained, result.frames = _closed_form(view, mine, accelerator, step)
+    if state is None and closed_form and (has_closed_form(shortcut) or shortcut.corrections is not None):
+        result = _closed_form(view, mine, accelerator, step)
     with _trainable(view, shortcut):
-        if settings.steps:
+        if settings.steps and learns:
             _run_steps(view, mine, settings, accelerator, result, saved, state, save_every, step)
     shortcut.to(dtype)
     view.adapter = f"fitted on {len(clips)} clips"
@@ -150,40 +153,60 @@ def feature_error(
 
 
 class _Sums(Watcher):
-    def __init__(self, sums: ResidualRegression) -> None:
-        self.sums, self.frames = sums, 0
+    def __init__(self, sums: ResidualRegression | None, stages: StageRegressions | None) -> None:
+        self.sums, self.below, self.frames = sums, stages, 0
+
+    def start(self) -> None:
+        """A new clip begins."""
+        for regression in (self.sums, self.below):
+            if regression is not None:
+                regression.start()
+
+    def stages(self, maps: list[Tensor]) -> None:
+        if self.below is not None:
+            self.below.add(maps)
 
     def encoded(self, entering: Tensor, leaving: Tensor) -> None:
-        self.sums.add(entering.flatten(0, 2), leaving.flatten(0, 2))
+        if self.sums is not None:
+            self.sums.add(entering.flatten(0, 2), leaving.flatten(0, 2))
         self.frames += 1
 
 
 def _closed_form(
     view: HostView, clips: list[CalibrationClip], accelerator: Any, step: Callable[[str, int, int], None]
-) -> tuple[float, int]:
+) -> FitResult:
     assert view.span_info is not None and view.binding.routing is not None
     shortcut = view.shortcut_module(view.span_info)
     device = next(shortcut.parameters()).device
     # Half-precision sums lose what a regression needs; MPS has no fp64, so there the sums live on the CPU.
     place = torch.device("cpu") if device.type == "mps" else device
-    sums = ResidualRegression(shortcut.channels, view.binding.routing.temporal, place)
-    watcher = _Sums(sums)
+    sums = stages = None
+    if view.binding.routing.uses_shortcut and has_closed_form(shortcut):
+        sums = ResidualRegression(shortcut.channels, view.binding.routing.temporal, place)
+    if shortcut.corrections is not None:
+        stages = StageRegressions(shortcut.corrections, place)
+    watcher = _Sums(sums, stages)
     total = sum(clip.video.num_frames or 0 for clip in clips)
     for clip in clips:
-        sums.start()
+        watcher.start()
         view.binding.watcher = watcher
         try:
             for _ in track(view.model, clip.video, clip.prompts):
                 step("closed form", watcher.frames, total)
         finally:
             view.binding.watcher = None
-    errors = accelerator.reduce(sums.left_out_errors(), "sum")
-    ridge = RIDGES[int(errors.argmin())] if bool(errors.any()) else DEFAULT_RIDGE
-    whole = sums.summed()
-    for tensor in (*whole.tensors(), sums.level):
-        tensor.copy_(accelerator.reduce(tensor, "sum"))
-    explained = start_from(shortcut, whole, sums.level, sums.temporal, ridge)  # type: ignore[arg-type]
-    return explained, watcher.frames
+
+    def reduce(tensor: Tensor) -> Tensor:
+        reduced: Tensor = accelerator.reduce(tensor, "sum")
+        return reduced
+
+    result = FitResult(frames=watcher.frames)
+    if sums is not None:
+        whole, ridge = sums.reduced(reduce)
+        result.explained = start_from(shortcut, whole, reduce(sums.level), sums.temporal, ridge)  # type: ignore[arg-type]
+    if stages is not None:
+        result.stages = stages.solve(reduce)
+    return result
 
 
 @contextmanager

@@ -7,7 +7,7 @@ space: biases of four standard deviations keep the units there. Gradient steps t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,20 +29,22 @@ AGES = (1, 2, 4, 8)
 """Frames between a window's last computation and its use, as budgets and rolling refresh produce them."""
 
 
-class ResidualRegression:
-    """Running sums of the regression, in fp64; no feature is kept longer than the oldest age.
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over the processes of a distributed fit."""
+
+
+class Regression:
+    """Running sums of a ridge regression with an intercept, in fp64; no feature is kept longer than the oldest age.
 
     Args:
-        channels: width C. temporal: regress the change of the residual on the change of the input over `AGES`, and not
-            the residual on the input.
+        inputs, outputs: widths. temporal: regress the change of the outputs on the change of the inputs over `AGES`.
     """
 
-    def __init__(self, channels: int, temporal: bool, device: torch.device) -> None:
+    def __init__(self, inputs: int, outputs: int, temporal: bool, device: torch.device) -> None:
         self.temporal = temporal
         self._device = device
-        self.level = self._zeros(channels + 1, channels + 1)
-        self._channels = channels
-        self._folds: list[_Sums] = []
+        self._widths = inputs, outputs
+        self._folds: list[Sums] = []
         self._clips = 0
         self._past: list[tuple[Tensor, Tensor]] = []
 
@@ -53,27 +55,28 @@ class ResidualRegression:
         """A new clip begins: what was seen before is not its past."""
         self._past.clear()
         if len(self._folds) < FOLDS:
-            c = self._channels
+            m, n = self._widths
             # With the constant 1 as last input, so that the regression has an intercept.
-            self._folds.append(_Sums(self._zeros(c + 1, c + 1), self._zeros(c + 1, c), self._zeros(c, c)))
+            self._folds.append(Sums(self._zeros(m + 1, m + 1), self._zeros(m + 1, n), self._zeros(n, n)))
         self._now = self._folds[self._clips % FOLDS]
         self._clips += 1
 
-    def add(self, entering: Tensor, leaving: Tensor) -> None:
-        """Add one dense frame: span input and output, [N, C] each, tokens in the same order every time."""
-        x = entering.detach().to(torch.float32)
-        inputs = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
+    def observe(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """Add one frame: fp32 [N, inputs] and [N, outputs], tokens in the same order every time.
+
+        Returns:
+            The inputs with the constant 1 behind them.
+        """
         inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], -1)
-        residual = leaving.detach().to(torch.float32) - x
-        self.level += (inputs.T @ inputs).to(torch.float64)
         if not self.temporal:
-            self._sum(inputs, residual)
-            return
+            self._sum(inputs, outputs)
+            return inputs
         for age in AGES:
             if age <= len(self._past):
-                past_inputs, past_residual = self._past[-age]
-                self._sum(inputs - past_inputs, residual - past_residual)
-        self._past = [*self._past[-AGES[-1] + 1 :], (inputs, residual)]
+                past_inputs, past_outputs = self._past[-age]
+                self._sum(inputs - past_inputs, outputs - past_outputs)
+        self._past = [*self._past[-AGES[-1] + 1 :], (inputs, outputs)]
+        return inputs
 
     def _sum(self, inputs: Tensor, targets: Tensor) -> None:
         self._now.gram += (inputs.T @ inputs).to(torch.float64)
@@ -85,29 +88,56 @@ class ResidualRegression:
         there is one group only."""
         errors = self._zeros(len(RIDGES))
         if len(self._folds) > 1:
-            whole = _Sums.of(self._folds)
+            whole = Sums.of(self._folds)
             for fold in self._folds:
-                others = _Sums(whole.gram - fold.gram, whole.cross - fold.cross, whole.total - fold.total)
+                others = Sums(whole.gram - fold.gram, whole.cross - fold.cross, whole.total - fold.total)
                 if others.scale > 0:
                     for number, ridge in enumerate(RIDGES):
                         errors[number] += fold.energy_left(others.weight(ridge))
         return errors
 
-    def summed(self) -> _Sums:
+    def summed(self) -> Sums:
         """All clips together."""
-        return _Sums.of(self._folds)
+        return Sums.of(self._folds)
+
+    def reduced(self, reduce: Reduce) -> tuple[Sums, float]:
+        """All clips of all processes together, and the ridge of `RIDGES` that fits left-out clips best."""
+        errors = reduce(self.left_out_errors())
+        ridge = RIDGES[int(errors.argmin())] if bool(errors.any()) else DEFAULT_RIDGE
+        whole = self.summed()
+        for tensor in whole.tensors():
+            tensor.copy_(reduce(tensor))
+        return whole, ridge
+
+
+class ResidualRegression(Regression):
+    """The span's residual on its normed input, for the shortcut.
+
+    Args:
+        channels: width C. temporal: see `Regression`.
+    """
+
+    def __init__(self, channels: int, temporal: bool, device: torch.device) -> None:
+        super().__init__(channels, channels, temporal, device)
+        self.level = self._zeros(channels + 1, channels + 1)
+
+    def add(self, entering: Tensor, leaving: Tensor) -> None:
+        """Add one dense frame: span input and output, [N, C] each, tokens in the same order every time."""
+        x = entering.detach().to(torch.float32)
+        inputs = self.observe(F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), leaving.detach().to(torch.float32) - x)
+        self.level += (inputs.T @ inputs).to(torch.float64)
 
 
 @dataclass
-class _Sums:
-    """Sums of input x input [C + 1, C + 1], input x target [C + 1, C] and target x target [C, C], fp64."""
+class Sums:
+    """Sums of input x input [M + 1, M + 1], input x target [M + 1, N] and target x target [N, N], fp64."""
 
     gram: Tensor
     cross: Tensor
     total: Tensor
 
     @classmethod
-    def of(cls, parts: Sequence[_Sums]) -> _Sums:
+    def of(cls, parts: Sequence[Sums]) -> Sums:
         """Their sum."""
         return cls(*(torch.stack(each).sum(0) for each in zip(*(part.tensors() for part in parts), strict=True)))
 
@@ -161,7 +191,7 @@ def has_closed_form(shortcut: Shortcut) -> bool:
 
 @torch.no_grad()
 def start_from(
-    shortcut: BottleneckShortcut, sums: _Sums, level: Tensor, temporal: bool, ridge: float = RIDGES[0]
+    shortcut: BottleneckShortcut, sums: Sums, level: Tensor, temporal: bool, ridge: float = RIDGES[0]
 ) -> float:
     """Set the weights of a pointwise branch to the closed form; return the share of energy it explains.
 

@@ -128,9 +128,12 @@ class Observer(Watcher):
         self._past.append((change, self._picture))
 
     def _branch(self, inputs: Tensor) -> Tensor:
-        """Shortcut output [H * W, C] in fp32; zero where skipped tiles reuse their last output as it is."""
+        """Shortcut output [H * W, C] in fp32; zero where skipped tiles reuse their last output as it is.
+
+        Extra pieces follow the objects, whose windows weigh most, so with them the shortcut counts everywhere.
+        """
         assert self.view.span_info is not None and self.view.binding.routing is not None
-        if self.view.binding.routing.span == "tiles":
+        if not self.view.binding.routing.uses_shortcut:
             return torch.zeros_like(inputs, dtype=torch.float32)
         grid, shortcut = self._grid, self.view.shortcut_module(self.view.span_info)
         if shortcut.pointwise:

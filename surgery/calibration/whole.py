@@ -186,6 +186,7 @@ class _Fit:
         self.steps = 0
         self.loss: list[tuple[int, float]] = []
         self.explained: float | None = None
+        self.stages: list[float] = []
         self.errors: dict[str, float] = {}
 
 
@@ -197,28 +198,31 @@ def _fitted(
     """Fit the shortcut if there is one to fit, and measure its feature error on the held-out clips at each stage."""
     view, done = require_view(model), _Fit()
     routing = view.binding.routing
-    if view.span_info is None or routing is None or routing.windows == "all" or routing.span == "tiles":
+    if view.span_info is None or routing is None or routing.windows == "all":
         return done
-    if isinstance(view.shortcut_module(view.span_info), IdentityShortcut):
+    shortcut = view.shortcut_module(view.span_info)
+    learns = routing.uses_shortcut and not isinstance(shortcut, IdentityShortcut)
+    if not learns and shortcut.corrections is None:
         return done
     settings = fit or FitSettings(objective=promise.objective, steps=promise.steps, seed=seed)
     held_out = [reference.clip for reference in references]
 
     def measured(label: str) -> None:
+        if not learns:
+            return
         with clock("feature error"):
             step(f"feature error, {label}", 0, 1)
             done.errors[label] = feature_error(model, held_out, segment=settings.segment, seed=seed)
 
-    shortcut = view.shortcut_module(view.span_info)
     shortcut.reset_parameters()
     measured("identity")
     with clock("closed form"):
         first = fit_shortcut(model, clips, replace(settings, steps=0), step=step)
-    done.explained = first.explained
+    done.explained, done.stages = first.explained, first.stages
     if first.explained is not None:
         done.kind = "closed form"
         measured("closed form")
-    if settings.steps:
+    if settings.steps and learns:
         with clock("steps"):
             second = fit_shortcut(model, clips, settings, checkpoint=checkpoint, closed_form=False, step=step)
         done.kind, done.steps, done.loss = "closed form and steps", settings.steps, second.loss

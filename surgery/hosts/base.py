@@ -64,6 +64,12 @@ class Watcher:
     def encoded(self, entering: Tensor, leaving: Tensor) -> None:
         """After it was: the span's input and output, [1, H, W, C] each."""
 
+    def stages(self, maps: list[Tensor]) -> None:
+        """Under tile routing, before `encoded`: patch embedding and outputs of the stages before the span.
+
+        maps: [1, H, W, C] each.
+        """
+
     def saliency(self, conditioning: bool, layer: int, saliency: Tensor) -> None:
         """A memory frame was read for the first time: fp32 [T], see `memory_saliency`."""
 

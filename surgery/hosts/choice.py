@@ -21,6 +21,7 @@ from surgery.routing.router import (
     token_picture,
     window_changes,
 )
+from surgery.routing.tiles import TileGrid, TileRoute, piece_urgency
 from surgery.routing.windows import WindowGrid
 from surgery.session import Evidence, VideoState
 
@@ -30,7 +31,7 @@ class Glance:
     """What is seen of a frame before it is encoded.
 
     thumbnail: [3, 32, 32] for the scene-cut test. picture: [3, H, W], one mean colour per stage-3 token, for the
-    budget. Each is None when the recipe does not ask for it.
+    budget and for the pieces of tiles. Each is None when the recipe does not ask for it.
     """
 
     thumbnail: Tensor | None = None
@@ -40,7 +41,7 @@ class Glance:
     def at(cls, pixels: Tensor, settings: SparseWindowRouting, grid: WindowGrid) -> Glance:
         """Look at normalised pixels [1, 3, S, S]."""
         small = thumbnail(pixels) if settings.refresh.scene_cut is not None else None
-        if settings.budget >= 1.0:
+        if settings.budget >= 1.0 and not settings.early:
             return cls(small)
         return cls(small, token_picture(pixels, grid))
 
@@ -79,7 +80,7 @@ def choose_windows(
         facts["scores"] = torch.cat([item.score.reshape(1) for item in evidence])
         if small is not None and state.thumbnail is not None:
             facts["cut"] = scene_change(small, state.thumbnail.to(small.device))
-        if glance.picture is not None:
+        if glance.picture is not None and settings.budget < 1.0:
             seen = glance.picture if state.seen is None else state.seen.to(glance.picture.device)
             facts["changes"] = window_changes(glance.picture, seen, grid)
     values = _fetch(facts)
@@ -100,6 +101,20 @@ def choose_windows(
     if len(windows) == grid.count:
         return None, "every window needed"
     return windows, None
+
+
+def tile_route(
+    tiles: TileGrid, settings: SparseWindowRouting, state: VideoState, windows: list[int], glance: Glance
+) -> TileRoute | None:
+    """The route through the blocks before the span, with the extra pieces that `early` leaves room for."""
+    memory = state.tiles
+    if memory is None:
+        return None
+    if glance.picture is None or memory.picture is None or memory.ages is None:
+        return tiles.route(windows, memory.output.device, memory)
+    near = torch.stack([tiles.near(item.mask, settings.dilation) for item in state.evidence.values()]).any(0)
+    urgency = piece_urgency(near, tiles.changes(glance.picture, memory.picture), memory.ages)
+    return tiles.route(windows, memory.output.device, memory, urgency, round(settings.early * tiles.count))
 
 
 def _fetch(facts: dict[str, Tensor]) -> dict[str, list[float]]:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from surgery.errors import ModelStateError
 from surgery.hosts.base import Binding, HostView, Turn
-from surgery.hosts.choice import Glance, choose_windows
+from surgery.hosts.choice import Glance, choose_windows, tile_route
 from surgery.retrieval.bank import KeyPlan, plan_keys, remember
+from surgery.routing.router import centre, moved
 from surgery.routing.span import dense_route, make_route, updated_memory
 from surgery.routing.tiles import updated_tiles
 from surgery.session import Evidence, FrameRecord, SessionHandle, VideoState
@@ -107,16 +108,14 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
         windows, reason = choose_windows(binding, view, state, frame, glance, pixels.device)
     if windows is not None:
         memory = state.span if settings.temporal and tiles is None else None
-        tile_route = None
-        if tiles is not None and state.tiles is not None:
-            tile_route = tiles.route(windows, pixels.device, state.tiles)
+        early = tile_route(tiles, settings, state, windows, glance) if tiles is not None else None
         route = make_route(
-            grid, windows, pixels.device, memory, settings.padding == "published", not shortcut.pointwise, tile_route
+            grid, windows, pixels.device, memory, settings.padding == "published", not shortcut.pointwise, early
         )
     elif settings.padding == "published" and grid.padded and watcher is None:
         route = make_route(grid, range(grid.count), pixels.device, None, published_padding=True)
     else:
-        watch = tiles.watch() if tiles is not None else None
+        watch = tiles.watch(watcher is not None) if tiles is not None else None
         route = dense_route(watcher is not None or (observe and settings.temporal), watch)
     binding.route = route
     try:
@@ -124,9 +123,12 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
     finally:
         binding.route = None
     if watcher is not None and route.seen_input is not None and route.seen_output is not None:
+        if route.tiles is not None and route.tiles.maps is not None:
+            watcher.stages(route.tiles.maps)
         watcher.encoded(route.seen_input, route.seen_output)
     elif route.tiles is not None and route.seen_output is not None:
-        state.tiles = updated_tiles(route.tiles, route.chosen, route.seen_output)
+        picture = glance.picture if settings.early else None
+        state.tiles = updated_tiles(route.tiles, route.chosen, route.seen_output, picture, route.seen_input, shortcut)
     elif settings.temporal and observe:
         state.span = updated_memory(route, shortcut, grid)
     _note(binding, state, frame, handle.cached(), windows, reason, glance)
@@ -185,13 +187,27 @@ def record_evidence(binding: Binding, masks: Tensor, ious: Tensor | None, score:
             f"the mask decoder ran {len(taps)} of its {expected_taps} token-to-image attentions under the surgery; was "
             "the model compiled before sparsify? Call sparsify first, then compile"
         )
-    binding.state_of(turn.handle).evidence[turn.obj_id] = Evidence(
+    known = binding.state_of(turn.handle).evidence
+    middle, ahead = None, union
+    if routing.motion:
+        middle = centre(union)
+        ahead = _ahead(known.get(turn.obj_id), union, middle, turn, routing.motion)
+    known[turn.obj_id] = Evidence(
         turn.frame,
-        union,
+        ahead,
         score,
         tuple(taps[-expected_taps:]),
         (best[0] > 0) & (score > 0) if watched and best is not None else None,
+        middle,
     )
+
+
+def _ahead(before: Evidence | None, mask: Tensor, middle: Tensor, turn: Turn, frames: float) -> Tensor:
+    """The mask, and where it would be after `frames` at the speed since the frame before, if that is known."""
+    previous = turn.frame + 1 if turn.reverse else turn.frame - 1
+    if before is None or before.frame != previous or before.centre is None or before.centre.device != middle.device:
+        return mask
+    return moved(mask, (middle - before.centre) * frames)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from surgery.graft import Graft
 from surgery.hosts.base import Binding, HostView, SpanInfo
+from surgery.routing.correction import Corrections, StageCorrection
 from surgery.routing.tiles import TileGrid, piece_side
 from surgery.routing.windows import WindowGrid
 
@@ -18,11 +19,20 @@ class EarlyPart:
     """Payload of a grafted block before the span.
 
     gathers: whether it receives a whole map (first block of a stage). level: number of the stage it ends, or None.
+    first: whether it is the first of all. corrections: of skipped pieces, by level; None when the recipe has none.
     """
 
     binding: Binding
     gathers: bool
     level: int | None
+    first: bool
+    corrections: Corrections | None
+
+    def correction(self) -> StageCorrection | None:
+        """Of the stage it ends."""
+        if self.corrections is None or self.level is None:
+            return None
+        return self.corrections[self.level]  # type: ignore[return-value]
 
 
 class EarlyBlock(Graft):
@@ -37,15 +47,17 @@ class EarlyBlock(Graft):
         tiles = route.tiles if route is not None else None
         if route is None or tiles is None:
             return super().forward(hidden_states, **kwargs)  # type: ignore[misc]
+        if part.first:
+            tiles.start(hidden_states, part.corrections is not None)
         if part.gathers and not route.dense:
             hidden_states = tiles.gather(hidden_states)
         out: Tensor = super().forward(hidden_states, **kwargs)  # type: ignore[misc]
         if part.level is None:
             return out
         if not route.dense:
-            return tiles.merge(out, part.level)
+            return tiles.merge(out, part.level, part.correction())
         if route.observe:
-            tiles.seen[part.level] = out
+            tiles.note(out, part.level, part.correction())
         return out
 
 
@@ -61,13 +73,19 @@ def tile_grid(view: HostView, span: SpanInfo) -> TileGrid:
     return TileGrid(grid, side, levels, whole=span.entry - 1 in _stage_ends(view, span))
 
 
-def early_parts(view: HostView, span: SpanInfo) -> list[tuple[nn.Module, EarlyPart]]:
+def early_parts(view: HostView, span: SpanInfo, corrections: Corrections | None) -> list[tuple[nn.Module, EarlyPart]]:
     """Every block before the span, with its part."""
     ends = _stage_ends(view, span)
     return [
         (
             block,
-            EarlyPart(view.binding, index == 0 or index - 1 in ends, ends.index(index) if index in ends else None),
+            EarlyPart(
+                view.binding,
+                gathers=index == 0 or index - 1 in ends,
+                level=ends.index(index) if index in ends else None,
+                first=index == 0,
+                corrections=corrections,
+            ),
         )
         for index, block in enumerate(view.blocks()[: span.entry])
     ]

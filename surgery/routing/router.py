@@ -33,6 +33,28 @@ def mask_windows(masks: Sequence[Tensor], grid: WindowGrid, dilation: int) -> Te
     return grid.cells(union)
 
 
+def centre(mask: Tensor) -> Tensor:
+    """Mean (row, column) of a bool [h, w] mask in its pixels: fp32 [2], not finite for an empty one."""
+    weight = mask.to(torch.float32)
+    rows = torch.arange(mask.shape[0], device=mask.device, dtype=torch.float32)
+    columns = torch.arange(mask.shape[1], device=mask.device, dtype=torch.float32)
+    return torch.stack([(weight.sum(1) * rows).sum(), (weight.sum(0) * columns).sum()]) / weight.sum()
+
+
+def moved(mask: Tensor, offset: Tensor) -> Tensor:
+    """A bool [h, w] mask and itself shifted by `offset` (rows, columns; fp32 [2]), what leaves the map cut off.
+
+    The offset stays on the device. One that is not finite (an object that is or was out of sight) shifts nothing.
+    """
+    offset = torch.where(torch.isfinite(offset).all(), offset, torch.zeros_like(offset)).round().to(torch.int64)
+    shifted = mask
+    for axis, size in enumerate(mask.shape):
+        source = torch.arange(size, device=mask.device) - offset[axis]
+        inside = (source >= 0) & (source < size)
+        shifted = shifted.index_select(axis, source.clamp(0, size - 1)) & (inside[:, None] if axis == 0 else inside)
+    return mask | shifted
+
+
 def salient_windows(saliency: Tensor, grid: WindowGrid, mass: float) -> Tensor:
     """Windows that hold the attention: per map the shortest prefix, by falling sum, that reaches `mass`.
 

@@ -6,23 +6,29 @@ untrained one is harmless. `pointwise` branches treat tokens one by one; the oth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surgery.routing.correction import NORM_EPS, Corrections, make_corrections
 from surgery.routing.windows import Packing
-
-NORM_EPS = 1e-6
 
 
 class Shortcut(nn.Module):
-    """Base class. Args: channels: width C of the stage-3 residual stream."""
+    """Base class. Args: channels: width C of the stage-3 residual stream.
+
+    corrections: under tile routing, the branches that correct reused stage outputs; they are saved with the shortcut.
+    """
 
     pointwise = True
+    corrections: Corrections | None
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
+        self.corrections = None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Start anew as the identity; random draws come from `generator` (default: the global one)."""
@@ -103,8 +109,13 @@ SHORTCUTS: dict[str, type[Shortcut]] = {
 }
 
 
-def make_shortcut(kind: str, channels: int, seed: int = 0) -> Shortcut:
+def make_shortcut(
+    kind: str, channels: int, seed: int = 0, corrected: Sequence[tuple[int, int]] | None = None
+) -> Shortcut:
     """Build a branch of type `kind` for width `channels`, on the CPU.
+
+    corrected: (side, channels) of the patch embedding and of every stage before the span, to correct reused stage
+    outputs as well, see `Corrections`.
 
     Same seed, same weights; no global generator is read or seeded, not even an accelerator's, and the branch can be
     trained later although it was made under `torch.inference_mode`.
@@ -112,4 +123,6 @@ def make_shortcut(kind: str, channels: int, seed: int = 0) -> Shortcut:
     with torch.inference_mode(False), torch.device("meta"):
         shortcut = SHORTCUTS[kind](channels).to_empty(device="cpu")
         shortcut.reset_parameters(torch.Generator("cpu").manual_seed(seed))
+    if corrected is not None:
+        shortcut.corrections = make_corrections(corrected, seed)
     return shortcut

@@ -38,8 +38,7 @@ class Route:
 
     On a `dense` frame the stock blocks run and only the span's input and output are noted (when `observe` asks for
     them). Compiled graphs guard on the plain attributes, so none of them may change with the choice of windows.
-    tiles: the routing of the blocks before the span; skipped windows then return their last output, and no shortcut
-    runs.
+    tiles: the routing of the blocks before the span, which then also says what skipped windows return.
     """
 
     dense: bool
@@ -115,16 +114,13 @@ def make_route(
 def enter(feature_map: Tensor, route: Route, shortcut: Shortcut) -> Tensor:
     """Split the map [1, H, W, C]: run the shortcut on skipped windows, return the chosen tokens [1, N, 1, C].
 
-    With tiles the input may be pieces [n, s, s, C], and skipped windows take their last output.
+    With tiles the input may be pieces [n, s, s, C], see `TileRoute.enter`.
     """
     assert route.chosen is not None and route.packing is not None
     flat = feature_map.reshape(-1, feature_map.shape[-1])
     if route.tiles is not None:
-        assert route.tiles.memory is not None
-        if route.rest is not None:
-            route.skipped = route.tiles.memory.output.index_select(0, route.rest)
-        order = route.chosen if route.tiles.order is None else route.tiles.order
-        return flat.index_select(0, order)[None, :, None]
+        chosen, route.skipped = route.tiles.enter(feature_map, route.chosen, route.rest, shortcut)
+        return chosen[None, :, None]
     chosen = flat.index_select(0, route.chosen)
     memory = route.memory
     if memory is not None:

@@ -1,0 +1,73 @@
+"""The fit of the corrections of reused stage outputs: ridge regression of their change on the change of their input."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from surgery.calibration.linear import Reduce, Regression
+from surgery.errors import CalibrationError
+from surgery.routing.correction import Corrections, StageCorrection
+
+TOKENS = 2048
+"""Tokens of a map that are used, the same ones throughout a clip."""
+
+
+class StageRegressions:
+    """One regression for every stage that ends before the span.
+
+    Args:
+        corrections: the branches, whose random halves make the inputs. device: of the sums. seed: of the tokens used.
+    """
+
+    def __init__(self, corrections: Corrections, device: torch.device, seed: int = 0) -> None:
+        self.stages: list[StageCorrection] = list(corrections)  # type: ignore[arg-type]
+        self.device = device
+        self.regressions = [
+            Regression(stage.direct.in_features + stage.up.in_features, stage.up.out_features, True, device)
+            for stage in self.stages
+        ]
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._used: list[Tensor | None] = []
+
+    def start(self) -> None:
+        """A new clip begins."""
+        self._used = [None] * len(self.stages)
+        for regression in self.regressions:
+            regression.start()
+
+    def add(self, maps: list[Tensor]) -> None:
+        """Add one dense frame: patch embedding and stage outputs, [1, H, W, C] each."""
+        for number, (below, above) in enumerate(pairwise(maps)):
+            stage = self.stages[number]
+            targets = above.detach().flatten(0, 2)
+            used = self._used[number]
+            if used is None:
+                used = torch.randperm(len(targets), generator=self._generator)[:TOKENS].to(targets.device)
+                self._used[number] = used
+            inputs = stage.tokens(below.detach()).flatten(0, 2).index_select(0, used)
+            with torch.no_grad():
+                features = stage.features(inputs.to(stage.up.weight.dtype)).to(self.device, torch.float32)
+            self.regressions[number].observe(features, targets.index_select(0, used).to(self.device, torch.float32))
+
+    def solve(self, reduce: Reduce) -> list[float]:
+        """Set the weights; return the share of every stage's change that they explain.
+
+        reduce: sums a tensor over the processes of a distributed fit.
+
+        Raises:
+            CalibrationError: features that are not finite, or clips without any change.
+        """
+        explained = []
+        for stage, regression in zip(self.stages, self.regressions, strict=True):
+            sums, ridge = regression.reduced(reduce)
+            if not bool(torch.isfinite(sums.gram).all() & torch.isfinite(sums.cross).all()):
+                raise CalibrationError("the features of the first stages are not finite; nothing was fitted")
+            if not sums.scale > 0:
+                raise CalibrationError("no change between frames was seen in the clips; nothing can be fitted")
+            weight = sums.weight(ridge)
+            stage.set_fit(weight[:-1])
+            explained.append(1.0 - float(sums.energy_left(weight) / sums.total.trace()))
+        return explained
