@@ -188,6 +188,11 @@ class SparseQueryRouting(Settings):
     rolling: int = Field(
         1, ge=0, le=_MAX_COUNT, description="further windows whose tokens are queries, those that waited longest"
     )
+    budget: Fraction = Field(
+        1.0,
+        description="largest share of the tokens that are queries, as far as those of computed windows leave room; "
+        "those near the object whose picture changed most go first; 1: no limit",
+    )
 
     alias: ClassVar[str] = "queries"
 

@@ -108,10 +108,10 @@ class VideoState:
     token: identity of the surgery it belongs to; a state of another surgery is never read. cursor: last tracked
     (frame, reverse) of this pass. encoded: last frame whose image was encoded. computed: its windows, None for all.
     routed: frames whose cached features were routed. ages: frames since each window was computed. seen: [3, H, W]
-    picture of every token when its window was computed. span, tiles: what skipped windows return, as the recipe's span
-    asks. lost: objects whose last known score was <= 0. reach, queries: where each object may be on the frame in
-    progress, and its last conditioned features, under query routing. stores: the host's output store of every object,
-    by which a reset is noticed.
+    picture of every token when its window was computed; changed: fp32 [H * W], how much it has changed since, under a
+    query budget. span, tiles: what skipped windows return, as the recipe's span asks. lost: objects whose last known
+    score was <= 0. reach, queries: where each object may be on the frame in progress, and its last conditioned
+    features, under query routing. stores: the host's output store of every object, by which a reset is noticed.
     """
 
     token: object
@@ -128,6 +128,7 @@ class VideoState:
     tiles: TileMemory | None = None
     thumbnail: Tensor | None = None
     seen: Tensor | None = None
+    changed: Tensor | None = None
     memories: dict[tuple[int, bool], ObjectMemory] = field(default_factory=dict)
     reach: dict[int, Reach] = field(default_factory=dict)
     queries: dict[tuple[int, bool], QueryMemory] = field(default_factory=dict)

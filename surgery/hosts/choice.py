@@ -31,17 +31,17 @@ class Glance:
     """What is seen of a frame before it is encoded.
 
     thumbnail: [3, 32, 32] for the scene-cut test. picture: [3, H, W], one mean colour per stage-3 token, for the
-    budget and for the pieces of tiles. Each is None when the recipe does not ask for it.
+    budgets and for the pieces of tiles. Each is None when the recipe does not ask for it.
     """
 
     thumbnail: Tensor | None = None
     picture: Tensor | None = None
 
     @classmethod
-    def at(cls, pixels: Tensor, settings: SparseWindowRouting, grid: WindowGrid) -> Glance:
-        """Look at normalised pixels [1, 3, S, S]."""
+    def at(cls, pixels: Tensor, settings: SparseWindowRouting, grid: WindowGrid, always: bool = False) -> Glance:
+        """Look at normalised pixels [1, 3, S, S]; `always`: at the picture, whatever the settings of the windows."""
         small = thumbnail(pixels) if settings.refresh.scene_cut is not None else None
-        if settings.budget >= 1.0 and not settings.early:
+        if settings.budget >= 1.0 and not settings.early and not always:
             return cls(small)
         return cls(small, token_picture(pixels, grid))
 

@@ -98,7 +98,8 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
     shortcut = view.shortcut_module(span)
     observe = settings.windows == "object"
     tiles = binding.tiles if observe and settings.span == "tiles" else None
-    glance = Glance.at(pixels, settings, grid) if observe else Glance()
+    limited = binding.queries is not None and binding.queries.budget < 1.0
+    glance = Glance.at(pixels, settings, grid, limited) if observe else Glance()
     watcher = binding.watcher
     if watcher is not None:
         watcher.frame(state, frame, binding.turn, pixels)
@@ -144,6 +145,10 @@ def _note(
     state.encoded, state.thumbnail = frame, glance.thumbnail
     state.computed = tuple(windows) if windows is not None else None
     state.seen = glance.remembered(state.seen, windows, grid)
+    state.changed = None
+    if binding.queries is not None and binding.queries.budget < 1.0:
+        assert glance.picture is not None and state.seen is not None
+        state.changed = (glance.picture - state.seen.to(glance.picture.device)).abs().mean(0).flatten()
     state.routed = (state.routed & cached) - {frame}
     if windows is None:
         state.ages = [0] * grid.count

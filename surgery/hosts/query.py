@@ -128,9 +128,12 @@ def _route(
     assert grid is not None
     certain = grid.token_ids(sorted(windows))
     outside = sum(count for window, count in enumerate(reach.counts) if window not in windows)
-    count = query_count(grid.tokens, len(certain), outside)
+    assert binding.queries is not None
+    count = query_count(grid.tokens, len(certain), outside, binding.queries.budget)
     if count == grid.tokens:
         return None
-    index = query_tokens(torch.from_numpy(certain).to(device, non_blocking=True), reach.tokens.to(device), count)
+    changed = state.changed.to(device) if state.changed is not None else None
+    known = torch.from_numpy(certain).to(device, non_blocking=True)
+    index = query_tokens(known, reach.tokens.to(device), count, changed)
     last = state.queries[turn.obj_id, turn.reverse]
     return QueryRoute(index, grid.tokens, pointers, last.output, list(last.inputs))

@@ -76,26 +76,33 @@ def mask_tokens(mask: Tensor, height: int, width: int, margin: int) -> Tensor:
     return touched.flatten() > 0
 
 
-def query_count(tokens: int, certain: int, reached: int) -> int:
-    """Queries of a frame: `certain` and `reached` tokens, rounded up to a bucket, at most all `tokens`."""
+def query_count(tokens: int, certain: int, reached: int, budget: float = 1.0) -> int:
+    """Queries of a frame: `certain` and `reached` tokens, rounded up to a bucket, at most all `tokens`.
+
+    budget: share of the tokens that the reached ones may fill up to.
+    """
     bucket = max(1, tokens // BUCKETS)
-    return min(tokens, -(-(certain + reached) // bucket) * bucket)
+    wanted = max(certain, min(certain + reached, round(budget * tokens)))
+    return min(tokens, -(-wanted // bucket) * bucket)
 
 
-def query_tokens(certain: Tensor, reached: Tensor, count: int) -> Tensor:
+def query_tokens(certain: Tensor, reached: Tensor, count: int, changed: Tensor | None = None) -> Tensor:
     """The tokens that are queries, without asking the device how many there are.
 
     Args:
         certain: int64 [n] tokens of computed windows. reached: bool [T], see `Reach`.
-        count: how many to take: at least all of both; the rest are the first of the other tokens.
+        count: how many to take: all certain ones, then reached ones, then others; among equals the first, or
+        changed: fp32 [T], not negative: those with the largest values.
 
     Returns:
         int64 [count], rising.
     """
     tokens = reached.shape[0]
+    order = torch.arange(tokens, device=reached.device, dtype=torch.float32)
+    if changed is not None:
+        order = torch.empty_like(order).index_copy(0, changed.argsort(descending=True, stable=True), order)
     priority = reached.to(torch.float32).index_fill(0, certain, 2.0)
-    places = torch.arange(tokens, device=reached.device, dtype=torch.float32)
-    return (priority * tokens - places).topk(count, sorted=False).indices.sort().values
+    return (priority * tokens - order).topk(count, sorted=False).indices.sort().values
 
 
 def routed_self_attention(

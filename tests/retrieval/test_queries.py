@@ -71,6 +71,24 @@ def test_query_tokens_hold_both_sets_and_fill_up_with_the_first_others(tokens: i
     assert query_tokens(torch.tensor(certain), flags, count).tolist() == sorted(asked | set(others))
 
 
+@few
+@given(st.integers(2, 400), st.floats(0.01, 1.0), st.data())
+def test_a_budget_limits_the_reached_tokens_only(tokens: int, budget: float, data: st.DataObject) -> None:
+    certain = data.draw(st.integers(1, tokens))
+    reached = data.draw(st.integers(0, tokens - certain))
+    count, free = query_count(tokens, certain, reached, budget), query_count(tokens, certain, reached)
+    assert certain <= count <= free
+    assert count == free or count >= min(round(budget * tokens), tokens)
+
+
+def test_under_a_budget_the_tokens_that_changed_most_are_queries() -> None:
+    reached = torch.tensor([True, True, True, False, False, True])
+    changed = torch.tensor([0.1, 0.5, 0.3, 9.0, 0.0, 0.2])
+    assert query_tokens(torch.tensor([4]), reached, 3, changed).tolist() == [1, 2, 4]
+    assert query_tokens(torch.tensor([4]), reached, 6, changed).tolist() == [0, 1, 2, 3, 4, 5]
+    assert query_tokens(torch.tensor([4]), torch.zeros(6, dtype=torch.bool), 2, changed).tolist() == [3, 4]
+
+
 @pytest.mark.parametrize("heads", [1, 2])
 def test_self_attention_of_a_subset_is_its_part_of_that_of_all(heads: int) -> None:
     tokens, parts, (cos, sin) = drawn(12, 16), projections(heads), table(12, heads)

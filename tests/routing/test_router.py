@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from surgery.routing.router import (
+    centre,
     longest_waiting,
     mask_windows,
     most_urgent,
+    moved,
     prompt_saliency,
     salient_windows,
     scene_change,
@@ -246,3 +248,25 @@ def test_a_still_window_is_renewed_in_the_end() -> None:
         if chosen == [2]:
             return
     raise AssertionError("window 2 was never computed")
+
+
+@few
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(-14, 14), st.integers(-14, 14), seeds)
+def test_a_moved_mask_is_itself_and_its_copy_cut_off_at_the_border(
+    height: int, width: int, down: int, right: int, seed: int
+) -> None:
+    mask = torch.rand(height, width, generator=rng(seed)) > 0.7
+    found = moved(mask, torch.tensor([float(down), float(right)]))
+    for row in range(height):
+        for col in range(width):
+            source = (row - down, col - right)
+            inside = 0 <= source[0] < height and 0 <= source[1] < width
+            assert bool(found[row, col]) == bool(mask[row, col] or (inside and mask[source]))
+
+
+def test_an_object_out_of_sight_moves_nowhere() -> None:
+    mask = torch.zeros(6, 6, dtype=torch.bool)
+    mask[1:3, 2:4] = True
+    assert centre(mask).tolist() == [1.5, 2.5]
+    offset = centre(mask) - centre(torch.zeros(6, 6, dtype=torch.bool))
+    assert torch.equal(moved(mask, offset), mask)

@@ -11,7 +11,7 @@ from torch import Tensor
 from surgery.errors import UnsupportedModelError
 from surgery.routing.shortcut import IdentityShortcut
 from surgery.routing.span import enter, leave, make_route
-from surgery.routing.tiles import TileGrid, TileMemory, piece_side, updated_tiles
+from surgery.routing.tiles import TileGrid, TileMemory, piece_side, piece_urgency, updated_tiles
 from surgery.routing.windows import WindowGrid
 from tests.routing.geometry import few, window_of
 
@@ -103,7 +103,7 @@ def test_merge_renews_computed_tiles_and_keeps_the_others(case: tuple[TileGrid, 
         mask = chosen_tokens(tiles, windows, side)
         assert torch.equal(merged[0][mask], now[0][mask])
         assert torch.equal(merged[0][~mask], held[level][0][~mask])
-        assert route.seen[level] is merged
+        assert route.kept[level] is merged
         assert torch.equal(memory.levels[level], held[level]), "the host's cache may hold the old map"
 
 
@@ -125,7 +125,7 @@ def test_the_span_takes_pieces_or_a_map_window_after_window(case: tuple[TileGrid
     assert torch.equal(after[~mask], memory.output.reshape(after.shape)[~mask]), "skipped tiles: their last output"
 
     assert route.seen_output is not None
-    tile_route.seen = list(memory.levels)
+    tile_route.kept = list(memory.levels)
     renewed = updated_tiles(tile_route, route.chosen, route.seen_output)
     assert torch.equal(renewed.output.reshape(after.shape), after)
     assert bool((memory.output == -1).all()), "the memory before is left alone"
@@ -134,7 +134,58 @@ def test_the_span_takes_pieces_or_a_map_window_after_window(case: tuple[TileGrid
 def test_a_dense_frame_is_remembered_whole() -> None:
     tiles = TileGrid(WindowGrid(8, 8, 4), 2, [(32, 2), (16, 3)])
     route = tiles.watch()
-    route.seen = [numbered(32, 2), numbered(16, 3)]
+    route.kept = [numbered(32, 2), numbered(16, 3)]
     memory = updated_tiles(route, None, numbered(8, 5))
     assert torch.equal(memory.output, numbered(8, 5).reshape(64, 5))
     assert all(torch.equal(a, b) for a, b in zip(memory.levels, (numbered(32, 2), numbered(16, 3)), strict=True))
+
+
+@few
+@given(tiles_and_windows(), st.floats(0, 1), st.integers(0, 2**31))
+def test_extra_pieces_are_the_most_urgent_and_those_of_the_windows_always_come(
+    case: tuple[TileGrid, list[int]], share: float, seed: int
+) -> None:
+    tiles, windows = case
+    count = round(share * tiles.count)
+    urgency = torch.rand(tiles.count, generator=torch.Generator().manual_seed(seed))
+    route = tiles.route(windows, CPU, memory_of(tiles), urgency, count)
+    assert route.pieces is not None and route.tokens is not None
+    certain, taken = set(tiles.pieces(windows).tolist()), route.pieces.tolist()
+    assert taken == sorted(set(taken))
+    assert certain <= set(taken)
+    assert len(taken) == max(count, len(certain))
+    left = [float(urgency[piece]) for piece in range(tiles.count) if piece not in taken]
+    extra = [float(urgency[piece]) for piece in taken if piece not in certain]
+    assert not left or not extra or min(extra) >= max(left)
+    side = tiles.grid.width // tiles.across
+    for place, token in enumerate(route.tokens.tolist()):
+        row, col = divmod(token, tiles.grid.width)
+        assert row // side * tiles.across + col // side == taken[place // side**2]
+    if route.order is not None:
+        assert torch.equal(route.tokens[route.order], torch.from_numpy(tiles.grid.token_ids(windows)))
+
+
+@few
+@given(tiles_and_windows(), st.integers(0, 2**31), st.sampled_from([1, 3]))
+def test_near_and_changes_by_visiting_each_piece(case: tuple[TileGrid, list[int]], seed: int, dilation: int) -> None:
+    tiles, _ = case
+    generator = torch.Generator().manual_seed(seed)
+    cell = 2 * (tiles.grid.width // tiles.across)
+    mask = torch.rand(cell * tiles.across, cell * tiles.across, generator=generator) > 0.97
+    near = tiles.near(mask, dilation)
+    current, seen = torch.randn(2, 3, tiles.grid.height, tiles.grid.width, generator=generator)
+    changes = tiles.changes(current, seen)
+    side, margin = tiles.grid.width // tiles.across, dilation // 2
+    for piece in range(tiles.count):
+        row, col = divmod(piece, tiles.across)
+        top, left = max(0, row * cell - margin), max(0, col * cell - margin)
+        around = mask[top : (row + 1) * cell + margin, left : (col + 1) * cell + margin]
+        assert bool(near[piece]) == bool(around.any())
+        here = (slice(None), slice(row * side, (row + 1) * side), slice(col * side, (col + 1) * side))
+        assert float(changes[piece]) == pytest.approx(float((current[here] - seen[here]).abs().mean()), abs=1e-5)
+
+
+def test_object_pieces_and_waiting_ones_are_urgent() -> None:
+    near = torch.tensor([True, False, False])
+    urgency = piece_urgency(near, torch.tensor([0.1, 0.1, 0.1]), torch.tensor([0.0, 0.0, 9.0]))
+    assert urgency[0] > urgency[2] > urgency[1]

@@ -1,0 +1,207 @@
+"""Tiles with extra early pieces, corrected stages and a motion margin, on either host."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+import surgery
+from surgery.adapters import read_adapter
+from surgery.api import require_view
+from surgery.bench.flops import encoder_gflop
+from surgery.errors import AdapterMismatchError
+from surgery.recipe import Recipe
+from surgery.routing.shortcut import Shortcut
+from surgery.routing.span import make_route
+from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
+from tests.hosts.test_compile import encoder, graphs_compiled
+from tests.hosts.test_hosts import close, gather, interleaved, same
+from tests.hosts.test_tiles import STAGE3, TILES, dense_memory, levels_of
+
+EARLY = TILES.with_overrides(["routing.early=0.5"])
+CORRECTED = EARLY.with_overrides(["routing.correction=patch"])
+both_paddings = pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
+
+
+@pytest.fixture(params=("sam2", "transformers"))
+def host(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def shortcut_of(driver: Driver) -> Shortcut:
+    view = require_view(driver.model)
+    assert view.span_info is not None
+    return view.shortcut_module(view.span_info)
+
+
+def cut(host: str, recipe: Recipe, windows: tuple[int, ...] = UNPADDED) -> Driver:
+    """A small model whose shortcut and corrections do something, the same for every recipe."""
+    driver = make(host, windows)
+    surgery.sparsify(driver.model, recipe)
+    with torch.no_grad():
+        for number, (_, parameter) in enumerate(sorted(shortcut_of(driver).named_parameters())):
+            generator = torch.Generator().manual_seed(number if parameter.ndim else 0)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return driver
+
+
+def same_shortcut(driver: Driver, other: Driver) -> None:
+    own = shortcut_of(other).state_dict()
+    shortcut_of(driver).load_state_dict({name: own[name] for name in shortcut_of(driver).state_dict()})
+
+
+@both_paddings
+def test_with_all_pieces_early_tiles_are_stage3_routing(host: str, windows: tuple[int, ...]) -> None:
+    """The whole map then reaches the span, and skipped windows are corrected from it alike."""
+    whole = cut(host, TILES.with_overrides(["routing.early=1.0"]), windows)
+    other = cut(host, STAGE3, windows)
+    same_shortcut(other, whole)
+    for forced in ([0, 2], [1], [3, 4, 5]):
+        for driver in (whole, other):
+            require_view(driver.model).binding.forced = forced
+        close(whole.track(video(6)), other.track(video(6)), 5e-5)
+
+
+def test_extra_pieces_change_what_skipped_windows_return(host: str) -> None:
+    few, more = cut(host, TILES), cut(host, EARLY)
+    same_shortcut(few, more)
+    for driver in (few, more):
+        require_view(driver.model).binding.forced = [0]
+    assert not same(few.track(video(6)), more.track(video(6)))
+
+
+@both_paddings
+@torch.no_grad()
+def test_a_still_picture_is_not_corrected(host: str, windows: tuple[int, ...]) -> None:
+    driver = cut(host, CORRECTED, windows)
+    binding = require_view(driver.model).binding
+    corrections = shortcut_of(driver).corrections
+    assert binding.grid is not None and binding.tiles is not None and corrections is not None
+    pixels = video(2)[:1]
+    memory = dense_memory(driver, pixels)
+    embedding: list[Tensor] = []
+    first = require_view(driver.model).blocks()[0]
+    hook = first.register_forward_pre_hook(lambda module, args: embedding.append(args[0]))
+    last = levels_of(driver, pixels)
+    hook.remove()
+    below = embedding[0]
+    kept = []
+    for level, correction in zip(memory.levels, corrections, strict=True):
+        kept.append(level - correction(below))
+        below = level
+    memory.levels = tuple(kept)
+    for frame, limit in ((pixels, 1e-4), (video(2, seed=4)[1:], None)):
+        route = binding.tiles.route([1], pixels.device, memory)
+        binding.route = make_route(binding.grid, [1], pixels.device, None, tiles=route)
+        try:
+            found = levels_of(driver, frame)
+        finally:
+            binding.route = None
+        for level in (0, 1):
+            moved = float((found[level] - last[level]).abs().max())
+            assert moved < limit if limit is not None else moved > 0.1
+
+
+@both_paddings
+def test_every_window_equals_stock_with_corrections(host: str, windows: tuple[int, ...]) -> None:
+    driver = make(host, windows)
+    stock = driver.track(video(5))
+    surgery.sparsify(driver.model, CORRECTED)
+    binding = require_view(driver.model).binding
+    assert binding.grid is not None
+    binding.forced = range(binding.grid.count)
+    close(driver.track(video(5)), stock, 5e-5)
+
+
+def test_sessions_apart_and_copies_alike(host: str) -> None:
+    driver = cut(host, CORRECTED.with_overrides(["routing.motion=2.0", "routing.budget=0.25", "routing.fill=true"]))
+    clips = [video(7, seed) for seed in (1, 2)]
+    sessions = interleaved(driver, clips)
+    assert len(gather(driver, copy.deepcopy(sessions[0]), start=6)) == 1
+    expected = driver.track(clips[0])
+    for twin in (copy.deepcopy(driver.model), pickle.loads(pickle.dumps(driver.model))):
+        assert same(type(driver)(twin).track(clips[0]), expected)
+    surgery.desparsify(driver.model)
+    assert same(driver.track(clips[0]), make(host).track(clips[0]))
+
+
+@both_paddings
+def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tuple[int, ...]) -> None:
+    # As many pieces on every frame as long as the windows' own fit.
+    recipe = CORRECTED.with_overrides(["routing.early=0.8"])
+    eager, compiled = cut(host, recipe, windows), cut(host, recipe, windows)
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    encoder(compiled.model).compile(backend=counter)
+    schedule = [[1], [0, 1], [2, 5, 7], [8], [0, 3, 4], [2, 8], [3], [5], [0, 8], [0, 1, 2, 4]]
+    graphs = graphs_compiled(eager, compiled, video(12), schedule, counter)
+    assert graphs[-1] <= 6, graphs
+    assert graphs[-1] == graphs[7], f"graphs grew while only window counts changed: {graphs}"
+
+
+def test_operations_grow_with_the_early_share(host: str) -> None:
+    few, half, most = (
+        encoder_gflop(require_view(cut(host, TILES.with_overrides([f"routing.early={share}"])).model), [0])
+        for share in (0.0, 0.5, 0.9)
+    )
+    assert few < half < most
+
+
+def test_an_adapter_carries_the_corrections(host: str, tmp_path: Path) -> None:
+    driver = cut(host, CORRECTED)
+    expected = driver.track(video(6))
+    surgery.save_adapter(driver.model, tmp_path / "a")
+    assert read_adapter(tmp_path / "a").config.stages is not None
+    fresh = make(host)
+    surgery.load_adapter(fresh.model, tmp_path / "a")
+    assert same(fresh.track(video(6)), expected)
+    plain = make(host)
+    surgery.sparsify(plain.model, EARLY, adapter=tmp_path / "a")
+    assert shortcut_of(plain).corrections is None
+    surgery.save_adapter(plain.model, tmp_path / "b")
+    assert b"stages" not in (tmp_path / "b" / "adapter_config.json").read_bytes()
+    before = plain.track(video(6))
+    with pytest.raises(AdapterMismatchError, match=r"correction: patch.*holds fitted corrections: none"):
+        surgery.sparsify(plain.model, CORRECTED, adapter=tmp_path / "b")
+    assert same(plain.track(video(6)), before)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("routing.early=0.5", "early: 0.5 needs span: tiles"),
+        ("routing.correction=patch", "correction: patch needs span: tiles"),
+        ("routing.motion=-1", "routing.motion|motion"),
+    ],
+)
+def test_fields_that_need_tiles(override: str, message: str) -> None:
+    with pytest.raises(surgery.RecipeError, match=message):
+        STAGE3.with_overrides([override])
+
+
+def test_early_works_token_by_token() -> None:
+    with pytest.raises(surgery.RecipeError, match="attention does not; expected bottleneck, ffn or identity"):
+        EARLY.with_overrides(["routing.shortcut.type=attention"])
+
+
+def test_what_was_refused_leaves_running_videos_alone(host: str) -> None:
+    """Windows of 5 do not nest: the refusal comes before anything of the first surgery is undone."""
+    driver = make(host, (8, 4, 5, 2))
+    surgery.sparsify(driver.model, "balanced")
+    expected = driver.track(video(8))
+    session = driver.session(video(8))
+    driver.click(session, 0, {1: (40, 110)})
+    run = driver.propagate(session)
+    found = []
+    for number in range(8):
+        found += next(run)[1].values()
+        if number == 4:
+            with pytest.raises(surgery.UnsupportedModelError):
+                surgery.sparsify(driver.model, TILES)
+    assert same(found, expected)
