@@ -10,23 +10,41 @@ from torch import nn
 
 from surgery.bench.probe import REST, Probe
 from surgery.hosts import blocks as block_seams
-from surgery.hosts import choice, control
+from surgery.hosts import choice, control, query
 from surgery.hosts.base import HostView
+from surgery.retrieval.queries import QueryRoute
+from surgery.routing.tiles import TileRoute
 
 ENCODER, ROUTER, PACKING, SHORTCUT = "encoder: rest", "router", "pack and unpack", "shortcut"
-ATTENTION, KEYS = "memory attention: rest", "key plan"
+ATTENTION, KEYS, QUERIES = "memory attention: rest", "key plan", "query routing"
 DECODER, PROMPTS, MEMORY = "mask decoder", "prompt encoder", "memory encoder"
 
 _SEAMS: tuple[tuple[Any, str, str], ...] = (
     (choice, "thumbnail", ROUTER),
+    (choice, "token_picture", ROUTER),
+    (choice.Glance, "remembered", ROUTER),
+    (choice, "mask_tokens", QUERIES),
     (control, "choose_windows", ROUTER),
     (control, "make_route", ROUTER),
     (control, "dense_route", ROUTER),
     (control, "updated_memory", SHORTCUT),
+    (control, "updated_tiles", PACKING),
     (control, "plan_keys", KEYS),
     (control, "remember", KEYS),
+    (query, "_windows", QUERIES),
+    (query, "_route", QUERIES),
+    (query, "_subset", QUERIES),
 )
 """The surgery's own work between the host's modules: where it is called from, the function, its part."""
+
+_INNER: tuple[tuple[Any, str, str], ...] = (
+    (block_seams, "enter", PACKING),
+    (block_seams, "leave", PACKING),
+    (TileRoute, "gather", PACKING),
+    (TileRoute, "merge", PACKING),
+    (QueryRoute, "renewed", QUERIES),
+)
+"""The same inside modules that may be compiled."""
 
 
 def module_names(view: HostView) -> list[str]:
@@ -34,7 +52,7 @@ def module_names(view: HostView) -> list[str]:
     stages = [_stage(number) for number in range(len(view.stage_starts()))]
     layers = [_layer(number) for number in range(len(view.cross_attentions()))]
     return [
-        ROUTER, ENCODER, *stages, PACKING, SHORTCUT, KEYS, ATTENTION, *layers, PROMPTS, DECODER, MEMORY, REST,
+        ROUTER, ENCODER, *stages, PACKING, SHORTCUT, KEYS, QUERIES, ATTENTION, *layers, PROMPTS, DECODER, MEMORY, REST,
     ]  # fmt: skip
 
 
@@ -53,12 +71,8 @@ def probed(view: HostView, probe: Probe, inside: bool = True) -> Iterator[None]:
             stack.callback(module.register_forward_pre_hook(_opener(probe, name)).remove)
             # Kept for failing calls too, so that an exception leaves no span open.
             stack.callback(module.register_forward_hook(_closer(probe), always_call=True).remove)
-        for owner, function, name in _SEAMS:
+        for owner, function, name in (*_SEAMS, *(_INNER if inside else ())):
             stack.enter_context(_replaced(owner, function, _span(probe, name, getattr(owner, function))))
-        if inside:
-            for function in ("enter", "leave"):
-                wrapped = _span(probe, PACKING, getattr(block_seams, function))
-                stack.enter_context(_replaced(block_seams, function, wrapped))
         yield
 
 
