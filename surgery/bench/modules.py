@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from surgery.bench.probe import REST, Probe
 from surgery.hosts import blocks as block_seams
 from surgery.hosts import choice, control, query
 from surgery.hosts.base import HostView
-from surgery.retrieval.queries import QueryRoute
+from surgery.retrieval.queries import QueryRoute, Reach
 from surgery.routing.tiles import TileRoute
 
 ENCODER, ROUTER, PACKING, SHORTCUT = "encoder: rest", "router", "pack and unpack", "shortcut"
@@ -144,11 +145,17 @@ def _span(probe: Probe, name: str, function: Callable[..., Any]) -> Callable[...
     return run
 
 
+_ROUTER_REASONS = ("scene cut", "lost object", "every window needed")
+"""Why the router may ask for a dense frame although some windows could be skipped."""
+
+
 @contextmanager
 def forced_windows(view: HostView, share: float | None) -> Iterator[tuple[int, ...] | None]:
     """Inside, frames that may be routed compute `share` of the windows, from the centre outwards; None: as routed.
 
-    The router still does its work, and is timed with it; only its choice is replaced.
+    Under query routing the queries are the tokens of these windows and of the rolling ones, wherever the objects are.
+    The router still does its work, and is timed with it; only its choice is replaced, its own wish for a dense frame
+    (cut, lost object, all windows needed) included. Frames that cannot be routed stay dense.
     """
     binding, grid = view.binding, view.binding.grid
     if share is None or grid is None:
@@ -157,22 +164,16 @@ def forced_windows(view: HostView, share: float | None) -> Iterator[tuple[int, .
     windows = tuple(sorted(middle_first(grid.rows, grid.cols)[: max(1, round(share * grid.count))]))
     choose = control.choose_windows
 
-    def chosen(given: Any, *args: Any) -> tuple[list[int] | None, str | None]:
-        answer = choose(given, *args)
-        if given is binding and answer[0] is not None:
-            given.forced = None
-            try:
-                choose(given, *args)
-            finally:
-                given.forced = windows
+    def chosen(given: Any, view: Any, state: Any, *args: Any) -> tuple[list[int] | None, str | None]:
+        answer = choose(given, view, state, *args)
+        if given is binding and (answer[0] is not None or answer[1] in _ROUTER_REASONS):
+            for obj_id, near in state.reach.items():
+                state.reach[obj_id] = Reach(torch.zeros_like(near.tokens), (0,) * len(near.counts))
+            return list(windows), None
         return answer
 
-    binding.forced = windows
-    try:
-        with _replaced(control, "choose_windows", chosen):
-            yield windows
-    finally:
-        binding.forced = None
+    with _replaced(control, "choose_windows", chosen):
+        yield windows
 
 
 @contextmanager
