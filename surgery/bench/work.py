@@ -62,7 +62,7 @@ class SyncCounter(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if name in _WAITS or (name == "where" and len(args) + len(kwargs) == 1) or _by_mask(name, args):
             self.syncs[name] += 1
-        elif name == "to" and any(_is_cpu(value) for value in (*args[1:], *kwargs.values())):
+        elif name == "to" and any(_to_cpu(args[0], value) for value in (*args[1:], *kwargs.values())):
             self.syncs["to cpu"] += 1
         return func(*args, **kwargs)
 
@@ -73,8 +73,8 @@ class SyncCounter(TorchFunctionMode):
 
 
 _WAITS = {
-    "item", "tolist", "cpu", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__", "nonzero", "argwhere",
-    "masked_select", "unique", "unique_consecutive", "equal", "allclose", "is_nonzero",
+    "item", "tolist", "cpu", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__", "nonzero",
+    "argwhere", "masked_select", "unique", "unique_consecutive", "equal", "allclose", "is_nonzero",
 }  # fmt: skip
 
 
@@ -87,5 +87,8 @@ def _by_mask(name: str, args: Any) -> bool:
     return not filled and any(isinstance(place, Tensor) and place.dtype == torch.bool for place in places)
 
 
-def _is_cpu(value: Any) -> bool:
-    return value == "cpu" if isinstance(value, str) else isinstance(value, torch.device) and value.type == "cpu"
+def _to_cpu(tensor: Tensor, target: Any) -> bool:
+    # On the CPU a device held in a variable is the model's own; only the word itself asks for a copy to the host.
+    if isinstance(target, str):
+        return target == "cpu"
+    return isinstance(target, torch.device) and target.type == "cpu" != tensor.device.type
