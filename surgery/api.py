@@ -36,8 +36,9 @@ class Status:
     sparse: whether it is under surgery; everything else is None or empty when it is not. enabled: False inside
     `disabled`. span: routed blocks `(entry, exit)`, `exit` being the dense block that merges. windows: stage-3 windows
     of a frame. parameters_added: of the shortcut. adapter: where its weights came from. frames, windows_kept,
-    keys_kept, dense_frames: of the session that ran last (fractions of stage-3 windows and of spatial memory keys,
-    averaged over tracked frames; reasons for dense frames and how often). calibration: what was measured of this very
+    keys_kept, queries_kept, dense_frames: of the session that ran last (fractions of stage-3 windows, of spatial memory
+    keys and of query tokens of memory attention, averaged over tracked frames, None where the recipe has no such
+    operation; reasons for dense frames and how often). calibration: what was measured of this very
     recipe and shortcut, or None.
     """
 
@@ -54,6 +55,7 @@ class Status:
     frames: int = 0
     windows_kept: float | None = None
     keys_kept: float | None = None
+    queries_kept: float | None = None
     dense_frames: dict[str, int] | None = None
     calibration: CalibrationRecord | None = None
 
@@ -80,7 +82,11 @@ class Status:
         if self.frames:
             kept = [
                 f"{name} kept {value:.0%}"
-                for name, value in (("windows", self.windows_kept), ("keys", self.keys_kept))
+                for name, value in (
+                    ("windows", self.windows_kept),
+                    ("keys", self.keys_kept),
+                    ("queries", self.queries_kept),
+                )
                 if value is not None
             ]
             lines.append(f"last session: {self.frames} tracked frames; " + ", ".join(kept))
@@ -192,6 +198,7 @@ def status(model: object) -> Status:
         frames=stats.frames,
         windows_kept=stats.window_fraction if binding.routing is not None else None,
         keys_kept=stats.key_fraction,
+        queries_kept=stats.query_fraction,
         dense_frames=dict(stats.dense),
         calibration=_calibration(model),
     )

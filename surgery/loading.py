@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery.errors import ModelLoadError, nearest
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 RANDOM = "random"
+HOSTS = ("sam2", "transformers")
 SIZES = ("tiny", "small", "base-plus", "large")
 _STOCK = dict(zip(SIZES, ("t", "s", "b+", "l"), strict=True))
+_HIERA = {
+    "tiny": (96, 1, (1, 2, 7, 2), (5, 7, 9), (8, 4, 14, 7), 7),
+    "small": (96, 1, (1, 2, 11, 2), (7, 10, 13), (8, 4, 14, 7), 7),
+    "base-plus": (112, 2, (2, 3, 16, 3), (12, 16, 20), (8, 4, 14, 7), 14),
+    "large": (144, 2, (2, 6, 36, 4), (23, 33, 43), (8, 4, 16, 8), 7),
+}
+"""Channels and heads of stage 1, blocks by stage, global blocks, windows by stage, side of the position embedding."""
+_SCORE = "sam_mask_decoder.pred_obj_score_head.layers.2.bias"
+_HEADS = re.compile(r"sam_mask_decoder\.output_hypernetworks_mlps\.\d\.layers\.2\.")
 _FORMS = "a Hub id, a folder, CONFIG.yaml+CHECKPOINT.pt, random:SIZE or demo"
 
 
-def load_model(spec: str, host: str | None = None, device: str | None = None) -> Any:
+def load_model(spec: str, host: str | None = None, device: str | None = None, vos: bool = False) -> Any:
     """Load a SAM 2 video model in eval mode.
 
     Args:
@@ -23,21 +39,24 @@ def load_model(spec: str, host: str | None = None, device: str | None = None) ->
             - `random:tiny`, `random:small`, `random:base-plus`, `random:large`: SAM 2.1 of that size at 1024 px with
               random weights, for timing and for trying things out (it segments nothing);
             - `demo`: the embedded miniature at 256 px.
-        host: "transformers" or "sam2"; for `demo` and `random:` only, default "sam2".
+        host: "transformers" or "sam2"; for `demo` and `random:` only, default "sam2". Both get the same weights.
         device: torch device; default CUDA when there is one, else the CPU.
+        vos: the predictor that stock `sam2` compiles whole (`vos_optimized=True`); for its `demo` and `random:` only.
 
     Raises:
         ModelLoadError: unknown form or size, missing file or library, or a checkpoint that does not fit.
     """
     import torch
 
+    if vos and (host == "transformers" or not (spec == "demo" or spec.startswith(f"{RANDOM}:"))):
+        raise ModelLoadError(f"{spec}: only demo and random: models of the sam2 host have a VOS predictor here")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if spec == "demo":
         from surgery.demo import model as demo
 
-        model = demo.load(host=host or "sam2")  # type: ignore[arg-type]
+        model = demo.load(host=host or "sam2", vos=vos)  # type: ignore[arg-type]
     elif spec.startswith(f"{RANDOM}:"):
-        model = _random(spec.split(":", 1)[1], host or "sam2")
+        model = _random(spec.split(":", 1)[1], host or "sam2", vos)
     elif ".yaml+" in spec:
         config, checkpoint = spec.split(".yaml+", 1)
         model = _stock(f"{config}.yaml", checkpoint)
@@ -46,27 +65,86 @@ def load_model(spec: str, host: str | None = None, device: str | None = None) ->
     return model.to(place).eval()
 
 
-def _random(size: str, host: str) -> Any:
+def _random(size: str, host: str, vos: bool) -> Any:
     import torch
+
+    from surgery.demo.keymap import to_stock, to_transformers
 
     if size not in SIZES:
         raise ModelLoadError(f"random:{size}: unknown size{nearest(size, SIZES)}; known: {', '.join(SIZES)}")
-    if host != "sam2":
-        raise ModelLoadError(f"random:{size} is built by the sam2 host, not by {host!r}")
+    if host not in HOSTS:
+        raise ModelLoadError(
+            f"random:{size}: unknown host {host!r}{nearest(host, HOSTS)}; expected one of {', '.join(HOSTS)}"
+        )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = _stock(f"configs/sam2.1/sam2.1_hiera_{_STOCK[size]}.yaml", None)
-    with torch.no_grad():
-        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(8.0)
-        # Untrained mask heads light up everywhere, which leaves nothing to skip; these find nothing anywhere, so that
-        # windows are chosen by the attention.
-        for head in model.sam_mask_decoder.output_hypernetworks_mlps:
-            head.layers[-1].weight.zero_()
-            head.layers[-1].bias.zero_()
+        model = build_sam21(size, host, vos)
+    own = {name: torch.zeros(1).expand(tensor.shape) for name, tensor in model.state_dict().items()}
+    stock = to_stock(own) if host == "transformers" else own
+    drawn = random_weights({name: tensor.shape for name, tensor in stock.items()})
+    model.load_state_dict(to_transformers(drawn) if host == "transformers" else drawn)
     return model
 
 
-def _stock(config: str, checkpoint: str | None) -> Any:
+def build_sam21(size: str, host: str, vos: bool = False) -> Any:
+    """SAM 2.1 of a size in `SIZES`, at 1024 px, with the weights its host starts from.
+
+    Args:
+        host: "sam2" or "transformers". vos: build the compiling predictor, see `load_model`.
+
+    Raises:
+        ModelLoadError: the library is missing.
+    """
+    if host == "sam2":
+        return _stock(f"configs/sam2.1/sam2.1_hiera_{_STOCK[size]}.yaml", None, vos)
+    try:
+        from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sam2VisionConfig
+    except ImportError as error:
+        raise ModelLoadError(f"transformers is not installed ({error}); pip install 'surgery[transformers]'") from error
+    width, heads, blocks, globals_, windows, background = _HIERA[size]
+    widths = [width << stage for stage in range(4)]
+    backbone = Sam2HieraDetConfig(
+        hidden_size=width,
+        num_attention_heads=heads,
+        embed_dim_per_stage=widths,
+        num_attention_heads_per_stage=[heads << stage for stage in range(4)],
+        blocks_per_stage=list(blocks),
+        window_size_per_stage=list(windows),
+        global_attention_blocks=list(globals_),
+        window_positional_embedding_background_size=[background, background],
+    )
+    vision = Sam2VisionConfig(backbone_config=backbone, backbone_channel_list=widths[::-1])
+    return Sam2VideoModel(Sam2VideoConfig(vision_config=vision))
+
+
+def random_weights(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Tensor]:
+    """Weights by stock name, drawn by name and shape alone, so that both hosts get the same: fp32 on the CPU.
+
+    Products and convolutions keep the scale of their input, norms start as the identity, fusers nearly so. Objects
+    are always confident. Untrained mask heads would light up everywhere, which leaves nothing to skip; these find
+    nothing anywhere, so that windows are chosen by the attention.
+    """
+    import torch
+
+    drawn: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(seed)
+    for name in sorted(shapes):
+        shape = tuple(shapes[name])
+        if name.endswith("gaussian_matrix"):
+            drawn[name] = torch.randn(shape, generator=generator)
+        elif name.endswith("gamma"):
+            drawn[name] = torch.full(shape, 1e-6)
+        elif len(shape) == 1:
+            drawn[name] = torch.ones(shape) if name.endswith("weight") else torch.zeros(shape)
+        else:
+            bound = math.sqrt(shape[0] / math.prod(shape))
+            drawn[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        if _HEADS.match(name):
+            drawn[name] = torch.zeros(shape)
+    drawn[_SCORE] = torch.full(tuple(shapes[_SCORE]), 8.0)
+    return drawn
+
+
+def _stock(config: str, checkpoint: str | None, vos: bool = False) -> Any:
     try:
         from hydra.errors import MissingConfigException
         from sam2.build_sam import build_sam2_video_predictor
@@ -75,7 +153,7 @@ def _stock(config: str, checkpoint: str | None) -> Any:
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise ModelLoadError(f"no checkpoint at {checkpoint!r}")
     try:
-        return build_sam2_video_predictor(config, checkpoint, device="cpu")
+        return build_sam2_video_predictor(config, checkpoint, device="cpu", vos_optimized=vos)
     except MissingConfigException as error:
         raise ModelLoadError(
             f"sam2 has no configuration {config!r}; expected configs/sam2.1/sam2.1_hiera_l.yaml"

@@ -18,6 +18,8 @@ class Kept:
     windows_sum: float = 0.0
     calls: int = 0
     keys_sum: float = 0.0
+    query_calls: int = 0
+    queries_sum: float = 0.0
 
     @classmethod
     def of(cls, view: HostView) -> Kept:
@@ -25,13 +27,16 @@ class Kept:
         stats = view.binding.stats
         if stats is None:
             return cls()
-        return cls(stats.frames, stats.windows_kept, stats.key_calls, stats.keys_kept)
+        return cls(
+            stats.frames, stats.windows_kept, stats.key_calls, stats.keys_kept, stats.query_calls, stats.queries_kept,
+        )  # fmt: skip
 
     def since(self, before: Kept) -> Kept:
         """What has been added after `before`."""
         return Kept(
             self.frames - before.frames, self.windows_sum - before.windows_sum, self.calls - before.calls,
-            self.keys_sum - before.keys_sum,
+            self.keys_sum - before.keys_sum, self.query_calls - before.query_calls,
+            self.queries_sum - before.queries_sum,
         )  # fmt: skip
 
     def windows(self, view: HostView, forced: tuple[int, ...] | None) -> dict[str, Any] | None:
@@ -49,6 +54,14 @@ class Kept:
         full = int(view.model.num_maskmem) * (view.image_size() // 16) ** 2
         share = self.keys_sum / self.calls
         return {"read": share * full, "of": full, "share": share}
+
+    def queries(self, view: HostView) -> dict[str, Any] | None:
+        """Tokens that were queries of memory attention, per object; None without query routing."""
+        if view.binding.queries is None or not self.query_calls:
+            return None
+        tokens = (view.image_size() // 16) ** 2
+        share = self.queries_sum / self.query_calls
+        return {"computed": share * tokens, "of": tokens, "share": share}
 
 
 def identity(pair: Pair, settings: Settings) -> dict[str, Any]:

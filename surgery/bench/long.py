@@ -44,6 +44,7 @@ def long_run(pair: Pair, settings: Settings, step: Step) -> dict[str, Any]:
         "long": settings.long,
         "windows": Kept.of(pair.sparse).windows(pair.sparse, windows),
         "keys": Kept.of(pair.sparse).keys(pair.sparse),
+        "queries": Kept.of(pair.sparse).queries(pair.sparse),
         "whole_frame_speedup": ratio,
         "interval": list(interval),
         "predicted": None,

@@ -232,6 +232,7 @@ class _Case:
             **identity(self.pair, settings),
             "windows": kept.windows(sparse, windows),
             "keys": kept.keys(sparse),
+            "queries": kept.queries(sparse),
             "whole_frame_speedup": ratio,
             "interval": list(interval),
             "predicted": predicted,

@@ -6,27 +6,46 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from surgery.bench.probe import REST, Probe
 from surgery.hosts import blocks as block_seams
-from surgery.hosts import choice, control
+from surgery.hosts import choice, control, query
 from surgery.hosts.base import HostView
+from surgery.retrieval.queries import QueryRoute, Reach
+from surgery.routing.tiles import TileRoute
 
 ENCODER, ROUTER, PACKING, SHORTCUT = "encoder: rest", "router", "pack and unpack", "shortcut"
-ATTENTION, KEYS = "memory attention: rest", "key plan"
+ATTENTION, KEYS, QUERIES = "memory attention: rest", "key plan", "query routing"
 DECODER, PROMPTS, MEMORY = "mask decoder", "prompt encoder", "memory encoder"
 
 _SEAMS: tuple[tuple[Any, str, str], ...] = (
     (choice, "thumbnail", ROUTER),
+    (choice, "token_picture", ROUTER),
+    (choice.Glance, "remembered", ROUTER),
+    (choice, "mask_tokens", QUERIES),
     (control, "choose_windows", ROUTER),
     (control, "make_route", ROUTER),
     (control, "dense_route", ROUTER),
     (control, "updated_memory", SHORTCUT),
+    (control, "updated_tiles", PACKING),
     (control, "plan_keys", KEYS),
     (control, "remember", KEYS),
+    (query, "_windows", QUERIES),
+    (query, "_route", QUERIES),
+    (query, "_subset", QUERIES),
 )
 """The surgery's own work between the host's modules: where it is called from, the function, its part."""
+
+_INNER: tuple[tuple[Any, str, str], ...] = (
+    (block_seams, "enter", PACKING),
+    (block_seams, "leave", PACKING),
+    (TileRoute, "gather", PACKING),
+    (TileRoute, "merge", PACKING),
+    (QueryRoute, "renewed", QUERIES),
+)
+"""The same inside modules that may be compiled."""
 
 
 def module_names(view: HostView) -> list[str]:
@@ -34,7 +53,7 @@ def module_names(view: HostView) -> list[str]:
     stages = [_stage(number) for number in range(len(view.stage_starts()))]
     layers = [_layer(number) for number in range(len(view.cross_attentions()))]
     return [
-        ROUTER, ENCODER, *stages, PACKING, SHORTCUT, KEYS, ATTENTION, *layers, PROMPTS, DECODER, MEMORY, REST,
+        ROUTER, ENCODER, *stages, PACKING, SHORTCUT, KEYS, QUERIES, ATTENTION, *layers, PROMPTS, DECODER, MEMORY, REST,
     ]  # fmt: skip
 
 
@@ -53,12 +72,8 @@ def probed(view: HostView, probe: Probe, inside: bool = True) -> Iterator[None]:
             stack.callback(module.register_forward_pre_hook(_opener(probe, name)).remove)
             # Kept for failing calls too, so that an exception leaves no span open.
             stack.callback(module.register_forward_hook(_closer(probe), always_call=True).remove)
-        for owner, function, name in _SEAMS:
+        for owner, function, name in (*_SEAMS, *(_INNER if inside else ())):
             stack.enter_context(_replaced(owner, function, _span(probe, name, getattr(owner, function))))
-        if inside:
-            for function in ("enter", "leave"):
-                wrapped = _span(probe, PACKING, getattr(block_seams, function))
-                stack.enter_context(_replaced(block_seams, function, wrapped))
         yield
 
 
@@ -130,11 +145,17 @@ def _span(probe: Probe, name: str, function: Callable[..., Any]) -> Callable[...
     return run
 
 
+_ROUTER_REASONS = ("scene cut", "lost object", "every window needed")
+"""Why the router may ask for a dense frame although some windows could be skipped."""
+
+
 @contextmanager
 def forced_windows(view: HostView, share: float | None) -> Iterator[tuple[int, ...] | None]:
     """Inside, frames that may be routed compute `share` of the windows, from the centre outwards; None: as routed.
 
-    The router still does its work, and is timed with it; only its choice is replaced.
+    Under query routing the queries are the tokens of these windows and of the rolling ones, wherever the objects are.
+    The router still does its work, and is timed with it; only its choice is replaced, its own wish for a dense frame
+    (cut, lost object, all windows needed) included. Frames that cannot be routed stay dense.
     """
     binding, grid = view.binding, view.binding.grid
     if share is None or grid is None:
@@ -143,22 +164,16 @@ def forced_windows(view: HostView, share: float | None) -> Iterator[tuple[int, .
     windows = tuple(sorted(middle_first(grid.rows, grid.cols)[: max(1, round(share * grid.count))]))
     choose = control.choose_windows
 
-    def chosen(given: Any, *args: Any) -> tuple[list[int] | None, str | None]:
-        answer = choose(given, *args)
-        if given is binding and answer[0] is not None:
-            given.forced = None
-            try:
-                choose(given, *args)
-            finally:
-                given.forced = windows
+    def chosen(given: Any, view: Any, state: Any, *args: Any) -> tuple[list[int] | None, str | None]:
+        answer = choose(given, view, state, *args)
+        if given is binding and (answer[0] is not None or answer[1] in _ROUTER_REASONS):
+            for obj_id, near in state.reach.items():
+                state.reach[obj_id] = Reach(torch.zeros_like(near.tokens), (0,) * len(near.counts))
+            return list(windows), None
         return answer
 
-    binding.forced = windows
-    try:
-        with _replaced(control, "choose_windows", chosen):
-            yield windows
-    finally:
-        binding.forced = None
+    with _replaced(control, "choose_windows", chosen):
+        yield windows
 
 
 @contextmanager

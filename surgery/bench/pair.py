@@ -50,18 +50,14 @@ def twins(
         BenchmarkError: the host cannot reach the precision, or windows are forced and the recipe routes none.
     """
     host = view_of(model).name
-    if settings.precision == "fp16" and host == "sam2":
-        raise BenchmarkError(
-            "precision fp16 needs the transformers host: sam2 keeps its memory in bf16, which fp16 autocast cannot "
-            "join with fp16; use bf16"
-        )
+    check_host(host, settings)
     if settings.cast == "weights":
         if host != "transformers":
             raise BenchmarkError(
                 f"cast 'weights' needs the transformers host: {host} feeds its encoder fp32 frames; use cast 'autocast'"
             )
         model = copy.deepcopy(model).to(_DTYPES[settings.precision])
-    dense, sparse = _twin(model), _twin(model)
+    dense, sparse = twin(model), twin(model)
     desparsify(dense)
     if current_view(sparse) is None or recipe is not None or adapter is not None:
         sparsify(sparse, recipe, adapter=adapter)
@@ -72,9 +68,19 @@ def twins(
     return Pair(view_of(dense), view, next(sparse.parameters()).device)
 
 
-def _twin(model: nn.Module) -> nn.Module:
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the same parameters and buffers."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
+
+
+def check_host(host: str, settings: Settings) -> None:
+    """Raises BenchmarkError when the host cannot reach the precision."""
+    if settings.precision == "fp16" and host == "sam2":
+        raise BenchmarkError(
+            "precision fp16 needs the transformers host: sam2 keeps its memory in bf16, which fp16 autocast cannot "
+            "join with fp16; use bf16"
+        )
 
 
 @contextmanager

@@ -82,8 +82,8 @@ class ByteCounter(TorchDispatchMode, Meter):
             return parts
         out = func(*args, **kwargs)
         if not _is_view(func):
-            given = [] if func.overloadpacket.__name__ in _GATHERS else _tensors((args, kwargs))
-            made = _tensors(out)
+            given = [] if func.overloadpacket.__name__ in GATHERS else tensors_in((args, kwargs))
+            made = tensors_in(out)
             reads = sum(map(_bytes, given)) if given else sum(map(_bytes, made))
             self.total += reads + sum(map(_bytes, made))
         return out
@@ -95,7 +95,7 @@ class ByteCounter(TorchDispatchMode, Meter):
         return (end - start) / 1e9
 
 
-_GATHERS = {"index_select", "gather", "index", "embedding"}
+GATHERS = {"index_select", "gather", "index", "embedding"}
 
 
 def _is_view(func: Any) -> bool:
@@ -103,13 +103,13 @@ def _is_view(func: Any) -> bool:
     return any(alias is not None and not alias.is_write for alias in aliases)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in _tensors(item)]
+        return [tensor for item in value for tensor in tensors_in(item)]
     return []
 
 

@@ -17,6 +17,7 @@ from surgery.evaluation.dataset import Annotated, Sequence
 from surgery.evaluation.scoring import FIELDS, Scorer
 from surgery.evaluation.trace import Trace
 from surgery.evaluation.truth import Mask
+from surgery.session import SessionStats
 from surgery.tracking import TrackedFrame, track
 from surgery.video import MaskPrompt, Video, first_frames, labels_from_logits, open_video, write_label_png
 
@@ -60,9 +61,9 @@ class SequenceRun:
                 truth = self._truth(index)
                 if index < min(prompted):
                     results: dict[str, TrackedFrame] = {}
-                    keys = None
+                    kept: dict[str, float | None] = {}
                 else:
-                    results, keys = self._advance(runs, index)
+                    results, kept = self._advance(runs, index)
                 masks = {arm: self._masks(results.get(arm)) for arm in self.arms}
                 for arm in self.arms:
                     self._score(arm, masks[arm], truth)
@@ -74,10 +75,10 @@ class SequenceRun:
                     ms = {arm: 1000 * result.seconds for arm, result in results.items()}
                     name = self.sequence.frames[index].stem
                     sparse = results.get("sparse")
-                    trace.add(index, name, masks, ms, index in prompted, sparse.record if sparse else None, keys)
-                    kept = _tokens_kept(self.arms.get("sparse"), index - 1)
-                    if kept is not None:
-                        trace.keep(index - 1, *kept)
+                    trace.add(index, name, masks, ms, index in prompted, sparse.record if sparse else None, kept)
+                    tokens = _tokens_kept(self.arms.get("sparse"), index - 1)
+                    if tokens is not None:
+                        trace.keep(index - 1, *tokens)
                 step()
         except VideoError as error:
             raise DatasetError(f"{self.sequence.name}: {error}") from error
@@ -113,10 +114,10 @@ class SequenceRun:
 
     def _advance(
         self, runs: dict[str, Iterator[TrackedFrame]], index: int
-    ) -> tuple[dict[str, TrackedFrame], float | None]:
-        """One frame of every arm, in turn; who goes first changes with every frame. And the sparse arm's keys kept."""
+    ) -> tuple[dict[str, TrackedFrame], dict[str, float | None]]:
+        """One frame of every arm, in turn; who goes first changes with every frame. And what the sparse arm kept."""
         results = {}
-        before = _key_totals(self.arms.get("sparse"))
+        before = _totals(self.arms.get("sparse"))
         for arm in list(runs) if index % 2 else list(runs)[::-1]:
             result = next(runs[arm], None)
             if result is None:
@@ -124,10 +125,13 @@ class SequenceRun:
                     f"{self.sequence.name}: the video ended at frame {index}, expected {self.count} frames"
                 )
             results[arm] = result
-        after = _key_totals(self.arms.get("sparse"))
-        # Another session's totals start anew.
-        kept, calls = after[1] - before[1], after[2] - before[2]
-        return results, kept / calls if after[0] == before[0] and calls else None
+        after = _totals(self.arms.get("sparse"))
+        kept: dict[str, float | None] = {}
+        for name, (total, calls) in after[1].items():
+            total, calls = total - before[1][name][0], calls - before[1][name][1]
+            # Another session's totals start anew.
+            kept[name] = total / calls if after[0] == before[0] and calls else None
+        return results, kept
 
     def _masks(self, result: TrackedFrame | None) -> dict[str, Mask]:
         """Masks by object name; disjoint unless the data set's may overlap. Objects not yet prompted are absent."""
@@ -193,11 +197,15 @@ class SequenceRun:
         return {"row": row, "not_scored": not_scored}
 
 
-def _key_totals(model: Any) -> tuple[int, float, int]:
-    """Which session the model ran last, and its totals: fractions of keys read, and calls they were read in."""
+def _totals(model: Any) -> tuple[int, dict[str, tuple[float, int]]]:
+    """Which session the model ran last, and its totals: fractions kept, and calls of memory attention they are over."""
     view = current_view(model)
-    stats = view.binding.stats if view is not None else None
-    return (id(stats), stats.keys_kept, stats.key_calls) if stats is not None else (0, 0.0, 0)
+    found = view.binding.stats if view is not None else None
+    known, stats = id(found), found or SessionStats()
+    return known, {
+        "keys_kept": (stats.keys_kept, stats.key_calls),
+        "queries_kept": (stats.queries_kept, stats.query_calls),
+    }
 
 
 def _tokens_kept(model: Any, frame: int) -> tuple[list[int], int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -42,13 +43,14 @@ class Trace:
 
     def add(
         self, index: int, name: str, masks: dict[str, dict[str, Mask]], ms: dict[str, float], prompted: bool,
-        record: FrameRecord | None, keys_kept: float | None,
+        record: FrameRecord | None, kept: Mapping[str, float | None],
     ) -> None:  # fmt: skip
         """Add a frame.
 
         Args:
             masks: bool [H, W] by arm and object name. ms: by arm. prompted: whether an object was prompted here.
-            record: how the sparse arm encoded the frame, if it routed. keys_kept: of this frame, if it read memory.
+            record: how the sparse arm encoded the frame, if it routed. kept: `keys_kept` and `queries_kept` of this
+                frame; absent or None where it read no memory, or nothing was pruned or routed there.
         """
         if record is not None:
             self.grid, self.cover = list(record.grid), record.cover
@@ -63,7 +65,8 @@ class Trace:
                 "name": name,
                 "windows": list(record.windows) if record is not None else None,
                 "dense_reason": reason,
-                "keys_kept": keys_kept,
+                "keys_kept": kept.get("keys_kept"),
+                "queries_kept": kept.get("queries_kept"),
                 "tokens_kept": None,
                 "masks": objects,
                 "ms": {arm: round(value, 3) for arm, value in ms.items()},

@@ -52,14 +52,18 @@ def feed(model: Any, frames: FrameSource, masks: Masks) -> Iterator[Tensor]:
 
 
 def _stock(model: Any, frames: FrameSource, masks: Masks) -> Iterator[Tensor]:
-    from surgery.hosts.sam2_video import frames_instead_of_files
+    from surgery.hosts.sam2_video import frames_instead_of_files, without_bar
 
     side = view_of(model).image_size()
     with frames_instead_of_files(frames, (side, side)):
         state = model.init_state("memory")
     for obj_id, mask in masks.items():
         model.add_new_mask(state, 0, obj_id, torch.from_numpy(np.ascontiguousarray(mask)))
-    for _, _, logits in model.propagate_in_video(state, 0, len(frames)):
+    run = model.propagate_in_video(state, 0, len(frames))
+    with without_bar():
+        _, _, logits = next(run)
+    yield logits
+    for _, _, logits in run:
         yield logits
 
 

@@ -17,6 +17,7 @@ from surgery.bench.modules import forced_windows, middle_first, module_names
 from surgery.bench.probe import REST
 from surgery.hosts import control, view_of
 from surgery.hosts.feed import feed
+from surgery.session import VideoState
 from tests.hosts.drive import make
 
 SHORT = {"frames": 3, "warm": 9, "module_frames": 1}
@@ -133,17 +134,16 @@ def test_a_long_run_records_memory_over_time_for_each_model() -> None:
 
 def test_forced_windows_still_pay_for_the_router(monkeypatch: pytest.MonkeyPatch) -> None:
     view = require_view(surgery.sparsify(small("sam2"), "balanced"))
-    seen: list[Any] = []
+    answers: list[Any] = [([1], None), (None, "scene cut"), (None, "prompted frame")]
 
-    def choose(binding: Any, *_: Any) -> tuple[list[int], None]:
-        seen.append(binding.forced)
-        return (sorted(binding.forced) if binding.forced is not None else [1]), None
+    def choose(*_: Any) -> Any:
+        return answers.pop(0)
 
     monkeypatch.setattr(control, "choose_windows", choose)
     with forced_windows(view, 0.25) as windows:
-        assert control.choose_windows(view.binding, view) == (list(windows or ()), None)  # type: ignore[call-arg]
-    assert seen == [windows, None]
-    assert view.binding.forced is None and control.choose_windows is choose
+        forced = [control.choose_windows(view.binding, view, VideoState(None)) for _ in range(3)]  # type: ignore[call-arg]
+    assert forced == [(list(windows or ()), None)] * 2 + [(None, "prompted frame")]
+    assert not answers and view.binding.forced is None and control.choose_windows is choose
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,7 @@ def test_a_trace_holds_the_masks_that_were_written(tmp_path: Path, model: Any) -
     prompted, tracked = trace["frames"][0], trace["frames"][5]
     assert (prompted["windows"], prompted["dense_reason"]) == (None, "prompted frame")
     assert set(tracked["windows"]) <= set(range(16)) and 0 < tracked["keys_kept"] <= 1
+    assert tracked["queries_kept"] is None
     assert set(trace["frames"][0]["masks"]) == {"1"} and set(tracked["masks"]) == {"1", "2"}
     assert trace["tokens"] == [16, 16]
     kept = [frame["tokens_kept"] for frame in trace["frames"]]

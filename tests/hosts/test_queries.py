@@ -153,6 +153,18 @@ def test_hosts_agree(reverse: bool, retrieval: tuple[Any, ...]) -> None:
     assert kept["sam2"] < 0.9
 
 
+def test_status_tells_the_share_of_queries(host: str) -> None:
+    driver = cut(host)
+    driver.track(video(6))
+    status = surgery.status(driver.model)
+    assert status.queries_kept == pytest.approx(fraction(driver))
+    assert f"queries kept {status.queries_kept:.0%}" in str(status)
+    surgery.sparsify(driver.model, recipe(ROUTING))
+    driver.track(video(6))
+    status = surgery.status(driver.model)
+    assert status.queries_kept is None and "queries kept" not in str(status)
+
+
 def test_forced_windows_ask_for_near_tokens_as_well(host: str) -> None:
     driver = cut(host)
     require_view(driver.model).binding.forced = [15]

@@ -1,0 +1,206 @@
+"""Several recipes against one baseline in one process: frame by frame in rotating order, share after share."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from surgery.api import require_view, sparsify
+from surgery.bench import figures
+from surgery.bench.clip import LoopingClip
+from surgery.bench.clock import Clock
+from surgery.bench.identity import Kept, identity
+from surgery.bench.modules import forced_windows, module_names, probed
+from surgery.bench.pair import Pair, check_host, compiled, precision, twin
+from surgery.bench.probe import REST, FlopMeter, Meter, Probe, TimeMeter
+from surgery.bench.settings import BenchmarkError, Settings
+from surgery.hosts import view_of
+from surgery.hosts.base import HostView
+from surgery.hosts.feed import feed
+from surgery.recipe import Recipe
+
+Rows = list[dict[str, Any]]
+_STOCK = 0
+
+
+class Arms:
+    """A baseline and one model per recipe, all on the weights of `model`, which is not changed.
+
+    Args:
+        model: a stock model of either host. recipes: what the arms run; each must route windows.
+        settings: objects, precision (by autocast), compile, frames, warm, module_frames, seed. Windows are forced by
+            `run`; the protocol is "surgery".
+        baseline: what the arms are compared with; default `model` as it is. A predictor that compiles itself (sam2's
+            VOS predictor) takes the weights of `model`.
+        step: called after every round, in which each model tracks one frame.
+
+    Raises:
+        BenchmarkError: a recipe routes no windows, or a setting that the host cannot do.
+    """
+
+    def __init__(
+        self, model: Any, recipes: Sequence[Recipe], settings: Settings, baseline: Any | None = None,
+        step: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        if settings.windows is not None or settings.cast != "autocast" or settings.protocol != "surgery":
+            raise BenchmarkError("arms take their window shares from run, autocast and protocol 'surgery' only")
+        check_host(view_of(model).name, settings)
+        for recipe in recipes:
+            if recipe.routing is None:
+                raise BenchmarkError(f"recipe {recipe.metadata.name!r} routes no windows; there is nothing to force")
+        if baseline is not None:
+            baseline.load_state_dict(model.state_dict(), assign=True)
+        self.settings, self.step = settings, step
+        self.compiles_itself = baseline is not None
+        self.views: list[HostView] = [view_of(twin(model) if baseline is None else baseline)]
+        self.views += [require_view(sparsify(twin(model), recipe)) for recipe in recipes]
+        self.device = next(model.parameters()).device
+        self.clock = Clock(self.device)
+
+    def run(self, shares: Sequence[float], done: Callable[[float, Rows], None]) -> None:
+        """Fill the memory banks once, then measure one share of the windows after another on the same sessions.
+
+        Args:
+            shares: of the stage-3 windows, each in (0, 1].
+            done: called after each share with it and its rows, one per recipe in their order.
+
+        Raises:
+            BenchmarkError: a share out of range.
+        """
+        for share in shares:
+            if not 0 < share <= 1:
+                raise BenchmarkError(f"windows {share!r}: expected a share above 0 and up to 1")
+        settings = self.settings
+        length = 1 + settings.warm + len(shares) * (2 + settings.frames + settings.module_frames)
+        clip = LoopingClip(self.views[_STOCK].image_size(), length, settings.objects, self.device, settings.seed)
+        mine = self.views[1:] if self.compiles_itself else self.views
+        # The collector is stopped while measuring: a pass of it in one model's frame would count for that model.
+        gc.collect()
+        gc.disable()
+        try:
+            with precision(settings, self.device), compiled(mine, settings):
+                self.runs: list[Iterator[Tensor]] = [feed(view.model, clip, clip.masks) for view in self.views]
+                with self._forced(shares[0]):
+                    self._rounds(1 + settings.warm)
+                for share in shares:
+                    with self._forced(share):
+                        rows = self._share(share)
+                    gc.collect()
+                    done(share, rows)
+        finally:
+            gc.enable()
+
+    def _share(self, share: float) -> Rows:
+        settings = self.settings
+        self._rounds(1)  # the first frame of new shapes is not like the others
+        before = [Kept.of(view) for view in self.views]
+        series = self._rounds(settings.frames)
+        kept = [Kept.of(view).since(one) for view, one in zip(self.views, before, strict=True)]
+        ms = self._spans(lambda: TimeMeter(self.clock), settings.module_frames)
+        counter = FlopCounterMode(display=False)
+        with uncompiled(self.views), sdpa_kernel(SDPBackend.MATH), counter:
+            gflop = self._spans(lambda: FlopMeter(counter), 1)
+        return [self._row(arm, share, series, ms, gflop, kept[arm]) for arm in range(1, len(self.views))]
+
+    @contextmanager
+    def _forced(self, share: float) -> Iterator[None]:
+        with ExitStack() as stack:
+            for view in self.views[1:]:
+                stack.enter_context(forced_windows(view, share))
+            yield
+
+    def _order(self, number: int) -> list[int]:
+        """Who goes when: rotating, and the other way round every second turn, so that no model follows the same one."""
+        arms = list(range(len(self.views)))
+        first = number % len(arms)
+        turned = arms[first:] + arms[:first]
+        return turned if number // len(arms) % 2 == 0 else turned[::-1]
+
+    def _rounds(self, count: int) -> list[list[float]]:
+        """Milliseconds of every frame, by model."""
+        series: list[list[float]] = [[] for _ in self.views]
+        for number in range(count):
+            for arm in self._order(number):
+                # A mask is had when it is in the host's memory.
+                series[arm].append(self.clock.timed(lambda arm=arm: (next(self.runs[arm]) > 0).cpu())[1])  # type: ignore[misc]
+            self.step()
+        return series
+
+    def _spans(self, meter: Callable[[], Meter], count: int) -> list[dict[str, float]]:
+        """Mean per frame of every part, by model."""
+        probes = [Probe(meter()) for _ in self.views]
+        inside = self.settings.compile == "none" and not self.compiles_itself
+        for number in range(count):
+            for arm in self._order(number):
+                with probed(self.views[arm], probes[arm], inside):
+                    self.clock.synchronise()
+                    probes[arm].enter(REST)
+                    (next(self.runs[arm]) > 0).cpu()
+                    self.clock.synchronise()
+                    probes[arm].leave()
+                probes[arm].settle()
+            self.step()
+        return [{name: value / count for name, value in probe.totals.items()} for probe in probes]
+
+    def _row(
+        self, arm: int, share: float, series: list[list[float]], ms: list[dict[str, float]],
+        gflop: list[dict[str, float]], kept: Kept,
+    ) -> dict[str, Any]:  # fmt: skip
+        stock, view = self.views[_STOCK], self.views[arm]
+        ratio, interval = figures.speedup(series[_STOCK], series[arm])
+        predicted = sum(gflop[_STOCK].values()) / sum(gflop[arm].values())
+        tables = {"ms": (ms[_STOCK], ms[arm]), "gflop": (gflop[_STOCK], gflop[arm])}
+        assert view.recipe is not None
+        return {
+            **identity(Pair(stock, view, self.device), self.settings),
+            "baseline": "vos" if self.compiles_itself else "stock",
+            "operations": [operation.type for operation in view.recipe.operations],
+            "windows_share": share,
+            "windows": kept.windows(view, ()),
+            "queries": kept.queries(view),
+            "keys": kept.keys(view),
+            "whole_frame_speedup": ratio,
+            "interval": list(interval),
+            "predicted": predicted,
+            "measured_over_predicted": ratio / predicted,
+            "dense": figures.latency(series[_STOCK]),
+            "sparse": figures.latency(series[arm]),
+            "modules": figures.module_rows(module_names(view), tables) if self.settings.module_frames else [],
+            "latency": [
+                {"name": name, "ms": [round(value, 4) for value in series[which]]}
+                for name, which in (("dense", _STOCK), ("sparse", arm))
+            ],
+        }
+
+
+def rounds(settings: Settings, shares: int) -> int:
+    """How many times `Arms.run` calls `step`."""
+    return 1 + settings.warm + shares * (2 + settings.frames + settings.module_frames)
+
+
+@contextmanager
+def uncompiled(views: Sequence[HostView]) -> Iterator[None]:
+    """Inside, no module runs a compiled forward: operations are counted in eager code."""
+    saved: list[tuple[dict[str, Any], Any]] = []
+    for view in views:
+        for part in view.model.modules():
+            if hasattr(vars(part).get("forward"), "_torchdynamo_orig_callable"):
+                saved.append((vars(part), vars(part).pop("forward")))
+    try:
+        yield
+    finally:
+        for attributes, forward in saved:
+            attributes["forward"] = forward
+
+
+def give_back(device: torch.device) -> None:
+    """Free what the last models held before the next ones are made."""
+    gc.collect()
+    Clock(device).give_back()

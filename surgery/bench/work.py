@@ -1,0 +1,94 @@
+"""Work that can be counted where seconds cannot be trusted: operators, bytes gathered, waits of the host."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from surgery.bench.probe import GATHERS, tensors_in
+
+
+class OperatorCounter(TorchDispatchMode):
+    """Operators that run, views included, and the bytes that gathers read by an index.
+
+    operators: by name. gathered: bytes of the rows that index_select, gather, index and embedding made.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: Counter[str] = Counter()
+        self.gathered = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # In inference mode composite ops arrive whole; their parts are what runs.
+        with self:
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
+        out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        self.operators[name] += 1
+        if name in GATHERS:
+            self.gathered += sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(out))
+        return out
+
+    @property
+    def total(self) -> int:
+        """Operators that ran."""
+        return self.operators.total()
+
+
+class SyncCounter(TorchFunctionMode):
+    """Calls that make the host wait for the device, whatever device the model is on.
+
+    Values read into Python or numpy, copies to the CPU, shapes that depend on values (nonzero, boolean masks). The
+    calls are counted as they are written, so a model on the CPU shows what a GPU would wait for.
+
+    syncs: by name of the call.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.syncs: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        if name in _WAITS or (name == "where" and len(args) + len(kwargs) == 1) or _by_mask(name, args):
+            self.syncs[name] += 1
+        elif name == "to" and any(_to_cpu(args[0], value) for value in (*args[1:], *kwargs.values())):
+            self.syncs["to cpu"] += 1
+        return func(*args, **kwargs)
+
+    @property
+    def total(self) -> int:
+        """Waits."""
+        return self.syncs.total()
+
+
+_WAITS = {
+    "item", "tolist", "cpu", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__", "nonzero",
+    "argwhere", "masked_select", "unique", "unique_consecutive", "equal", "allclose", "is_nonzero",
+}  # fmt: skip
+
+
+def _by_mask(name: str, args: Any) -> bool:
+    if name not in ("__getitem__", "__setitem__"):
+        return False
+    places = args[1] if isinstance(args[1], tuple) else (args[1],)
+    # x[mask] = number needs no shape; every other use of a boolean mask asks how many it selects.
+    filled = name == "__setitem__" and not isinstance(args[2], Tensor)
+    return not filled and any(isinstance(place, Tensor) and place.dtype == torch.bool for place in places)
+
+
+def _to_cpu(tensor: Tensor, target: Any) -> bool:
+    # On the CPU a device held in a variable is the model's own; only the word itself asks for a copy to the host.
+    if isinstance(target, str):
+        return target == "cpu"
+    return isinstance(target, torch.device) and target.type == "cpu" != tensor.device.type

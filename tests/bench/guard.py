@@ -1,0 +1,137 @@
+"""Counts of the work of one routed frame, for `test_guard.py`: `python -m tests.bench.guard` records them anew."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import surgery
+from surgery.api import require_view
+from surgery.bench.modules import forced_windows
+from surgery.bench.work import OperatorCounter, SyncCounter
+from surgery.hosts.feed import feed
+from surgery.recipe import Recipe
+from tests.hosts.drive import make, square, video
+from tests.hosts.test_compile import encoder
+
+FILE = Path(__file__).with_name("guard.json")
+COMMAND = "python -m tests.bench.guard"
+HOSTS = ("sam2", "transformers")
+RECIPES = {
+    "balanced": "balanced",
+    "fast": "fast",
+    "tiles-queries": str(Path(__file__).resolve().parents[2] / "benchmarks" / "recipes" / "tiles-queries.yaml"),
+}
+COMPILED = ("balanced", "tiles-queries")
+"""Recipes whose graphs are counted; `fast` runs the encoder as `balanced` does."""
+SHARE, WARM = 0.25, 9
+SCHEDULE = (0.25, 0.5, 0.125, 0.375, 0.25)
+TOLERANCE = {"operators": 0.02, "gathered_bytes": 0.02}
+"""Shares by which a count may change; every other count is exact."""
+
+
+def tracked(model: Any, frames: int) -> Iterator[Tensor]:
+    """The object of `video`, prompted by its mask; one `next` is one frame."""
+    return feed(model, video(frames), {1: square(20, 90, 40).numpy()})
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Work of one frame after the memory bank is full; each count is of a frame of its own, one after the other."""
+
+    operators: OperatorCounter
+    syncs: Counter[str]
+    flops: int
+
+
+@functools.cache
+def observed(host: str, recipe: str | None) -> Frame:
+    """A routed frame under a recipe of `RECIPES`, or a frame of the stock model."""
+    model = make(host).model
+    run = tracked(model, WARM + 3)
+    flops = FlopCounterMode(display=False)
+    with torch.inference_mode(), ExitStack() as stack:
+        if recipe is not None:
+            surgery.sparsify(model, Recipe.load(RECIPES[recipe]))
+            stack.enter_context(forced_windows(require_view(model), SHARE))
+        for _ in range(WARM):
+            next(run)
+        with OperatorCounter() as work:
+            next(run)
+        with SyncCounter() as waits:
+            next(run)
+        with sdpa_kernel(SDPBackend.MATH), flops:
+            next(run)
+    return Frame(work, waits.syncs, flops.get_total_flops())
+
+
+@functools.cache
+def measured(host: str, recipe: str) -> dict[str, int]:
+    """The counts of one case."""
+    frame = observed(host, recipe)
+    counts = {
+        "flops": frame.flops,
+        "operators": frame.operators.total,
+        "gathered_bytes": frame.operators.gathered,
+        "host_syncs": frame.syncs.total(),
+    }
+    if recipe in COMPILED:
+        counts["graphs"] = graphs(host, recipe)
+    return counts
+
+
+def graphs(host: str, recipe: str) -> int:
+    """Graphs compiled of the encoder while the share of windows changes from frame to frame."""
+    model = surgery.sparsify(make(host).model, Recipe.load(RECIPES[recipe]))
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    encoder(model).compile(backend=counter)
+    run = tracked(model, len(SCHEDULE) + 2)
+    with torch.inference_mode():
+        for share in (SHARE, SHARE, *SCHEDULE):
+            with forced_windows(require_view(model), share):
+                next(run)
+    return counter.frame_count
+
+
+def versions() -> dict[str, str]:
+    """Major and minor version of what the counts depend on beside this library."""
+    return {name: ".".join(metadata.version(name).split(".")[:2]) for name in ("torch", "transformers", "sam2")}
+
+
+def changes(case: str, recorded: dict[str, int], found: dict[str, int], names: tuple[str, ...]) -> list[str]:
+    """A sentence for every count of `names` that left its tolerance."""
+    said = []
+    for name in sorted(set(names) & (recorded.keys() | found.keys())):
+        before, now = recorded[name], found[name]
+        if abs(now - before) > TOLERANCE.get(name, 0.0) * before:
+            said.append(
+                f"{case}: {name} {'rose' if now > before else 'fell'} from {before:,} to {now:,}; if that is meant, "
+                f"record it: {COMMAND}"
+            )
+    return said
+
+
+def main() -> None:
+    """Record the counts of every case."""
+    torch.set_num_threads(1)
+    cases = {f"{host} {recipe}": measured(host, recipe) for host in HOSTS for recipe in RECIPES}
+    FILE.write_text(json.dumps({"versions": versions(), "cases": cases}, indent=1) + "\n", encoding="utf-8")
+    print(FILE.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The work of a routed frame must not grow unseen: counts against `guard.json`, never seconds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from surgery.bench.work import OperatorCounter, SyncCounter
+from tests.bench.guard import COMMAND, FILE, HOSTS, RECIPES, changes, measured, observed, versions
+
+CASES = [(host, recipe) for host in HOSTS for recipe in RECIPES]
+
+
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, Any]:
+    held: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    return held
+
+
+@pytest.mark.parametrize(("host", "recipe"), CASES)
+def test_flops_and_syncs_are_as_recorded(host: str, recipe: str, recorded: dict[str, Any]) -> None:
+    case = f"{host} {recipe}"
+    said = changes(case, recorded["cases"][case], measured(host, recipe), ("flops", "host_syncs"))
+    assert not said, "\n".join(said)
+
+
+@pytest.mark.parametrize(("host", "recipe"), CASES)
+def test_operators_bytes_and_graphs_are_as_recorded(host: str, recipe: str, recorded: dict[str, Any]) -> None:
+    here, there = versions(), recorded["versions"]
+    if any(here[name] != there[name] for name in ("torch", host)):
+        pytest.skip(f"counts of operators were recorded with {there}, here is {here}: {COMMAND} records them")
+    case = f"{host} {recipe}"
+    said = changes(case, recorded["cases"][case], measured(host, recipe), ("operators", "gathered_bytes", "graphs"))
+    assert not said, "\n".join(said)
+
+
+@pytest.mark.parametrize(("host", "recipe"), CASES)
+def test_a_confident_frame_waits_for_the_device_once(host: str, recipe: str) -> None:
+    stock, sparse = observed(host, None).syncs, observed(host, recipe).syncs
+    assert dict(sparse - stock) == {"tolist": 1}, f"stock {dict(stock)}, sparse {dict(sparse)}"
+    assert not stock - sparse
+
+
+def test_a_change_is_named_with_both_counts() -> None:
+    before = {"flops": 100, "operators": 1000}
+    assert changes("sam2 fast", before, {"flops": 100, "operators": 1020}, ("flops", "operators")) == []
+    (said,) = changes("sam2 fast", before, {"flops": 101, "operators": 980}, ("flops", "operators", "graphs"))
+    assert said.startswith("sam2 fast: flops rose from 100 to 101") and COMMAND in said
+    (said,) = changes("sam2 fast", before, {"flops": 100, "operators": 900}, ("flops", "operators"))
+    assert "operators fell from 1,000 to 900" in said
+
+
+def test_every_wait_is_counted_once() -> None:
+    values = torch.arange(4.0)
+    with SyncCounter() as counter:
+        values.tolist()
+        values.sum().item()
+        values.cpu()
+        values.to("cpu")
+        values.numpy()
+        float(values[0])
+        if values[1] > 0:
+            values[values > 1]
+        torch.nonzero(values)
+        torch.where(values > 1)
+    assert dict(counter.syncs) == {
+        "tolist": 1, "item": 1, "cpu": 1, "to cpu": 1, "numpy": 1, "__float__": 1, "__bool__": 1, "__getitem__": 1,
+        "nonzero": 1, "where": 1,
+    }  # fmt: skip
+    index = torch.tensor([1, 2])
+    with SyncCounter() as counter:
+        values[1:].clone()
+        values[index] = 0
+        values[values > 1] = 0.0
+        torch.where(values > 1, values, index[0])
+        values.to(values.device).to(torch.float64)
+    assert not counter.syncs
+
+
+def test_operators_and_gathered_bytes() -> None:
+    table, index = torch.zeros(10, 4), torch.tensor([1, 2])
+    with torch.inference_mode(), OperatorCounter() as counter:
+        table.index_select(0, index)
+        table[index]
+        table.gather(0, index[:, None])
+        table + 1
+    assert counter.gathered == 4 * (2 * 4 + 2 * 4 + 2)
+    assert counter.operators["add"] == 1 and counter.operators["index_select"] == 1
+    assert counter.total == sum(counter.operators.values()) >= 4
