@@ -62,6 +62,10 @@ class SparseWindowRouting(Settings):
         description="stage3: skipped windows skip the middle blocks; tiles: all blocks before as well, so they have no "
         "input, return their last output and the shortcut is not used",
     )
+    stage4: Literal["dense", "routed"] = Field(
+        "dense",
+        description="dense: stage 4 runs whole; routed: for computed windows only, the others return their last output",
+    )
     saliency_mass: Fraction = Field(0.7, description="share of the prompt-to-image attention the salient windows hold")
     score_gate: float = Field(
         5.0, allow_inf_nan=False, description="object score logit under which salient windows are added"
@@ -108,6 +112,12 @@ class SparseWindowRouting(Settings):
     def _tiles_need_memory(self) -> SparseWindowRouting:
         if self.span == "tiles" and not self.temporal:
             raise ValueError("span 'tiles' needs temporal: true (a skipped tile has nothing but its last output)")
+        return self
+
+    @model_validator(mode="after")
+    def _stage4_needs_memory(self) -> SparseWindowRouting:
+        if self.stage4 == "routed" and not self.temporal:
+            raise ValueError("stage4 'routed' needs temporal: true (a skipped window has nothing but its last output)")
         return self
 
     @model_validator(mode="after")

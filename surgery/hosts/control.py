@@ -97,6 +97,7 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
     shortcut = view.shortcut_module(span)
     observe = settings.windows == "object"
     tiles = binding.tiles if observe and settings.span == "tiles" else None
+    late = binding.late if observe and settings.stage4 == "routed" else None
     glance = Glance.at(pixels, settings, grid) if observe else Glance()
     watcher = binding.watcher
     if watcher is not None:
@@ -110,14 +111,25 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
         tile_route = None
         if tiles is not None and state.tiles is not None:
             tile_route = tiles.route(windows, pixels.device, state.tiles)
+        late_route = None
+        if late is not None and state.stage4 is not None:
+            late_route = late.route(windows, pixels.device, state.stage4)
         route = make_route(
-            grid, windows, pixels.device, memory, settings.padding == "published", not shortcut.pointwise, tile_route
+            grid,
+            windows,
+            pixels.device,
+            memory,
+            settings.padding == "published",
+            not shortcut.pointwise,
+            tile_route,
+            late_route,
         )
     elif settings.padding == "published" and grid.padded and watcher is None:
         route = make_route(grid, range(grid.count), pixels.device, None, published_padding=True)
     else:
         watch = tiles.watch() if tiles is not None else None
-        route = dense_route(watcher is not None or (observe and settings.temporal), watch)
+        late_watch = late.watch() if late is not None else None
+        route = dense_route(watcher is not None or (observe and settings.temporal), watch, late_watch)
     binding.route = route
     try:
         features = run()
@@ -129,6 +141,8 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
         state.tiles = updated_tiles(route.tiles, route.chosen, route.seen_output)
     elif settings.temporal and observe:
         state.span = updated_memory(route, shortcut, grid)
+    if route.late is not None and route.late.seen is not None:
+        state.stage4 = route.late.seen.contiguous()
     _note(binding, state, frame, handle.cached(), windows, reason, glance)
     return features
 
