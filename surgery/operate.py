@@ -12,6 +12,7 @@ from surgery.graft import graft, is_grafted, own_forward, ungraft
 from surgery.hosts.base import HostView, SpanInfo, finite
 from surgery.hosts.blocks import BlockPart, LayerPart
 from surgery.hosts.early import EarlyBlock, early_parts, tile_grid
+from surgery.hosts.late import late_blocks, late_grid, late_parts
 from surgery.recipe import Recipe
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.windows import WindowGrid
@@ -47,6 +48,9 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
         if recipe.routing.span == "tiles":
             tile_grid(view, span)
             routed = list(range(span.exit + 1))
+        if recipe.routing.stage4 == "routed":
+            late_grid(view, span)
+            routed += late_blocks(view, span)
         blocks = view.blocks()
         parts += [*(blocks[index] for index in routed), *view.token_to_image()]
     if recipe.queries is not None:
@@ -113,12 +117,15 @@ def retune(view: HostView, recipe: Recipe) -> None:
     The model is under surgery with window routing if the recipe routes windows. Sessions of before are not read again.
 
     Raises:
-        UnsupportedModelError: the recipe asks for tile routing and the early windows do not nest.
+        UnsupportedModelError: the recipe asks for tile routing and the early windows do not nest, or for a routed
+            stage 4 and its windows are not those of stage 3.
     """
     binding = view.binding
+    tiles, late = binding.tiles, binding.late
+    parts: list[tuple[nn.Module, type, Any]] = []
     if recipe.routing is not None and recipe.routing.span == "tiles":
         assert view.span_info is not None
-        binding.tiles = tile_grid(view, view.span_info)
+        tiles = tile_grid(view, view.span_info)
         corrections = None
         if recipe.routing.correction == "patch":
             corrections = view.shortcut_module(view.span_info).corrections
@@ -127,8 +134,14 @@ def retune(view: HostView, recipe: Recipe) -> None:
                     "routing.correction: patch on a model whose shortcut was made without corrections; call sparsify "
                     "with this recipe"
                 )
-        for block, early in early_parts(view, view.span_info, corrections):
-            _graft(view, block, EarlyBlock, early)
+        parts += [(block, EarlyBlock, part) for block, part in early_parts(view, view.span_info, corrections)]
+    if recipe.routing is not None and recipe.routing.stage4 == "routed":
+        assert view.span_info is not None
+        late = late_grid(view, view.span_info)
+        parts += [(block, view.late_block, part) for block, part in late_parts(view, view.span_info)]
+    binding.tiles, binding.late = tiles, late
+    for module, mixin, payload in parts:
+        _graft(view, module, mixin, payload)
     if recipe.retrieval is not None or recipe.queries is not None:
         _graft(view, view.memory_attention(), view.memory_attention_mixin, view)
         for layer, attention in enumerate(view.cross_attentions()):

@@ -75,6 +75,10 @@ class SparseWindowRouting(Settings):
         description="span tiles: stage outputs that are reused follow the change of the patch embedding through a "
         "small fitted branch (patch), or stay as they are (none)",
     )
+    stage4: Literal["dense", "routed"] = Field(
+        "dense",
+        description="dense: stage 4 runs whole; routed: for computed windows only, the others return their last output",
+    )
     saliency_mass: Fraction = Field(0.7, description="share of the prompt-to-image attention the salient windows hold")
     score_gate: float = Field(
         5.0, allow_inf_nan=False, description="object score logit under which salient windows are added"
@@ -148,6 +152,12 @@ class SparseWindowRouting(Settings):
                 "early above 0 works token by token, which shortcut.type attention does not; expected bottleneck, ffn "
                 "or identity"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _stage4_needs_memory(self) -> SparseWindowRouting:
+        if self.stage4 == "routed" and not self.temporal:
+            raise ValueError("stage4 'routed' needs temporal: true (a skipped window has nothing but its last output)")
         return self
 
     @model_validator(mode="after")

@@ -109,9 +109,10 @@ class VideoState:
     (frame, reverse) of this pass. encoded: last frame whose image was encoded. computed: its windows, None for all.
     routed: frames whose cached features were routed. ages: frames since each window was computed. seen: [3, H, W]
     picture of every token when its window was computed; changed: fp32 [H * W], how much it has changed since, under a
-    query budget. span, tiles: what skipped windows return, as the recipe's span asks. lost: objects whose last known
-    score was <= 0. reach, queries: where each object may be on the frame in progress, and its last conditioned
-    features, under query routing. stores: the host's output store of every object, by which a reset is noticed.
+    query budget. span, tiles: what skipped windows return, as the recipe's span asks. stage4: [1, H, W, C] output of
+    stage 4, every window when last computed, where stage 4 is routed. lost: objects whose last known score was <= 0.
+    reach, queries: where each object may be on the frame in progress, and its last conditioned features, under query
+    routing. stores: the host's output store of every object, by which a reset is noticed.
     """
 
     token: object
@@ -126,6 +127,7 @@ class VideoState:
     evidence: dict[int, Evidence] = field(default_factory=dict)
     span: SpanMemory | None = None
     tiles: TileMemory | None = None
+    stage4: Tensor | None = None
     thumbnail: Tensor | None = None
     seen: Tensor | None = None
     changed: Tensor | None = None
@@ -146,7 +148,7 @@ class VideoState:
         """
         gone = {obj_id for obj_id, store in self.stores.items() if present.get(obj_id) is not store}
         if gone and len(gone) == len(self.stores):
-            self.cursor = self.encoded = self.span = self.tiles = self.thumbnail = self.seen = None
+            self.cursor = self.encoded = self.span = self.tiles = self.stage4 = self.thumbnail = self.seen = None
             self.continuous = False
         for obj_id in gone:
             self.evidence.pop(obj_id, None)

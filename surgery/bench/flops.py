@@ -79,7 +79,7 @@ def encoder_gflop(view: HostView, windows: Sequence[int] | None = None) -> float
     if windows is not None:
         assert binding.grid is not None and span is not None and binding.routing is not None
         routing, shortcut = binding.routing, view.shortcut_module(span)
-        memory, tiles = None, None
+        memory, tiles, late = None, None, None
         if routing.span == "tiles" and binding.tiles is not None:
             extra, grid = routing.early > 0, binding.tiles
             blank = grid.blank(span.channels, reference.device, reference.dtype, extra)
@@ -88,9 +88,12 @@ def encoder_gflop(view: HostView, windows: Sequence[int] | None = None) -> float
         elif routing.temporal:
             still = torch.zeros(binding.grid.tokens, span.channels, device=reference.device, dtype=reference.dtype)
             memory = SpanMemory(still, still)
+        if routing.stage4 == "routed" and binding.late is not None:
+            last = binding.late.blank(reference.device, reference.dtype)
+            late = binding.late.route(sorted(windows), reference.device, last)
         binding.route = make_route(
             binding.grid, sorted(windows), reference.device, memory, routing.padding == "published",
-            not shortcut.pointwise, tiles,
+            not shortcut.pointwise, tiles, late,
         )  # fmt: skip
     try:
         return count(

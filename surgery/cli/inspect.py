@@ -38,16 +38,19 @@ def describe(view: Any) -> dict[str, Any]:
     """Everything `inspect` shows, as plain data."""
     from surgery.api import status
     from surgery.bench.flops import encoder_gflop, memory_attention_gflop, predicted
+    from surgery.hosts.late import LateBlock
 
     state, span, grid = status(view.model), view.span_info, view.binding.grid
     blocks = []
-    for index in range(len(view.blocks())):
+    for index, block in enumerate(view.blocks()):
         info = view.block_info(index)
         role = "dense"
         if span is not None and index in span.routed:
             role = "routed"
         elif span is not None and index == span.exit:
             role = "merge"
+        elif isinstance(block, LateBlock):
+            role = "routed"
         blocks.append(
             {
                 "block": index,

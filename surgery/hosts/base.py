@@ -18,6 +18,7 @@ from surgery.graft import Graft
 from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.retrieval.bank import Chunk, KeyPlan
 from surgery.retrieval.queries import QueryRoute
+from surgery.routing.late import LateGrid
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.span import Route
 from surgery.routing.tiles import TileGrid
@@ -92,6 +93,7 @@ class Binding:
         self.queries: SparseQueryRouting | None = None
         self.grid: WindowGrid | None = None
         self.tiles: TileGrid | None = None
+        self.late: LateGrid | None = None
         self.route: Route | None = None
         self.plan: KeyPlan | None = None
         self.query: QueryRoute | None = None
@@ -110,7 +112,15 @@ class Binding:
         return revive(*settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _revive_binding, (self.enabled, self.routing, self.retrieval, self.queries, self.grid, self.tiles)
+        return _revive_binding, (
+            self.enabled,
+            self.routing,
+            self.retrieval,
+            self.queries,
+            self.grid,
+            self.tiles,
+            self.late,
+        )
 
     def state_of(self, handle: SessionHandle) -> VideoState:
         """The video state of a session, made anew when absent or when it belongs to another surgery."""
@@ -139,10 +149,11 @@ def _revive_binding(
     queries: SparseQueryRouting | None,
     grid: WindowGrid | None,
     tiles: TileGrid | None,
+    late: LateGrid | None,
 ) -> Binding:
     binding = Binding()
     binding.enabled, binding.routing, binding.retrieval = enabled, routing, retrieval
-    binding.queries, binding.grid, binding.tiles = queries, grid, tiles
+    binding.queries, binding.grid, binding.tiles, binding.late = queries, grid, tiles, late
     return binding
 
 
@@ -174,6 +185,7 @@ class HostView(ABC):
 
     name: ClassVar[str]
     span_block: ClassVar[type[Graft]]
+    late_block: ClassVar[type[Graft]]
     cross_attention: ClassVar[type[Graft]]
     self_attention: ClassVar[type[Graft]]
     memory_attention_mixin: ClassVar[type[Graft]]

@@ -35,7 +35,21 @@ class LayerPart:
     layer: int
 
 
-class SpanBlock(Graft):
+class HieraBlock(Graft):
+    """A block that runs on packed tokens: what the hosts name differently."""
+
+    def _norm1(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _norm2(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _attend(self, windows: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """[n, h, w, C] -> attention output by the host's own module, which pools where the block does."""
+        return self.attn(windows, **kwargs)  # type: ignore[attr-defined]
+
+
+class SpanBlock(HieraBlock):
     """A block of the routed span, or the block that ends it."""
 
     _surgery: BlockPart
@@ -82,16 +96,6 @@ class SpanBlock(Graft):
         real = real + self._attend(self._norm1(real), kwargs)
         real = real + self.mlp(self._norm2(real))  # type: ignore[attr-defined]
         return tokens.new_zeros(tokens.shape).index_copy(1, route.real, real.to(tokens.dtype))
-
-    def _norm1(self, tokens: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _norm2(self, tokens: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _attend(self, windows: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """[n, h, w, C] -> [n, h, w, C] by the host's own attention module."""
-        return self.attn(windows, **kwargs)  # type: ignore[attr-defined]
 
 
 class DecoderTap(Graft):

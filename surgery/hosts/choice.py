@@ -155,6 +155,8 @@ def _must_be_dense(
     last = state.tiles if settings.span == "tiles" else state.span
     if settings.temporal and (last is None or last.output.device != device):
         return "no last output"
+    if settings.stage4 == "routed" and (state.stage4 is None or state.stage4.device != device):
+        return "no last output"
     return None
 
 

@@ -98,6 +98,7 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
     shortcut = view.shortcut_module(span)
     observe = settings.windows == "object"
     tiles = binding.tiles if observe and settings.span == "tiles" else None
+    late = binding.late if observe and settings.stage4 == "routed" else None
     limited = binding.queries is not None and binding.queries.budget < 1.0
     glance = Glance.at(pixels, settings, grid, limited) if observe else Glance()
     watcher = binding.watcher
@@ -110,14 +111,25 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
     if windows is not None:
         memory = state.span if settings.temporal and tiles is None else None
         early = tile_route(tiles, settings, state, windows, glance) if tiles is not None else None
+        late_route = None
+        if late is not None and state.stage4 is not None:
+            late_route = late.route(windows, pixels.device, state.stage4)
         route = make_route(
-            grid, windows, pixels.device, memory, settings.padding == "published", not shortcut.pointwise, early
+            grid,
+            windows,
+            pixels.device,
+            memory,
+            settings.padding == "published",
+            not shortcut.pointwise,
+            early,
+            late_route,
         )
     elif settings.padding == "published" and grid.padded and watcher is None:
         route = make_route(grid, range(grid.count), pixels.device, None, published_padding=True)
     else:
         watch = tiles.watch(watcher is not None) if tiles is not None else None
-        route = dense_route(watcher is not None or (observe and settings.temporal), watch)
+        late_watch = late.watch() if late is not None else None
+        route = dense_route(watcher is not None or (observe and settings.temporal), watch, late_watch)
     binding.route = route
     try:
         features = run()
@@ -132,6 +144,8 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
         state.tiles = updated_tiles(route.tiles, route.chosen, route.seen_output, picture, route.seen_input, shortcut)
     elif settings.temporal and observe:
         state.span = updated_memory(route, shortcut, grid)
+    if route.late is not None and route.late.seen is not None:
+        state.stage4 = route.late.seen.contiguous()
     _note(binding, state, frame, handle.cached(), windows, reason, glance)
     return features
 

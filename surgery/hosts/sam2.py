@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from surgery.errors import ModelStateError, UnsupportedModelError
 from surgery.graft import Graft
 from surgery.hosts.base import BlockInfo, HostView, Turn
-from surgery.hosts.blocks import DecoderTap, MemoryCrossAttention, SpanBlock
+from surgery.hosts.blocks import DecoderTap, HieraBlock, MemoryCrossAttention, SpanBlock
 from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
+from surgery.hosts.late import LateBlock
 from surgery.hosts.query import MemorySelfAttention, conditioned
 from surgery.retrieval.attention import Projections
 from surgery.retrieval.bank import Chunk, Conditioning
@@ -46,14 +47,22 @@ class Sam2Session(SessionHandle):
         self.holder["cached_features"].pop(frame, None)
 
 
-class Sam2SpanBlock(SpanBlock):
-    """`MultiScaleBlock` of the routed span."""
+class Sam2Block(HieraBlock):
+    """`MultiScaleBlock`."""
 
     def _norm1(self, tokens: Tensor) -> Tensor:
         return self.norm1(tokens)  # type: ignore[attr-defined]
 
     def _norm2(self, tokens: Tensor) -> Tensor:
         return self.norm2(tokens)  # type: ignore[attr-defined]
+
+
+class Sam2SpanBlock(Sam2Block, SpanBlock):
+    """`MultiScaleBlock` of the routed span."""
+
+
+class Sam2LateBlock(Sam2Block, LateBlock):
+    """`MultiScaleBlock` of the stage after the span."""
 
 
 class Sam2DecoderTap(DecoderTap):
@@ -255,6 +264,7 @@ class Sam2View(HostView):
 
     name = "sam2"
     span_block = Sam2SpanBlock
+    late_block = Sam2LateBlock
     cross_attention = Sam2CrossAttention
     self_attention = Sam2SelfAttention
     memory_attention_mixin = Sam2MemoryAttention

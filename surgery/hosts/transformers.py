@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from surgery.errors import UnsupportedModelError
 from surgery.graft import Graft
 from surgery.hosts.base import BlockInfo, HostView, Turn
-from surgery.hosts.blocks import DecoderTap, MemoryCrossAttention, SpanBlock
+from surgery.hosts.blocks import DecoderTap, HieraBlock, MemoryCrossAttention, SpanBlock
 from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
 from surgery.hosts.keys import transformers_block_key
+from surgery.hosts.late import LateBlock
 from surgery.hosts.query import MemorySelfAttention, conditioned
 from surgery.retrieval.attention import Projections
 from surgery.retrieval.bank import Conditioning
@@ -41,14 +42,22 @@ class TransformersSession(SessionHandle):
         self.holder["cache"]._vision_features.pop(frame, None)
 
 
-class TransformersSpanBlock(SpanBlock):
-    """`Sam2MultiScaleBlock` of the routed span."""
+class TransformersBlock(HieraBlock):
+    """`Sam2MultiScaleBlock`."""
 
     def _norm1(self, tokens: Tensor) -> Tensor:
         return self.layer_norm1(tokens)  # type: ignore[attr-defined]
 
     def _norm2(self, tokens: Tensor) -> Tensor:
         return self.layer_norm2(tokens)  # type: ignore[attr-defined]
+
+
+class TransformersSpanBlock(TransformersBlock, SpanBlock):
+    """`Sam2MultiScaleBlock` of the routed span."""
+
+
+class TransformersLateBlock(TransformersBlock, LateBlock):
+    """`Sam2MultiScaleBlock` of the stage after the span."""
 
 
 class TransformersDecoderTap(DecoderTap):
@@ -250,6 +259,7 @@ class TransformersView(HostView):
 
     name = "transformers"
     span_block = TransformersSpanBlock
+    late_block = TransformersLateBlock
     cross_attention = TransformersCrossAttention
     self_attention = TransformersSelfAttention
     memory_attention_mixin = TransformersMemoryAttention

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from surgery.routing.late import LateRoute
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.tiles import TileRoute
 from surgery.routing.windows import Packing, WindowGrid
@@ -38,7 +39,8 @@ class Route:
 
     On a `dense` frame the stock blocks run and only the span's input and output are noted (when `observe` asks for
     them). Compiled graphs guard on the plain attributes, so none of them may change with the choice of windows.
-    tiles: the routing of the blocks before the span, which then also says what skipped windows return.
+    tiles: the routing of the blocks before the span, which then also says what skipped windows return. late: the
+    routing of stage 4, or None where it runs whole.
     """
 
     dense: bool
@@ -55,12 +57,13 @@ class Route:
     skipped: Tensor | None = None
     chosen_branch: Tensor | None = None
     tiles: TileRoute | None = None
+    late: LateRoute | None = None
 
 
-def dense_route(observe: bool, tiles: TileRoute | None = None) -> Route:
+def dense_route(observe: bool, tiles: TileRoute | None = None, late: LateRoute | None = None) -> Route:
     """A dense frame; `observe` keeps references to the span's input and output for the temporal shortcut, and to the
-    stage outputs before it when there are `tiles`."""
-    return Route(dense=True, observe=observe, tiles=tiles)
+    stage outputs before it when there are `tiles`, and to that of stage 4 when there is `late`."""
+    return Route(dense=True, observe=observe, tiles=tiles, late=late)
 
 
 def make_route(
@@ -71,6 +74,7 @@ def make_route(
     published_padding: bool = False,
     with_rest_packing: bool = False,
     tiles: TileRoute | None = None,
+    late: LateRoute | None = None,
 ) -> Route:
     """Index tensors for computing `windows` (sorted, at least one) and skipping the rest.
 
@@ -83,6 +87,7 @@ def make_route(
             code does (spec 1.2, padding quirk).
         with_rest_packing: also build the packing of skipped windows (for shortcuts that are not pointwise).
         tiles: the same windows' route through the blocks before the span; `memory` is then None.
+        late: the same windows' route through stage 4, or None to run it whole.
     """
     taken = set(windows)
     others = [window for window in range(grid.count) if window not in taken]
@@ -108,6 +113,7 @@ def make_route(
         real=real,
         memory=memory,
         tiles=tiles,
+        late=late,
     )
 
 

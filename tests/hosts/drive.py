@@ -25,9 +25,9 @@ STEADY = Recipe(
 
 
 @functools.cache
-def _stock(windows: tuple[int, ...], localised: bool) -> Any:
+def _stock(windows: tuple[int, ...], localised: bool, blocks: tuple[int, ...]) -> Any:
     saved = demo.WINDOWS, demo.BLOCKS, demo.GLOBALS
-    demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = windows, BLOCKS, GLOBALS
+    demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = windows, blocks, GLOBALS
     try:
         model = demo.build("sam2", seed=5)
     finally:
@@ -64,24 +64,26 @@ def _localise(model: Any) -> None:
         mlp.layers[-1].bias[1] -= 0.8
 
 
-def _transformers(windows: tuple[int, ...], localised: bool) -> Any:
+def _transformers(windows: tuple[int, ...], localised: bool, blocks: tuple[int, ...]) -> Any:
     saved = demo.WINDOWS, demo.BLOCKS, demo.GLOBALS
-    demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = windows, BLOCKS, GLOBALS
+    demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = windows, blocks, GLOBALS
     try:
         model = demo.build("transformers")
     finally:
         demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = saved
-    model.load_state_dict(keymap.to_transformers(_stock(windows, localised).state_dict()))
+    model.load_state_dict(keymap.to_transformers(_stock(windows, localised, blocks).state_dict()))
     return model.eval()
 
 
-def make(host: str, windows: tuple[int, ...] = UNPADDED, localised: bool = True) -> Driver:
+def make(
+    host: str, windows: tuple[int, ...] = UNPADDED, localised: bool = True, blocks: tuple[int, ...] = BLOCKS
+) -> Driver:
     """A fresh small model in `host`, with the same weights as its twin in the other host."""
     import copy
 
     if host == "sam2":
-        return StockDriver(copy.deepcopy(_stock(windows, localised)))
-    return TransformersDriver(_transformers(windows, localised))
+        return StockDriver(copy.deepcopy(_stock(windows, localised, blocks)))
+    return TransformersDriver(_transformers(windows, localised, blocks))
 
 
 def video(frames: int, seed: int = 0) -> Tensor:
