@@ -58,6 +58,10 @@ class ModelLoadError(SurgeryError):
     """A model named on the command line could not be found or built."""
 
 
+class PrecisionWarning(UserWarning):
+    """The caller's autocast asks for another precision than the recipe does."""
+
+
 def nearest(value: str, valid: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` for the valid name closest to `value`, or `""` when none is close."""
     close = difflib.get_close_matches(value, list(valid), n=1, cutoff=0.5)

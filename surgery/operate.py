@@ -12,6 +12,7 @@ from surgery.graft import graft, is_grafted, own_forward, ungraft
 from surgery.hosts.base import HostView, SpanInfo, finite
 from surgery.hosts.blocks import BlockPart, LayerPart
 from surgery.hosts.early import EarlyBlock, early_parts, tile_grid
+from surgery.hosts.precision import HalfPart, PartName, require_castable
 from surgery.recipe import Recipe
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.windows import WindowGrid
@@ -53,6 +54,8 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
         parts += view.self_attentions()
     _require_finite(view, routed)
     _require_own_forwards(view, parts)
+    if recipe.precision is not None:
+        require_castable(view, recipe.precision)
     return span
 
 
@@ -97,9 +100,7 @@ def operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Sho
                 _graft(view, blocks[index], view.span_block, part)
             for attention in view.token_to_image():
                 _graft(view, attention, view.decoder_attention, binding)
-            decoder = view.mask_decoder()
-            if decoder is not None and view.decoder is not None:
-                _graft(view, decoder, view.decoder, view)
+            _graft_decoder(view)
         retune(view, recipe)
         _graft(view, view.model, view.root, view)
     except BaseException:
@@ -128,9 +129,23 @@ def retune(view: HostView, recipe: Recipe) -> None:
     if recipe.queries is not None:
         for layer, attention in enumerate(view.self_attentions()):
             _graft(view, attention, view.self_attention, LayerPart(binding, layer))
+    if recipe.precision is not None:
+        _graft(view, view.memory_attention(), view.memory_attention_mixin, view)
+        _graft_decoder(view)
+        for name, part in view.parts().items():
+            _graft(view, part, HalfPart, PartName(binding, name))
     view.recipe = recipe
+    binding.precision, binding.warned = recipe.precision, False
+    binding.halves.clear()
     binding.routing, binding.retrieval, binding.queries = recipe.routing, recipe.retrieval, recipe.queries
     binding.token = object()
+
+
+def _graft_decoder(view: HostView) -> None:
+    """The host's own graft of the mask decoder, where it has one."""
+    decoder = view.mask_decoder()
+    if decoder is not None and view.decoder is not None:
+        _graft(view, decoder, view.decoder, view)
 
 
 def _graft(view: HostView, module: nn.Module, mixin: type, payload: Any) -> None:
@@ -145,6 +160,7 @@ def _graft(view: HostView, module: nn.Module, mixin: type, payload: Any) -> None
 def undo(view: HostView) -> None:
     """Give every module its host class back, and leave nothing in any session."""
     view.release_sessions()
+    view.binding.halves.clear()
     for module in reversed(view.grafted):
         ungraft(module)
     view.grafted.clear()
