@@ -137,22 +137,24 @@ def predict(
             setting.risk_keys = _lost(observer, kept)
         parts = flops.shares(setting.windows, setting.keys)
         setting.cost = sum(parts.values())
-        half = half_parts(setting.recipe.precision)
-        setting.halved = sum(parts.get(name, TIE) for name in half)
-        errors = [observer.errors.get((name, _bare(setting.recipe.precision)), []) for name in half]
-        setting.risk_precision = sum(statistics.fmean(each) for each in errors if each)
+        precision = setting.recipe.precision
+        if precision is not None:
+            half = half_parts(precision)
+            setting.halved = sum(parts.get(name, TIE) for name in half)
+            errors = [observer.errors.get((name, _bare(precision)), []) for name in half]
+            setting.risk_precision = sum(statistics.fmean(each) for each in errors if each)
     settings_by_effort = sorted(settings, key=lambda setting: setting.effort)
     if isinstance(settings, list):
         settings[:] = settings_by_effort
 
 
-def half_parts(precision: Precision | None) -> list[str]:
+def half_parts(precision: Precision) -> list[str]:
     """Parts that run in half precision."""
-    return [] if precision is None else [name for name in PARTS if name not in precision.keep_fp32]
+    return [name for name in PARTS if name not in precision.keep_fp32]
 
 
-def _bare(precision: Precision | None) -> Precision | None:
-    return None if precision is None else precision.model_copy(update={"keep_fp32": ()})
+def _bare(precision: Precision) -> Precision:
+    return precision.model_copy(update={"keep_fp32": ()})
 
 
 def _precisions(settings: Sequence[Setting]) -> list[Precision]:
@@ -160,8 +162,7 @@ def _precisions(settings: Sequence[Setting]) -> list[Precision]:
     found = [setting.recipe.precision for setting in settings]
     if all(each == found[0] for each in found):
         return []
-    distinct = {repr(_bare(each)): _bare(each) for each in found}
-    return [each for each in distinct.values() if each is not None]
+    return list(dict.fromkeys(_bare(each) for each in found if each is not None))
 
 
 def _lost(observer: Observer, retrieval: SparseMemoryRetrieval) -> float:

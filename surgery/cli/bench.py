@@ -26,7 +26,11 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
     "--windows", default="routed", show_default=True,
     help="Share of windows computed, or 'routed' for the router's own choice; several: 0.25,0.5,routed.",
 )  # fmt: skip
-@click.option("--precision", help="fp32, bf16 or fp16; several: fp32,bf16.  [default: fp32; bf16 for protocol sam2]")
+@click.option(
+    "--precision",
+    help="fp32, bf16 or fp16, of both models, or of the stock one when the recipe has its own; several: fp32,bf16.  "
+    "[default: fp32; bf16 for protocol sam2]",
+)
 @click.option("--cast", default="autocast", show_default=True, help="Reach the precision by 'autocast' or 'weights'.")
 @click.option("--compile", "scope", help="none, encoder or all.  [default: none; all for protocol sam2]")
 @click.option("--compile-mode", "mode", default="default", show_default=True, help="Or max-autotune-no-cudagraphs.")

@@ -115,7 +115,8 @@ def _entered(binding: Binding, name: str, module: nn.Module, settings: Precision
         with torch.autocast(device, enabled=False):
             yield dtype
     elif settings.cast == "autocast":
-        with torch.autocast(device, dtype=dtype):
+        # Autocast's cache knows weights, not types: under a caller's autocast of another type it would mix them.
+        with torch.autocast(device, dtype=dtype, cache_enabled=False):
             yield dtype
     else:
         # The lock, because another thread would meet half-precision weights where the model's own should be.
