@@ -19,7 +19,7 @@ class ModelStateError(SurgeryError):
 
 
 class WeightsError(SurgeryError):
-    """A weight the surgery relies on is not finite."""
+    """A weight the surgery relies on is not finite, or is out of range of the recipe's precision."""
 
 
 class RecipeError(SurgeryError):

@@ -26,8 +26,8 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
 
     Raises:
         UnsupportedModelError: the model's structure cannot be routed as the recipe asks.
-        WeightsError: a weight the surgery relies on is not finite.
-        ModelStateError: a part carries an instance `forward` of its own.
+        WeightsError: a weight the surgery relies on is not finite, or is out of range of the recipe's precision.
+        ModelStateError: a part carries an instance `forward` of its own, or weights that precision cannot start from.
     """
     parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions()]
     routed: list[int] = []

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 import surgery
 from surgery import ModelStateError, Recipe, RecipeError, WeightsError
@@ -104,6 +105,7 @@ def test_a_recipe_of_precision_alone_routes_nothing(host: str, cast: str) -> Non
     status = surgery.status(driver.model)
     assert (status.operations, status.windows_kept, status.keys_kept) == (("precision",), None, None)
     assert status.parameters_added == 0
+    assert f"precision: bf16 by {cast}" in str(status)
 
 
 def test_every_part_kept_is_stock_bit_for_bit(host: str) -> None:
@@ -263,6 +265,20 @@ def test_a_part_that_fails_gets_its_weights_back(host: str) -> None:
     assert {parameter.dtype for parameter in driver.model.parameters()} == {torch.float32}
     surgery.desparsify(driver.model)
     assert same(driver.track(video(3)), make(host).track(video(3)))
+
+
+@pytest.mark.parametrize(("host", "cast"), [("sam2", "weights"), ("transformers", "autocast")])
+def test_compiled_parts_give_the_same_masks_and_do_not_recompile(host: str, cast: str) -> None:
+    driver = cut(host, cast=cast)
+    expected = driver.track(video(4))
+    counter = CompileCounter()
+    part: Any = view_of(driver.model).parts()["memory_encoder"]
+    part.forward = torch.compile(part.forward, backend=counter)
+    assert same(driver.track(video(4)), expected)
+    first = counter.frame_count
+    assert first >= 1
+    assert same(driver.track(video(4)), expected)
+    assert counter.frame_count == first
 
 
 def test_output_hidden_states_are_still_recorded() -> None:
