@@ -281,14 +281,14 @@ def test_compiled_parts_give_the_same_masks_and_do_not_recompile(host: str, cast
     assert counter.frame_count == first
 
 
-def test_output_hidden_states_are_still_recorded() -> None:
-    driver = cut("transformers")
-    with torch.no_grad():
-        out = driver.model.vision_encoder(video(1), output_hidden_states=True)
-    assert len(out.hidden_states) == len(
-        make("transformers").model.vision_encoder(video(1), output_hidden_states=True).hidden_states
-    )
+@each_cast
+def test_output_hidden_states_are_still_recorded_outside_inference_mode(cast: str) -> None:
+    driver, stock = cut("transformers", cast=cast), make("transformers")
+    driver.track(video(1))
+    out, expected = (each.model.vision_encoder(video(1), output_hidden_states=True) for each in (driver, stock))
+    assert len(out.hidden_states) == len(expected.hidden_states)
     assert out.last_hidden_state.dtype == torch.float32
+    assert (out.last_hidden_state - expected.last_hidden_state).abs().mean() < 0.05
 
 
 # --- the caller's autocast
