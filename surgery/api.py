@@ -63,8 +63,8 @@ class Status:
         lines.append("operations: " + ", ".join(self.operations) + ("" if self.enabled else " (disabled)"))
         precision = self.recipe.precision if self.recipe is not None else None
         if precision is not None:
-            kept = f", fp32 in {', '.join(precision.keep_fp32)}" if precision.keep_fp32 else ""
-            lines.append(f"precision: {precision.dtype} by {precision.cast}{kept}")
+            spared = f", fp32 in {', '.join(precision.keep_fp32)}" if precision.keep_fp32 else ""
+            lines.append(f"precision: {precision.dtype} by {precision.cast}{spared}")
         if self.span:
             lines.append(
                 f"blocks {self.span[0]}..{self.span[1] - 1} routed over {self.windows} windows of {self.window}"
