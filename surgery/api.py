@@ -64,6 +64,10 @@ class Status:
             return "stock model"
         lines = [f"{self.host} model under recipe {self.recipe.metadata.name!r}" if self.recipe else ""]
         lines.append("operations: " + ", ".join(self.operations) + ("" if self.enabled else " (disabled)"))
+        precision = self.recipe.precision if self.recipe is not None else None
+        if precision is not None:
+            spared = f", fp32 in {', '.join(precision.keep_fp32)}" if precision.keep_fp32 else ""
+            lines.append(f"precision: {precision.dtype} by {precision.cast}{spared}")
         if self.span:
             lines.append(
                 f"blocks {self.span[0]}..{self.span[1] - 1} routed over {self.windows} windows of {self.window}"
@@ -119,8 +123,9 @@ def sparsify(
         UnsupportedModelError: the model is not a SAM 2 video model, or its structure cannot be routed.
         RecipeError, AdapterError, AdapterMismatchError: bad recipe or adapter.
         HubError: an adapter named by its Hub id could not be fetched.
-        WeightsError: a weight the surgery relies on is not finite.
-        ModelStateError: blocks already carry an instance `forward` (dispatched by accelerate or patched by others).
+        WeightsError: a weight the surgery relies on is not finite, or is out of range of the recipe's precision.
+        ModelStateError: blocks already carry an instance `forward` (dispatched by accelerate or patched by others), or
+            the recipe has a precision and the model is not in fp32.
         CalibrationError: too few usable clips, or no setting keeps the recipe's promise.
         After any of these the model is as it was.
     """

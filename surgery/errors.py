@@ -19,7 +19,7 @@ class ModelStateError(SurgeryError):
 
 
 class WeightsError(SurgeryError):
-    """A weight the surgery relies on is not finite."""
+    """A weight the surgery relies on is not finite, or is out of range of the recipe's precision."""
 
 
 class RecipeError(SurgeryError):
@@ -56,6 +56,10 @@ class HubError(SurgeryError):
 
 class ModelLoadError(SurgeryError):
     """A model named on the command line could not be found or built."""
+
+
+class PrecisionWarning(UserWarning):
+    """The caller's autocast asks for another precision than the recipe does."""
 
 
 def nearest(value: str, valid: Iterable[str]) -> str:

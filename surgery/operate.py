@@ -13,6 +13,7 @@ from surgery.hosts.base import HostView, SpanInfo, finite
 from surgery.hosts.blocks import BlockPart, LayerPart
 from surgery.hosts.early import EarlyBlock, early_parts, tile_grid
 from surgery.hosts.late import late_blocks, late_grid, late_parts
+from surgery.hosts.precision import HalfPart, PartName, require_castable
 from surgery.recipe import Recipe
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.windows import WindowGrid
@@ -26,8 +27,8 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
 
     Raises:
         UnsupportedModelError: the model's structure cannot be routed as the recipe asks.
-        WeightsError: a weight the surgery relies on is not finite.
-        ModelStateError: a part carries an instance `forward` of its own.
+        WeightsError: a weight the surgery relies on is not finite, or is out of range of the recipe's precision.
+        ModelStateError: a part carries an instance `forward` of its own, or weights that precision cannot start from.
     """
     parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions()]
     routed: list[int] = []
@@ -57,6 +58,8 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
         parts += view.self_attentions()
     _require_finite(view, routed)
     _require_own_forwards(view, parts)
+    if recipe.precision is not None:
+        require_castable(view, recipe.precision)
     return span
 
 
@@ -101,9 +104,7 @@ def operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Sho
                 _graft(view, blocks[index], view.span_block, part)
             for attention in view.token_to_image():
                 _graft(view, attention, view.decoder_attention, binding)
-            decoder = view.mask_decoder()
-            if decoder is not None and view.decoder is not None:
-                _graft(view, decoder, view.decoder, view)
+            _graft_decoder(view)
         retune(view, recipe)
         _graft(view, view.model, view.root, view)
     except BaseException:
@@ -149,14 +150,29 @@ def retune(view: HostView, recipe: Recipe) -> None:
     if recipe.queries is not None:
         for layer, attention in enumerate(view.self_attentions()):
             _graft(view, attention, view.self_attention, LayerPart(binding, layer))
+    if recipe.precision is not None:
+        _graft(view, view.memory_attention(), view.memory_attention_mixin, view)
+        _graft_decoder(view)
+        for name, part in view.parts().items():
+            _graft(view, part, HalfPart, PartName(binding, name))
     view.recipe = recipe
+    binding.precision, binding.warned = recipe.precision, False
+    binding.halves.clear()
     binding.routing, binding.retrieval, binding.queries = recipe.routing, recipe.retrieval, recipe.queries
     binding.token = object()
 
 
+def _graft_decoder(view: HostView) -> None:
+    """The host's own graft of the mask decoder, where it has one."""
+    decoder = view.mask_decoder()
+    if decoder is not None and view.decoder is not None:
+        _graft(view, decoder, view.decoder, view)
+
+
 def _graft(view: HostView, module: nn.Module, mixin: type, payload: Any) -> None:
     if is_grafted(module):
-        module.__dict__["_surgery"] = payload
+        if mixin is EarlyBlock:
+            vars(module)["_surgery"] = payload  # another recipe may correct what this block's stage reuses, or not
         return
     if own_forward(module):
         del module.__dict__["forward"]
@@ -167,6 +183,7 @@ def _graft(view: HostView, module: nn.Module, mixin: type, payload: Any) -> None
 def undo(view: HostView) -> None:
     """Give every module its host class back, and leave nothing in any session."""
     view.release_sessions()
+    view.binding.halves.clear()
     for module in reversed(view.grafted):
         ungraft(module)
     view.grafted.clear()

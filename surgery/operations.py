@@ -10,6 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from surgery.errors import nearest
+
 _MAX_COUNT = 1_000_000
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
@@ -207,11 +209,51 @@ class SparseQueryRouting(Settings):
     alias: ClassVar[str] = "queries"
 
 
-Operation = SparseWindowRouting | SparseMemoryRetrieval | SparseQueryRouting
+PARTS = ("encoder", "memory_attention", "memory_encoder", "mask_decoder")
+"""The parts of a model that `precision` acts on."""
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
+
+
+class Precision(Settings):
+    """Parts of the model run in half precision; what they take and give, and everything between them, stays fp32."""
+
+    type: Literal["precision"] = "precision"
+    dtype: Literal["bf16", "fp16"] = Field("bf16", description="bf16 or fp16; bfloat16 and float16 are read as well")
+    cast: Literal["autocast", "weights"] = Field(
+        "autocast",
+        description="autocast: each op casts what torch.autocast casts; weights: everything in the part is half "
+        "precision, by copies of its weights kept beside the originals",
+    )
+    keep_fp32: tuple[str, ...] = Field(
+        (), description="parts left as they are: encoder, memory_attention, memory_encoder, mask_decoder"
+    )
+
+    alias: ClassVar[str] = "precision"
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _full_names(cls, value: Any) -> Any:
+        return _DTYPES.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("keep_fp32", mode="before")
+    @classmethod
+    def _known_parts(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"expected a list of parts, got {value!r:.80}; known: {', '.join(PARTS)}")
+        for part in value:
+            if part not in PARTS:
+                raise ValueError(f"unknown part {part!r:.80}{nearest(str(part), PARTS)}; known: {', '.join(PARTS)}")
+        if len(set(value)) != len(value):
+            raise ValueError(f"expected each part once, got {', '.join(value)}")
+        return tuple(part for part in PARTS if part in value)
+
+
+Operation = SparseWindowRouting | SparseMemoryRetrieval | SparseQueryRouting | Precision
 OPERATIONS: dict[str, type[Settings]] = {
     "sparse_window_routing": SparseWindowRouting,
     "sparse_memory_retrieval": SparseMemoryRetrieval,
     "sparse_query_routing": SparseQueryRouting,
+    "precision": Precision,
 }
 _MAX_CANDIDATES = 5000
 

@@ -21,6 +21,7 @@ from surgery.errors import RecipeError, nearest
 from surgery.operations import (
     OPERATIONS,
     CalibrationSettings,
+    Precision,
     Settings,
     SparseMemoryRetrieval,
     SparseQueryRouting,
@@ -31,6 +32,7 @@ __all__ = [
     "OPERATIONS",
     "CalibrationSettings",
     "Metadata",
+    "Precision",
     "Recipe",
     "SparseMemoryRetrieval",
     "SparseQueryRouting",
@@ -144,6 +146,11 @@ class Recipe(Settings):
     def queries(self) -> SparseQueryRouting | None:
         """The query-routing operation, or None when the recipe has none."""
         return self._find(SparseQueryRouting)
+
+    @property
+    def precision(self) -> Precision | None:
+        """The precision operation, or None when the recipe has none."""
+        return self._find(Precision)
 
     def _find(self, kind: type[_T]) -> _T | None:
         return next((operation for operation in self.operations if isinstance(operation, kind)), None)

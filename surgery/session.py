@@ -107,10 +107,11 @@ class VideoState:
 
     token: identity of the surgery it belongs to; a state of another surgery is never read. cursor: last tracked
     (frame, reverse) of this pass. encoded: last frame whose image was encoded. computed: its windows, None for all.
-    routed: frames whose cached features were routed. ages: frames since each window was computed. seen: [3, H, W]
-    picture of every token when its window was computed; changed: fp32 [H * W], how much it has changed since, under a
-    query budget. span, tiles: what skipped windows return, as the recipe's span asks. stage4: [1, H, W, C] output of
-    stage 4, every window when last computed, where stage 4 is routed. lost: objects whose last known score was <= 0.
+    routed: frames whose cached features were routed; halved: frames whose cached features are of half precision. ages:
+    frames since each window was computed. seen: [3, H, W] picture of every token when its window was computed; changed:
+    fp32 [H * W], how much it has changed since, under a query budget. span, tiles: what skipped windows return, as the
+    recipe's span asks. stage4: [1, H, W, C] output of stage 4, every window when last computed, where stage 4 is
+    routed. lost: objects whose last known score was <= 0.
     reach, queries: where each object may be on the frame in progress, and its last conditioned features, under query
     routing. stores: the host's output store of every object, by which a reset is noticed.
     """
@@ -121,6 +122,7 @@ class VideoState:
     encoded: int | None = None
     computed: tuple[int, ...] | None = None
     routed: set[int] = field(default_factory=set)
+    halved: set[int] = field(default_factory=set)
     since_dense: int = 0
     ages: list[int] = field(default_factory=list)
     lost: set[int] = field(default_factory=set)

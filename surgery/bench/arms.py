@@ -18,7 +18,7 @@ from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.identity import Kept, identity
 from surgery.bench.modules import forced_windows, module_names, probed
-from surgery.bench.pair import Pair, check_host, compiled, precision, twin
+from surgery.bench.pair import Pair, check_host, compiled, inference, stepped, twin
 from surgery.bench.probe import REST, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import BenchmarkError, Settings
 from surgery.hosts import view_of
@@ -85,8 +85,13 @@ class Arms:
         gc.collect()
         gc.disable()
         try:
-            with precision(settings, self.device), compiled(mine, settings):
-                self.runs: list[Iterator[Tensor]] = [feed(view.model, clip, clip.masks) for view in self.views]
+            with inference(self.device), compiled(mine, settings):
+                self.runs: list[Iterator[Tensor]] = [
+                    stepped(
+                        feed(view.model, clip, clip.masks), self.device, settings, view.binding.precision is not None
+                    )
+                    for view in self.views
+                ]
                 with self._forced(shares[0]):
                     self._rounds(1 + settings.warm)
                 for share in shares:

@@ -8,6 +8,7 @@ from typing import Any
 from surgery.bench.pair import Pair
 from surgery.bench.settings import Settings
 from surgery.hosts.base import HostView
+from surgery.recipe import Precision
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,14 @@ class Kept:
 def identity(pair: Pair, settings: Settings) -> dict[str, Any]:
     """What a row is about: settings, host, device and recipe."""
     recipe = pair.sparse.recipe
+    own = pair.sparse.binding.precision
     return {
         "model": type(pair.sparse.model).__name__,
         "host": pair.sparse.name,
         "device": pair.device.type,
         "image_size": pair.sparse.image_size(),
-        "precision": settings.precision,
+        "precision": _label(settings, own) if own is not None else settings.precision,
+        "sparse_precision": own.model_dump(exclude={"type"}, mode="json") if own is not None else None,
         "objects": settings.objects,
         "windows_share": settings.windows,
         "recipe": recipe.metadata.name if recipe is not None else None,
@@ -80,3 +83,9 @@ def identity(pair: Pair, settings: Settings) -> dict[str, Any]:
         "compile": settings.compile,
         "settings": settings.as_dict(),
     }
+
+
+def _label(settings: Settings, own: Precision) -> str:
+    """Both precisions, where the recipe has one of its own and the settings' is the stock model's."""
+    kept = f", {' and '.join(own.keep_fp32)} fp32" if own.keep_fp32 else ""
+    return f"stock {settings.precision}, sparse {own.dtype} by {own.cast}{kept}"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from surgery.bench import figures
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.identity import Kept, identity
 from surgery.bench.modules import forced_windows
-from surgery.bench.pair import Pair, compiled, precision
+from surgery.bench.pair import Pair, compiled, inference, stepped
 from surgery.bench.settings import Settings
-from surgery.hosts.base import HostView
 from surgery.hosts.feed import feed
 
 if TYPE_CHECKING:
@@ -30,10 +32,12 @@ def long_run(pair: Pair, settings: Settings, step: Step) -> dict[str, Any]:
     clip = LoopingClip(pair.sparse.image_size(), settings.long, settings.objects, pair.device, settings.seed)
     series: list[list[float]] = []
     memory = []
-    with precision(settings, pair.device), forced_windows(pair.sparse, settings.windows) as windows:
-        for view in pair.views():
+    with inference(pair.device), forced_windows(pair.sparse, settings.windows) as windows:
+        for which, view in enumerate(pair.views()):
             with compiled([view], settings):
-                ms, used = _run(view, clip, clock, step)
+                own = bool(which) and pair.own
+                run = stepped(feed(view.model, clip, clip.masks), pair.device, settings, own)
+                ms, used = _run(run, len(clip), clock, step)
             series.append(ms)
             memory.append(used)
     skipped = min(1 + settings.warm, settings.long - 2)
@@ -72,13 +76,12 @@ def long_run(pair: Pair, settings: Settings, step: Step) -> dict[str, Any]:
     return row
 
 
-def _run(view: HostView, clip: LoopingClip, clock: Clock, step: Step) -> tuple[list[float], list[float]]:
+def _run(run: Iterator[Tensor], frames: int, clock: Clock, step: Step) -> tuple[list[float], list[float]]:
     gc.collect()
     clock.give_back()
     start = clock.memory_mb()
     ms, used = [], []
-    run = feed(view.model, clip, clip.masks)
-    for _ in range(len(clip)):
+    for _ in range(frames):
         ms.append(clock.timed(lambda: (next(run) > 0).cpu())[1])
         used.append(clock.memory_mb() - start)
         step()

@@ -20,7 +20,7 @@ from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.identity import Kept, identity
 from surgery.bench.modules import forced_windows, module_names, probed
-from surgery.bench.pair import Pair, compiled, precision, twins
+from surgery.bench.pair import Pair, compiled, inference, stepped, twins
 from surgery.bench.probe import REST, ByteCounter, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import Settings
 from surgery.hosts.base import HostView
@@ -91,7 +91,7 @@ def benchmark(
     gc.collect()
     gc.disable()
     try:
-        with precision(settings, pair.device), forced_windows(pair.sparse, settings.windows) as windows:
+        with inference(pair.device), forced_windows(pair.sparse, settings.windows) as windows:
             return Timings(case.run(windows))
     finally:
         gc.enable()
@@ -142,7 +142,8 @@ class _Case:
         return [self._feed(which) for which in (0, 1)]
 
     def _feed(self, which: int) -> Iterator[Tensor]:
-        return feed(self.pair.views()[which].model, self.clip, self.clip.masks)
+        run = feed(self.pair.views()[which].model, self.clip, self.clip.masks)
+        return stepped(run, self.pair.device, self.settings, own=bool(which) and self.pair.own)
 
     def _frame(self, run: Iterator[Tensor], which: int) -> float:
         self.clock.reset_peak()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,16 +22,19 @@ from surgery.recipe import Recipe
 if TYPE_CHECKING:
     from surgery.adapters.files import Adapter
 
+T = TypeVar("T")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Views of the two models; the sparse one is under surgery."""
+    """Views of the two models; the sparse one is under surgery. own: its recipe has a precision of its own, and the
+    settings' is the dense model's alone."""
 
     dense: HostView
     sparse: HostView
     device: torch.device
+    own: bool = False
 
     def views(self) -> tuple[HostView, HostView]:
         """Dense, sparse."""
@@ -46,26 +49,35 @@ def twins(
     Weights are shared, so that they lie in memory once. Of a model under surgery the sparse twin keeps recipe and
     shortcut unless `recipe` or `adapter` says otherwise.
 
+    The precision of the settings is that of both models, or of the dense one alone when the recipe has its own.
+
     Raises:
         BenchmarkError: the host cannot reach the precision, or windows are forced and the recipe routes none.
     """
     host = view_of(model).name
     check_host(host, settings)
+    if settings.cast == "weights" and host != "transformers":
+        raise BenchmarkError(
+            f"cast 'weights' needs the transformers host: {host} feeds its encoder fp32 frames; use cast 'autocast', "
+            "or half-precision parts by the recipe's own operation precision"
+        )
+
+    def cut(model: Any) -> Any:
+        if current_view(model) is None or recipe is not None or adapter is not None:
+            sparsify(model, recipe, adapter=adapter)
+        return model
+
+    dense, sparse = twin(model), cut(twin(model))
+    own = require_view(sparse).binding.precision is not None
     if settings.cast == "weights":
-        if host != "transformers":
-            raise BenchmarkError(
-                f"cast 'weights' needs the transformers host: {host} feeds its encoder fp32 frames; use cast 'autocast'"
-            )
-        model = copy.deepcopy(model).to(_DTYPES[settings.precision])
-    dense, sparse = twin(model), twin(model)
+        converted = copy.deepcopy(model).to(_DTYPES[settings.precision])
+        dense, sparse = twin(converted), sparse if own else cut(twin(converted))
     desparsify(dense)
-    if current_view(sparse) is None or recipe is not None or adapter is not None:
-        sparsify(sparse, recipe, adapter=adapter)
     view = require_view(sparse)
     if settings.windows is not None and view.binding.routing is None:
         name = view.recipe.metadata.name if view.recipe is not None else None
         raise BenchmarkError(f"windows {settings.windows}: recipe {name!r} routes no windows; leave windows out")
-    return Pair(view_of(dense), view, next(sparse.parameters()).device)
+    return Pair(view_of(dense), view, next(sparse.parameters()).device, own)
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -79,18 +91,31 @@ def check_host(host: str, settings: Settings) -> None:
     if settings.precision == "fp16" and host == "sam2":
         raise BenchmarkError(
             "precision fp16 needs the transformers host: sam2 keeps its memory in bf16, which fp16 autocast cannot "
-            "join with fp16; use bf16"
+            "join with fp16; use bf16, or fp16 parts by the recipe's own operation precision"
         )
 
 
 @contextmanager
-def precision(settings: Settings, device: torch.device) -> Iterator[None]:
-    """Inference mode, and autocast where the settings ask for it."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        if settings.precision != "fp32" and settings.cast == "autocast":
-            stack.enter_context(torch.autocast(device.type, dtype=_DTYPES[settings.precision]))
+def inference(device: torch.device) -> Iterator[None]:
+    """Inference mode, around a whole measurement."""
+    # The weights that autocast has cast are kept until its outermost context ends: as in a user's loop, after the last
+    # frame and not after each.
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         yield
+
+
+def stepped(run: Iterator[T], device: torch.device, settings: Settings, own: bool = False) -> Iterator[T]:
+    """The same steps, each under the autocast that the settings ask for; `own`: the model has a precision of its own."""
+    outer = settings.precision != "fp32" and settings.cast == "autocast" and not own
+    dtype = _DTYPES[settings.precision]
+    done = object()
+    while True:
+        # Entered for a step and not around the loop: the other model's frames lie between two steps.
+        with torch.autocast(device.type, dtype=dtype) if outer else nullcontext():
+            step = next(run, done)
+        if step is done:
+            return
+        yield step  # type: ignore[misc]
 
 
 @contextmanager

@@ -27,7 +27,8 @@ class Settings:
 
     objects: tracked at once. windows: share of the stage-3 windows computed on routed frames, in (0, 1], or None for
     the router's own choice. precision: "fp32", "bf16" or "fp16", by `cast`: "autocast" around the calls or "weights"
-    converted. compile: which modules go through torch.compile, "none", "encoder" or "all"; mode: torch.compile's.
+    converted; of both models, or of the stock one alone when the recipe has a precision of its own. compile: which
+    modules go through torch.compile, "none", "encoder" or "all"; mode: torch.compile's.
     protocol: "surgery" synchronises every frame, keeps the masks and alternates the models frame by frame; "sam2" is
     the one of SAM 2's benchmark.py: whole passes without synchronisation, the models alternating pass by pass.
     frames: measured per model (per pass under "sam2"). warm: tracked before them. passes: under "sam2", the first one

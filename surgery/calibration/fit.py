@@ -126,11 +126,12 @@ def fit_shortcut(
     result = FitResult()
     saved = _Checkpoint(Path(checkpoint), view, clips, settings) if checkpoint is not None else None
     state = saved.load(device) if saved is not None else None
-    if state is None and closed_form and (has_closed_form(shortcut) or shortcut.corrections is not None):
-        result = _closed_form(view, mine, accelerator, step)
-    with _trainable(view, shortcut):
-        if settings.steps and learns:
-            _run_steps(view, mine, settings, accelerator, result, saved, state, save_every, step)
+    with view.binding.stock_precision():
+        if state is None and closed_form and (has_closed_form(shortcut) or shortcut.corrections is not None):
+            result = _closed_form(view, mine, accelerator, step)
+        with _trainable(view, shortcut):
+            if settings.steps and learns:
+                _run_steps(view, mine, settings, accelerator, result, saved, state, save_every, step)
     shortcut.to(dtype)
     view.adapter = f"fitted on {len(clips)} clips"
     return result
@@ -142,7 +143,7 @@ def feature_error(
     """Mean `student_error` over the clips with the shortcut as it is; smaller is better, 0 is the dense model."""
     view = require_view(model)
     errors = []
-    with torch.no_grad():
+    with torch.no_grad(), view.binding.stock_precision():
         for number, clip in enumerate(clips):
             for samples in segments(view, clip, segment, (seed, 1, number), objective == "masks"):
                 if any(sample.windows is not None for sample in samples[1:]):

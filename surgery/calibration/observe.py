@@ -6,8 +6,9 @@ window ages and two running sums, the windows it would have computed and the err
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from surgery.calibration.clips import CalibrationClip
 from surgery.hosts.base import HostView, Turn, Watcher
 from surgery.hosts.choice import lost_object, saliency_maps
-from surgery.recipe import SparseWindowRouting
+from surgery.hosts.precision import tensors
+from surgery.recipe import Precision, SparseWindowRouting
 from surgery.retrieval.saliency import kept_count
 from surgery.routing.router import (
     allot,
@@ -36,6 +38,8 @@ DEEPEST = 12
 """Frames of the past that are held; a window that waited longer counts as having waited this long."""
 BACKGROUND = 0.2
 """What an error in a window without an object counts for, against 1 in a window with one."""
+BROKEN = 10.0
+"""Relative error that stands for an output that is not finite."""
 
 
 @dataclass(eq=False)
@@ -74,11 +78,16 @@ class Observer(Watcher):
 
     Args:
         view: a model under surgery with window routing. candidates: settings to simulate. keeps: shares of tokens for
-            which the attention held is measured.
+            which the attention held is measured. precisions: in which every part is run a second time; `errors` holds
+            the relative errors of its outputs, by part and precision.
     """
 
-    def __init__(self, view: HostView, candidates: Sequence[Candidate], keeps: Sequence[float]) -> None:
-        self.view, self.candidates = view, candidates
+    def __init__(
+        self, view: HostView, candidates: Sequence[Candidate], keeps: Sequence[float],
+        precisions: Sequence[Precision] = (),
+    ) -> None:  # fmt: skip
+        self.view, self.candidates, self.precisions = view, candidates, precisions
+        self.errors: dict[tuple[str, Precision], list[float]] = {}
         self.held: dict[tuple[bool, float], list[float]] = {
             (conditioning, keep): [] for conditioning in (False, True) for keep in keeps
         }
@@ -148,6 +157,18 @@ class Observer(Watcher):
         for (of_conditioning, keep), held in self.held.items():
             if of_conditioning == conditioning:
                 held.append(float(cumulative[kept_count(len(saliency), keep) - 1]))
+
+    def part(self, name: str, run: Callable[[Precision | None], Any]) -> Any:
+        found = []
+        for precision in self.precisions:
+            with self.view.binding.aside():
+                found.append(list(tensors(run(precision))))
+        out = run(None)
+        exact = list(tensors(out))
+        for precision, rounded in zip(self.precisions, found, strict=True):
+            error = max(_relative(one, other) for one, other in zip(rounded, exact, strict=True))
+            self.errors.setdefault((name, precision), []).append(error)
+        return out
 
     def _by_window(self, values: Tensor) -> list[float]:
         both = self._grid.mass(torch.stack([values, torch.ones_like(values)]))
@@ -220,6 +241,13 @@ class Observer(Watcher):
             taken, candidate.ages, changes, settings.rolling, settings.round_to, settings.budget, settings.fill
         )
         return None if len(windows) == self._grid.count else windows
+
+
+def _relative(rounded: Tensor, exact: Tensor) -> float:
+    """|rounded - exact| / |exact|, at most BROKEN."""
+    size = float(exact.float().norm().clamp_min(1e-12))
+    error = float((rounded.float() - exact.float()).norm()) / size
+    return min(error, BROKEN) if math.isfinite(error) else BROKEN
 
 
 def observe(view: HostView, observer: Observer, clip: CalibrationClip) -> None:

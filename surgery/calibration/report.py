@@ -77,14 +77,16 @@ class CalibrationReport:
             "keys_kept": sum(keys) / len(keys) if keys else setting.keys,
             "predicted_cost": setting.cost,
             "predicted_drop": setting.predicted_drop,
-            "risk": {"windows": setting.risk_windows, "keys": setting.risk_keys},
+            "risk": {
+                "windows": setting.risk_windows, "keys": setting.risk_keys, "precision": setting.risk_precision,
+            },
             "drop": found.drop if found is not None else None,
             "interval": list(found.interval) if found is not None else None,
             "worst_drop": found.worst_drop if found is not None else None,
             "truth_drop": truth.drop if truth is not None else None,
             "run": found is not None,
             "chosen": setting is self.search.chosen,
-        }
+        }  # fmt: skip
 
     def as_markdown(self) -> str:
         """The report as text."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from surgery.adapters.record import Fidelity
 from surgery.api import require_view
@@ -17,10 +21,13 @@ from surgery.calibration.observe import Candidate, Observer, observe
 from surgery.errors import CalibrationError, RecipeError
 from surgery.hosts.base import HostView
 from surgery.operate import retune
-from surgery.recipe import CalibrationSettings, Recipe, SparseMemoryRetrieval
+from surgery.operations import PARTS
+from surgery.recipe import CalibrationSettings, Precision, Recipe, SparseMemoryRetrieval
 from surgery.retrieval.saliency import kept_count
 
 BANK = 7
+TIE = 1e-6
+"""What memory encoder and mask decoder, which the FLOP model leaves out, weigh: they only break ties."""
 
 
 @dataclass(eq=False)
@@ -28,9 +35,9 @@ class Setting:
     """One combination of the searched values.
 
     windows, keys: fractions predicted from the records. cost: predicted GFLOP of encoder and memory attention, as a
-    share of the dense model's. risk_windows, risk_keys: what the records say is lost, each on its own scale.
-    predicted_drop: from both risks, once real runs have said what they cost. scores: of a real run, empty when it was
-    not run.
+    share of the dense model's; halved: the part of it in half precision. risk_windows, risk_keys, risk_precision: what
+    the records say is lost, each on its own scale. predicted_drop: from these risks, once real runs have said what they
+    cost. scores: of a real run, empty when it was not run.
     """
 
     values: dict[str, Any]
@@ -38,12 +45,19 @@ class Setting:
     windows: float = 1.0
     keys: float = 1.0
     cost: float = 1.0
+    halved: float = 0.0
     risk_windows: float = 0.0
     risk_keys: float = 0.0
+    risk_precision: float = 0.0
     predicted_drop: float | None = None
     scores: list[ClipScore] = field(default_factory=list)
     against_dense: Fidelity | None = None
     against_truth: Fidelity | None = None
+
+    @property
+    def effort(self) -> float:
+        """What settings are ranked by: their cost, a GFLOP in half precision counted as half a one."""
+        return self.cost - self.halved / 2
 
     def keeps(self, promise: CalibrationSettings) -> bool:
         """Whether it was run and met the promise."""
@@ -53,8 +67,8 @@ class Setting:
 
 @dataclass
 class SearchResult:
-    """settings: every combination, cheapest first. chosen: the one to use. kept: whether it meets the promise; if not,
-    `chosen` is the most faithful one that was run.
+    """settings: every combination, least effort first. chosen: the one to use. kept: whether it meets the promise; if
+    not, `chosen` is the most faithful one that was run.
     """
 
     settings: list[Setting]
@@ -99,7 +113,7 @@ def predict(
         for setting in settings:
             assert setting.recipe.routing is not None
             simulated.setdefault(repr(setting.recipe.routing), Candidate(setting.recipe.routing))
-    observer = Observer(view, list(simulated.values()), keeps)
+    observer = Observer(view, list(simulated.values()), keeps, _precisions(settings))
     lengths = []
     if retrieval is not None and keeps:
         # Measured at any share below 1; the curve is taken from the whole saliency.
@@ -121,10 +135,34 @@ def predict(
             kept = setting.recipe.retrieval
             setting.keys = statistics.fmean(keys_kept(kept, length) for length in lengths)
             setting.risk_keys = _lost(observer, kept)
-        setting.cost = flops.share(setting.windows, setting.keys)
-    settings_by_cost = sorted(settings, key=lambda setting: setting.cost)
+        parts = flops.shares(setting.windows, setting.keys)
+        setting.cost = sum(parts.values())
+        precision = setting.recipe.precision
+        if precision is not None:
+            half = half_parts(precision)
+            setting.halved = sum(parts.get(name, TIE) for name in half)
+            errors = [observer.errors.get((name, _bare(precision)), []) for name in half]
+            setting.risk_precision = sum(statistics.fmean(each) for each in errors if each)
+    settings_by_effort = sorted(settings, key=lambda setting: setting.effort)
     if isinstance(settings, list):
-        settings[:] = settings_by_cost
+        settings[:] = settings_by_effort
+
+
+def half_parts(precision: Precision) -> list[str]:
+    """Parts that run in half precision."""
+    return [name for name in PARTS if name not in precision.keep_fp32]
+
+
+def _bare(precision: Precision) -> Precision:
+    return precision.model_copy(update={"keep_fp32": ()})
+
+
+def _precisions(settings: Sequence[Setting]) -> list[Precision]:
+    """The precisions to measure: none when every setting has the same one, which then explains no difference."""
+    found = [setting.recipe.precision for setting in settings]
+    if all(each == found[0] for each in found):
+        return []
+    return list(dict.fromkeys(_bare(each) for each in found if each is not None))
 
 
 def _lost(observer: Observer, retrieval: SparseMemoryRetrieval) -> float:
@@ -170,10 +208,12 @@ class _Flops:
         self.memory_floor = memory_attention_gflop(view, frames=1)
         self.memory_slope = (self.memory - self.memory_floor) / (1 - 1 / BANK)
 
-    def share(self, windows: float, keys: float) -> float:
+    def shares(self, windows: float, keys: float) -> dict[str, float]:
+        """What is computed of either part, as shares of the dense model's both."""
         encoder = self.encoder if windows >= 1.0 else self.floor + windows * self.encoder_slope
         memory = self.memory - (1.0 - keys) * self.memory_slope
-        return (encoder + memory) / (self.encoder + self.memory)
+        both = self.encoder + self.memory
+        return {"encoder": encoder / both, "memory_attention": memory / both}
 
 
 def search(
@@ -182,9 +222,9 @@ def search(
 ) -> SearchResult:  # fmt: skip
     """Run at most `runs` settings for real, guided by the records, and choose.
 
-    Two anchors come first, the setting with the fewest windows and the one with the fewest keys among those predicted:
-    they say how much J&F a unit of either risk costs. Then the Pareto front of cost against predicted drop is bisected
-    for its cheapest member that meets the promise.
+    Anchors come first, the setting with the fewest windows, the one with the fewest keys and the one that rounds most,
+    where settings differ in these: they say how much J&F a unit of each risk costs. Then the Pareto front of effort
+    against predicted drop is bisected for its cheapest member that meets the promise.
     """
     view = require_view(model)
 
@@ -211,7 +251,7 @@ def search(
     done = [setting for setting in settings if setting.against_dense is not None]
     good = [setting for setting in done if setting.keeps(promise)]
     if good:
-        return SearchResult(settings, min(good, key=lambda setting: setting.cost), True)
+        return SearchResult(settings, min(good, key=lambda setting: setting.effort), True)
     return SearchResult(settings, min(done, key=lambda setting: setting.against_dense.drop), False)  # type: ignore[union-attr]
 
 
@@ -223,38 +263,53 @@ def _anchors(settings: Sequence[Setting]) -> list[Setting]:
         found.append(by_windows)
     if len({setting.keys for setting in settings}) > 1 and by_keys not in found:
         found.append(by_keys)
+    by_precision = max(
+        settings, key=lambda setting: (setting.risk_precision, -setting.risk_windows - setting.risk_keys)
+    )
+    if len({setting.risk_precision for setting in settings}) > 1 and by_precision not in found:
+        found.append(by_precision)
     return found or [settings[0]]
 
 
 def _predict_drops(settings: Sequence[Setting]) -> None:
-    """Predicted drop = a * risk_windows + b * risk_keys, with a, b >= 0 fitted to the real runs."""
+    """Predicted drop = a * risk_windows + b * risk_keys + c * risk_precision, coefficients >= 0 fitted to real runs."""
     done = [setting for setting in settings if setting.against_dense is not None]
-    rows = [(setting.risk_windows, setting.risk_keys, setting.against_dense.drop) for setting in done]  # type: ignore[union-attr]
-    slope_windows, slope_keys = _non_negative(rows)
+    slopes = _non_negative(
+        np.array([_risks(setting) for setting in done]),
+        np.array([setting.against_dense.drop for setting in done]),  # type: ignore[union-attr]
+    )
     for setting in settings:
-        setting.predicted_drop = slope_windows * setting.risk_windows + slope_keys * setting.risk_keys
+        setting.predicted_drop = float(np.dot(slopes, _risks(setting)))
 
 
-def _non_negative(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """Least squares through the origin with coefficients >= 0, for two predictors."""
-    a11, a22 = sum(x * x for x, _, _ in rows), sum(y * y for _, y, _ in rows)
-    a12 = sum(x * y for x, y, _ in rows)
-    b1, b2 = sum(x * d for x, _, d in rows), sum(y * d for _, y, d in rows)
-    determinant = a11 * a22 - a12 * a12
-    if determinant > 1e-9 * a11 * a22 and determinant > 0:
-        one, two = (b1 * a22 - b2 * a12) / determinant, (b2 * a11 - b1 * a12) / determinant
-        if one >= 0 and two >= 0:
-            return one, two
-    one, two = (b1 / a11 if a11 else 0.0), (b2 / a22 if a22 else 0.0)
-    error_one = sum((d - one * x) ** 2 for x, _, d in rows)
-    error_two = sum((d - two * y) ** 2 for _, y, d in rows)
-    return (max(0.0, one), 0.0) if a11 and (error_one <= error_two or not a22) else (0.0, max(0.0, two))
+def _risks(setting: Setting) -> tuple[float, float, float]:
+    return setting.risk_windows, setting.risk_keys, setting.risk_precision
+
+
+def _non_negative(rows: npt.NDArray[np.float64], drops: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Least squares through the origin with coefficients >= 0: [n, k], [n] -> [k].
+
+    Every set of predictors that the rows can tell apart is tried; of equally good ones the smaller, then the first.
+    """
+    best, least = np.zeros(rows.shape[1]), math.inf
+    for count in range(1, rows.shape[1] + 1):
+        for chosen in itertools.combinations(range(rows.shape[1]), count):
+            columns = rows[:, chosen]
+            scale = np.linalg.norm(columns, axis=0)
+            if not scale.all() or np.linalg.matrix_rank(columns / scale, tol=1e-4) < count:
+                continue
+            slopes = np.linalg.lstsq(columns / scale, drops, rcond=None)[0] / scale
+            error = float(np.square(drops - columns @ slopes).sum())
+            if (slopes >= 0).all() and error < least * (1 - 1e-9) - 1e-18:
+                best, least = np.zeros(rows.shape[1]), error
+                best[list(chosen)] = slopes
+    return best
 
 
 def _front(settings: Sequence[Setting]) -> list[Setting]:
-    """Settings that no other beats in both cost and predicted drop, cheapest first."""
+    """Settings that no other beats in both effort and predicted drop, cheapest first."""
     front: list[Setting] = []
-    for setting in sorted(settings, key=lambda item: (item.cost, item.predicted_drop or 0.0)):
+    for setting in sorted(settings, key=lambda item: (item.effort, item.predicted_drop or 0.0)):
         if not front or (setting.predicted_drop or 0.0) < (front[-1].predicted_drop or 0.0):
             front.append(setting)
     return front

@@ -26,7 +26,11 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
     "--windows", default="routed", show_default=True,
     help="Share of windows computed, or 'routed' for the router's own choice; several: 0.25,0.5,routed.",
 )  # fmt: skip
-@click.option("--precision", help="fp32, bf16 or fp16; several: fp32,bf16.  [default: fp32; bf16 for protocol sam2]")
+@click.option(
+    "--precision",
+    help="fp32, bf16 or fp16, of both models, or of the stock one when the recipe has its own; several: fp32,bf16.  "
+    "[default: fp32; bf16 for protocol sam2]",
+)
 @click.option("--cast", default="autocast", show_default=True, help="Reach the precision by 'autocast' or 'weights'.")
 @click.option("--compile", "scope", help="none, encoder or all.  [default: none; all for protocol sam2]")
 @click.option("--compile-mode", "mode", default="default", show_default=True, help="Or max-autotune-no-cudagraphs.")
@@ -155,8 +159,8 @@ def _print(document: dict[str, Any], path: Path) -> None:
     out.print(f"{facts['cpu']}, {facts['threads']} threads, {facts['device']}", highlight=False)
     table = Table(
         "type", "objects", "windows", "dense", "sparse", "p95", "faster", "95 %", "FLOPs", "ratio", "MB", box=None,
-        pad_edge=False, caption="dense, sparse, p95 of sparse: ms per frame. faster: measured. FLOPs: predicted. "
-        "ratio: measured / predicted. MB: peak.", caption_justify="left",
+        pad_edge=False, caption="dense, sparse, p95 of sparse: ms per frame. type a/b: stock a, sparse b. faster: "
+        "measured. FLOPs: predicted. ratio: measured / predicted. MB: peak.", caption_justify="left",
     )  # fmt: skip
     for row in rows:
         kept = row.get("windows")
@@ -165,7 +169,7 @@ def _print(document: dict[str, Any], path: Path) -> None:
         low, high = row["interval"]
         predicted = row["predicted"]
         table.add_row(
-            row["precision"], str(row["objects"]), share + order, f"{row['dense']['median']:.1f}",
+            _types(row), str(row["objects"]), share + order, f"{row['dense']['median']:.1f}",
             f"{row['sparse']['median']:.1f}", f"{row['sparse']['p95']:.1f}", f"{row['whole_frame_speedup']:.2f}x",
             f"{low:.2f}-{high:.2f}", "-" if predicted is None else f"{predicted:.2f}x",
             "-" if predicted is None else f"{row['measured_over_predicted']:.2f}", f"{row['peak_memory_mb']:.0f}",
@@ -176,6 +180,12 @@ def _print(document: dict[str, Any], path: Path) -> None:
     for missing in document["not_measured"]:
         out.print(f"{missing['device']}: {missing['reason']}", highlight=False)
     out.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def _types(row: dict[str, Any]) -> str:
+    """The precision of both models, or of the stock one and of the sparse one."""
+    own = row.get("sparse_precision")
+    return f"{row['settings']['precision']}/{own['dtype']}" if own else row["precision"]
 
 
 _MODULES = ("ms", "sparse", "GFLOP", "sparse", "GB/s", "sparse")

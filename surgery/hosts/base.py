@@ -5,17 +5,18 @@ from __future__ import annotations
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from surgery.errors import UnsupportedModelError
 from surgery.graft import Graft
-from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.operations import PARTS
+from surgery.recipe import Precision, Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.retrieval.bank import Chunk, KeyPlan
 from surgery.retrieval.queries import QueryRoute
 from surgery.routing.late import LateGrid
@@ -24,6 +25,9 @@ from surgery.routing.span import Route
 from surgery.routing.tiles import TileGrid
 from surgery.routing.windows import WindowGrid
 from surgery.session import SessionHandle, SessionStats, VideoState
+
+if TYPE_CHECKING:
+    from surgery.hosts.precision import HalfWeights
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,13 @@ class SpanInfo:
 class Watcher:
     """Looks on while a model under surgery runs dense: calibration learns from it what sparse settings would have done.
 
-    With a watcher bound, every frame is encoded densely, no key is pruned, and saliency is measured all the same.
+    With a watcher bound, every frame is encoded densely, no key is pruned, every part runs in the precision of the
+    stock model, and saliency is measured all the same.
     """
+
+    def part(self, name: str, run: Callable[[Precision | None], Any]) -> Any:
+        """A part runs, under recipes with `precision`: `run(None)` as stock, `run(precision)` in another one."""
+        return run(None)
 
     def frame(self, state: VideoState, frame: int, turn: Turn | None, pixels: Tensor) -> None:
         """Before `frame` is encoded; `state.evidence` is that of the frame before. pixels: [1, 3, S, S]."""
@@ -81,7 +90,8 @@ class Binding:
     Everything about a video lives in its `VideoState`. `route`, `plan`, `query`, `inputs` (of the self-attentions in
     memory attention) and `taps` are set only while a host call is in progress, under `lock`, so two threads that share
     a model take turns frame by frame. `forced` replaces the router's choice on frames that may be routed: speed does
-    not depend on which windows are kept, so benchmarks fix them. `watcher`: see `Watcher`.
+    not depend on which windows are kept, so benchmarks fix them. `watcher`: see `Watcher`. `halves`: half-precision
+    copies of weights by part, made again when they are missing. `warned`: the caller's autocast was noticed.
     """
 
     def __init__(self) -> None:
@@ -91,6 +101,9 @@ class Binding:
         self.routing: SparseWindowRouting | None = None
         self.retrieval: SparseMemoryRetrieval | None = None
         self.queries: SparseQueryRouting | None = None
+        self.precision: Precision | None = None
+        self.halves: dict[str, HalfWeights] = {}
+        self.warned = False
         self.grid: WindowGrid | None = None
         self.tiles: TileGrid | None = None
         self.late: LateGrid | None = None
@@ -112,15 +125,8 @@ class Binding:
         return revive(*settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _revive_binding, (
-            self.enabled,
-            self.routing,
-            self.retrieval,
-            self.queries,
-            self.grid,
-            self.tiles,
-            self.late,
-        )
+        settings = (self.routing, self.retrieval, self.queries, self.precision)
+        return _revive_binding, (self.enabled, *settings, self.grid, self.tiles, self.late)
 
     def state_of(self, handle: SessionHandle) -> VideoState:
         """The video state of a session, made anew when absent or when it belongs to another surgery."""
@@ -141,19 +147,40 @@ class Binding:
         finally:
             self.enabled = before
 
+    @contextmanager
+    def stock_precision(self) -> Iterator[None]:
+        """Inside, every part runs in the precision of the stock model: what is fitted or counted is counted there."""
+        before, self.precision = self.precision, None
+        try:
+            yield
+        finally:
+            self.precision = before
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Inside, a module runs as stock does, and nothing of it is noted."""
+        before = self.route, self.plan, self.query, self.inputs, self.taps
+        self.route = self.plan = self.query = self.inputs = self.taps = None
+        try:
+            yield
+        finally:
+            self.route, self.plan, self.query, self.inputs, self.taps = before
+
 
 def _revive_binding(
     enabled: bool,
     routing: SparseWindowRouting | None,
     retrieval: SparseMemoryRetrieval | None,
     queries: SparseQueryRouting | None,
+    precision: Precision | None,
     grid: WindowGrid | None,
     tiles: TileGrid | None,
     late: LateGrid | None,
 ) -> Binding:
     binding = Binding()
     binding.enabled, binding.routing, binding.retrieval = enabled, routing, retrieval
-    binding.queries, binding.grid, binding.tiles, binding.late = queries, grid, tiles, late
+    binding.queries, binding.precision = queries, precision
+    binding.grid, binding.tiles, binding.late = grid, tiles, late
     return binding
 
 
@@ -216,7 +243,7 @@ class HostView(ABC):
         for state in list(self.binding.states):
             handle = self.session_of(state)
             if handle is not None:
-                for frame in state.routed:
+                for frame in state.routed | state.halved:
                     handle.evict(frame)
                 handle.holder.pop(handle.key, None)
         self.binding.states.clear()
@@ -248,6 +275,11 @@ class HostView(ABC):
     @abstractmethod
     def image_encoder(self) -> nn.Module:
         """Pixels [1, 3, S, S] to feature levels, neck included."""
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts that `precision` acts on, by their names in a recipe."""
+        modules = (self.image_encoder(), self.memory_attention(), self.model.memory_encoder, self.decoder_module())
+        return dict(zip(PARTS, modules, strict=True))
 
     @abstractmethod
     def memory_attention(self) -> nn.Module:

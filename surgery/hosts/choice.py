@@ -173,9 +173,11 @@ def saliency_maps(view: HostView, evidence: list[Evidence]) -> Tensor:
     """[n, H * W]: per object the mean over the decoder's token-to-image attentions (spec 1.3)."""
     maps = []
     for item in evidence:
-        layers = [
-            prompt_saliency(query, key, *view.decoder_projections(module))
-            for (query, key), module in zip(item.taps, view.token_to_image(), strict=True)
-        ]
+        layers = []
+        for (query, key), module in zip(item.taps, view.token_to_image(), strict=True):
+            projections = view.decoder_projections(module)
+            # Of a decoder in half precision the tokens are too, and its weights are not.
+            dtype = next(module.parameters()).dtype
+            layers.append(prompt_saliency(query.to(dtype), key.to(dtype), *projections))
         maps.append(torch.stack(layers).mean(0))
     return torch.stack(maps)

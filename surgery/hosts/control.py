@@ -16,6 +16,7 @@ from torch import Tensor
 from surgery.errors import ModelStateError
 from surgery.hosts.base import Binding, HostView, Turn
 from surgery.hosts.choice import Glance, choose_windows, tile_route
+from surgery.hosts.precision import inside, is_half
 from surgery.retrieval.bank import KeyPlan, plan_keys, remember
 from surgery.routing.router import centre, moved
 from surgery.routing.span import dense_route, make_route, updated_memory
@@ -68,23 +69,35 @@ def _drop_routed(state: VideoState, handle: SessionHandle, frame: int) -> None:
         state.routed.discard(frame)
 
 
+def _drop_halved(state: VideoState, handle: SessionHandle, frame: int) -> None:
+    """Make the host encode `frame` again if the features it caches are of half precision."""
+    if frame in state.halved:
+        handle.evict(frame)
+        state.halved.discard(frame)
+
+
 def image_features(binding: Binding, handle: SessionHandle, frame: int, run: Callable[[], T]) -> T:
     """Wrap the host's "features of this frame, cached or encoded" call."""
     with binding.lock:
-        if not binding.enabled or binding.routing is None:
+        if not binding.enabled or (binding.routing is None and binding.precision is None):
             state = handle.holder.get(handle.key)
             if isinstance(state, VideoState):
                 _drop_routed(state, handle, frame)
+                _drop_halved(state, handle, frame)
             return run()
         state = binding.state_of(handle)
         turn = binding.turn
         if turn is not None and turn.dense:
             _drop_routed(state, handle, frame)
         before, binding.pending = binding.pending, (state, frame, handle)
+        held = frame in handle.cached()
         try:
-            return run()
+            features = run()
         finally:
             binding.pending = before
+        if not held and is_half(binding, "encoder"):
+            state.halved = (state.halved | {frame}) & handle.cached()
+        return features
 
 
 def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
@@ -141,9 +154,13 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
         watcher.encoded(route.seen_input, route.seen_output)
     elif route.tiles is not None and route.seen_output is not None:
         picture = glance.picture if settings.early else None
-        state.tiles = updated_tiles(route.tiles, route.chosen, route.seen_output, picture, route.seen_input, shortcut)
+        with inside(binding, "encoder", view.image_encoder(), pixels.device.type):
+            state.tiles = updated_tiles(
+                route.tiles, route.chosen, route.seen_output, picture, route.seen_input, shortcut
+            )
     elif settings.temporal and observe:
-        state.span = updated_memory(route, shortcut, grid)
+        with inside(binding, "encoder", view.image_encoder(), pixels.device.type):
+            state.span = updated_memory(route, shortcut, grid)
     if route.late is not None and route.late.seen is not None:
         state.stage4 = route.late.seen.contiguous()
     _note(binding, state, frame, handle.cached(), windows, reason, glance)

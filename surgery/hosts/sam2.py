@@ -15,6 +15,7 @@ from surgery.hosts.base import BlockInfo, HostView, Turn
 from surgery.hosts.blocks import DecoderTap, HieraBlock, MemoryCrossAttention, SpanBlock
 from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
 from surgery.hosts.late import LateBlock
+from surgery.hosts.precision import run_part
 from surgery.hosts.query import MemorySelfAttention, conditioned
 from surgery.retrieval.attention import Projections
 from surgery.retrieval.bank import Chunk, Conditioning
@@ -126,10 +127,13 @@ class Sam2MemoryAttention(Graft):
         positions = given.get("curr_pos")
         positions = positions[0] if isinstance(positions, list) else positions
 
+        stock = super().__call__  # type: ignore[misc]
+
         def run(taken: Tensor, places: Tensor | None) -> Tensor:
             if taken is current:
-                return super(Sam2MemoryAttention, self).__call__(*args, **kwargs)  # type: ignore[misc]
-            return super(Sam2MemoryAttention, self).__call__(**{**given, "curr": taken, "curr_pos": places})  # type: ignore[misc]
+                return run_part(view.binding, "memory_attention", self, stock, args, kwargs)
+            subset = {**given, "curr": taken, "curr_pos": places}
+            return run_part(view.binding, "memory_attention", self, stock, (), subset)
 
         with key_plan(
             view.binding,

@@ -17,6 +17,7 @@ from surgery.hosts.blocks import DecoderTap, HieraBlock, MemoryCrossAttention, S
 from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
 from surgery.hosts.keys import transformers_block_key
 from surgery.hosts.late import LateBlock
+from surgery.hosts.precision import run_part
 from surgery.hosts.query import MemorySelfAttention, conditioned
 from surgery.retrieval.attention import Projections
 from surgery.retrieval.bank import Conditioning
@@ -138,12 +139,13 @@ class TransformersMemoryAttention(Graft):
         pointers = given.get("num_object_pointer_tokens", 0)
         current, positions = given[names[0]], given.get(names[2])
 
+        stock = super().__call__  # type: ignore[misc]
+
         def run(taken: Tensor, places: Tensor | None) -> Tensor:
             if taken is current:
-                return super(TransformersMemoryAttention, self).__call__(*args, **kwargs)  # type: ignore[misc]
-            return super(TransformersMemoryAttention, self).__call__(  # type: ignore[misc]
-                **{**given, names[0]: taken, names[2]: places}
-            )
+                return run_part(view.binding, "memory_attention", self, stock, args, kwargs)
+            subset = {**given, names[0]: taken, names[2]: places}
+            return run_part(view.binding, "memory_attention", self, stock, (), subset)
 
         with key_plan(
             view.binding,
@@ -161,6 +163,9 @@ class TransformersMaskDecoder(Graft):
     """`Sam2VideoMaskDecoder`: the only place where all mask candidates are seen."""
 
     _surgery: TransformersView
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return run_part(self._surgery.binding, "mask_decoder", self, super().__call__, args, kwargs)  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super().forward(*args, **kwargs)  # type: ignore[misc]

@@ -1,0 +1,259 @@
+"""Parts of a model in half precision: their weights, what goes in and comes out, and the precision of the caller.
+
+A part (`HostView.parts`) is entered under its own precision and left in the dtype it was entered with, so the host's
+code between the parts, its sessions and the user never meet another one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery.errors import ModelStateError, PrecisionWarning, UnsupportedModelError, WeightsError
+from surgery.graft import Graft
+from surgery.hosts.base import Binding, HostView
+from surgery.recipe import Precision
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_HALVES = frozenset(DTYPES.values())
+
+
+@dataclass(eq=False)
+class PartName:
+    """Payload of a part that has no other graft."""
+
+    binding: Binding
+    name: str
+
+
+class HalfPart(Graft):
+    """A part that has no other graft. `__call__` and not `forward`, which may be compiled."""
+
+    _surgery: PartName
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        part = self._surgery
+        return run_part(part.binding, part.name, self, super().__call__, args, kwargs)  # type: ignore[misc]
+
+
+def is_half(binding: Binding, name: str) -> bool:
+    """Whether part `name` runs in half precision now."""
+    settings = binding.precision
+    return settings is not None and binding.enabled and binding.watcher is None and name not in settings.keep_fp32
+
+
+def run_part(
+    binding: Binding, name: str, module: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call a part of the model in the precision the recipe gives it.
+
+    Args:
+        binding: of the model. name, module: the part. call, args, kwargs: the host's own call of it.
+
+    Returns:
+        What the host's call returns; half-precision tensors in the dtype of the first floating-point tensor given.
+
+    Raises:
+        ModelStateError: the weights are no longer fp32.
+    """
+    if binding.precision is None or not binding.enabled:
+        return call(*args, **kwargs)
+    if binding.watcher is not None:
+
+        def run(settings: Precision | None) -> Any:
+            return (
+                call(*args, **kwargs) if settings is None else _run(binding, name, module, settings, call, args, kwargs)
+            )
+
+        return binding.watcher.part(name, run)
+    return _run(binding, name, module, binding.precision, call, args, kwargs)
+
+
+def _run(
+    binding: Binding, name: str, module: nn.Module, settings: Precision, call: Callable[..., Any],
+    args: tuple[Any, ...], kwargs: dict[str, Any],
+) -> Any:  # fmt: skip
+    first = next(tensors((args, kwargs)))
+    given = first.dtype
+    with _entered(binding, name, module, settings, first.device.type) as dtype:
+        # Weights of one type take only tensors of that type; autocast takes fp32 and its own.
+        whole = settings.cast == "weights" and dtype in _HALVES
+        args, kwargs = _cast(
+            (args, kwargs), lambda found: dtype if whole else found if found == dtype else torch.float32
+        )
+        out = call(*args, **kwargs)
+    return _cast(out, lambda found: given if found in _HALVES else found)
+
+
+@contextmanager
+def inside(binding: Binding, name: str, module: nn.Module, device: str) -> Iterator[None]:
+    """The precision of a part, for what the surgery computes with its modules between the host's calls."""
+    if binding.precision is None or not binding.enabled or binding.watcher is not None:
+        yield
+        return
+    with _entered(binding, name, module, binding.precision, device):
+        yield
+
+
+@contextmanager
+def _entered(binding: Binding, name: str, module: nn.Module, settings: Precision, device: str) -> Iterator[torch.dtype]:
+    reference = next(module.parameters())
+    if reference.dtype != torch.float32:
+        raise ModelStateError(
+            f"part {name} has {_name(reference.dtype)} weights, and the recipe's precision needs fp32 ones; convert "
+            "the model back (.float()), or desparsify it and take a recipe without precision"
+        )
+    dtype = torch.float32 if name in settings.keep_fp32 else DTYPES[settings.dtype]
+    _notice_the_caller(binding, name, device, dtype)
+    if dtype == torch.float32:
+        with torch.autocast(device, enabled=False):
+            yield dtype
+    elif settings.cast == "autocast":
+        # Autocast's cache knows weights, not types: under a caller's autocast of another type it would mix them.
+        with torch.autocast(device, dtype=dtype, cache_enabled=False):
+            yield dtype
+    else:
+        # The lock, because another thread would meet half-precision weights where the model's own should be.
+        with binding.lock, torch.autocast(device, enabled=False), _half_weights(binding, name, module, dtype).bound():
+            yield dtype
+
+
+def _notice_the_caller(binding: Binding, name: str, device: str, dtype: torch.dtype) -> None:
+    if binding.warned or not torch.is_autocast_enabled(device):
+        return
+    outer = torch.get_autocast_dtype(device)
+    if outer != dtype:
+        binding.warned = True
+        warnings.warn(
+            f"called under {_name(outer)} autocast, while the recipe asks for {_name(dtype)} in part {name}: inside "
+            "the parts the recipe's precision holds, between them the caller's",
+            PrecisionWarning,
+            stacklevel=2,
+        )
+
+
+class HalfWeights:
+    """Half-precision copies of a part's fp32 weights.
+
+    The originals stay the module's own between calls, so that a state dict, `.to()`, an adapter and `desparsify` meet
+    nothing else. Costs half the memory of the weights on top of them.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        copies: dict[int, nn.Parameter] = {}
+        self._slots: list[tuple[dict[str, Any], str, nn.Parameter, tuple[int, int], nn.Parameter]] = []
+        with torch.inference_mode(False), torch.no_grad():
+            for part in module.modules():
+                for name, own in part._parameters.items():
+                    if own is None or own.dtype != torch.float32:
+                        continue
+                    if id(own) not in copies:
+                        copies[id(own)] = nn.Parameter(own.detach().to(dtype), requires_grad=False)
+                    self._slots.append((part._parameters, name, own, _mark(own), copies[id(own)]))
+
+    def current(self) -> bool:
+        """Whether the weights are those that were copied: not loaded, trained, moved or replaced since."""
+        return all(home.get(name) is own and _mark(own) == mark for home, name, own, mark, _ in self._slots)
+
+    @contextmanager
+    def bound(self) -> Iterator[None]:
+        """Inside, the module has the copies for weights."""
+        try:
+            for home, name, _, _, copy in self._slots:
+                home[name] = copy
+            yield
+        finally:
+            for home, name, own, _, _ in self._slots:
+                home[name] = own
+
+
+def _half_weights(binding: Binding, name: str, module: nn.Module, dtype: torch.dtype) -> HalfWeights:
+    held = binding.halves.get(name)
+    if held is None or held.dtype != dtype or not held.current():
+        _require_present(name, module)
+        held = binding.halves[name] = HalfWeights(module, dtype)
+    return held
+
+
+def _require_present(name: str, module: nn.Module) -> None:
+    if any(weight.device.type == "meta" for weight in module.parameters()):
+        raise ModelStateError(
+            f"part {name} has weights that are offloaded, and cast 'weights' keeps copies on the device; use cast "
+            "'autocast'"
+        )
+
+
+def _mark(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+
+
+def require_castable(view: HostView, settings: Precision) -> None:
+    """Whether the parts of a model can run as `settings` ask; nothing is touched.
+
+    Raises:
+        ModelStateError: weights that are not fp32, or not on a device (offloaded).
+        UnsupportedModelError: torch has no autocast for the device.
+        WeightsError: a weight is larger than the half-precision type can hold.
+    """
+    for name, module in view.parts().items():
+        if name in settings.keep_fp32:
+            continue
+        owned = [(key, value) for key, value in module.named_parameters() if ".shortcut." not in f".{key}"]
+        if settings.cast == "weights":
+            _require_present(name, module)
+        for key, value in owned:
+            if value.dtype != torch.float32:
+                raise ModelStateError(
+                    f"part {name}: {key} is {_name(value.dtype)}, and precision starts from fp32 weights; load the "
+                    "model in fp32, or take a recipe without precision and keep the model as it is"
+                )
+            if not torch.amp.is_autocast_available(value.device.type):
+                raise UnsupportedModelError(
+                    f"torch has no autocast for device {value.device.type!r}; expected cpu or cuda"
+                )
+        largest = torch.stack([value.detach().abs().amax() for _, value in owned])
+        limit = torch.finfo(DTYPES[settings.dtype]).max
+        place = int(largest.argmax())
+        if float(largest[place]) > limit:
+            raise WeightsError(
+                f"part {name}: {owned[place][0]} has a weight of {float(largest[place]):.4g}, {settings.dtype} ends at "
+                f"{limit:.4g}; use bf16, or add {name} to precision.keep_fp32"
+            )
+
+
+def _cast(value: Any, wanted: Callable[[torch.dtype], torch.dtype]) -> Any:
+    """`value` with its fp32 and half-precision tensors in the dtype wanted for theirs; containers are rebuilt."""
+    if isinstance(value, Tensor):
+        return value.to(wanted(value.dtype)) if value.dtype in _HALVES or value.dtype == torch.float32 else value
+    if isinstance(value, dict):
+        changed = {key: _cast(each, wanted) for key, each in value.items()}
+        # A host's own output class (`ModelOutput`) is a dict that is made from its fields.
+        return changed if type(value) is dict else type(value)(**changed)
+    if isinstance(value, (list, tuple)):
+        items = [_cast(each, wanted) for each in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every floating-point tensor in nested containers, in order."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from tensors(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from tensors(each)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

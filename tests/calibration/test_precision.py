@@ -1,0 +1,120 @@
+"""Precision is measured against the stock model's own precision, and one that ruins the masks is not chosen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import surgery
+import surgery.demo as demo
+from surgery.api import require_view
+from surgery.calibration import PromiseError, calibrate
+from surgery.calibration.fidelity import reference_of
+from surgery.calibration.search import Setting, _non_negative, half_parts, settings_of
+from surgery.recipe import Precision, Recipe
+from surgery.tracking import track
+from surgery.video import labels_from_logits
+from tests.calibration.test_calibrate import clip_of
+from tests.calibration.test_calibrate import recipe as routed
+
+torch.set_num_threads(1)
+HOSTS = ("sam2", "transformers")
+
+
+def alone(promise: float = 0.1, **search: Any) -> Recipe:
+    return Recipe.from_dict(
+        {
+            "metadata": {"name": "half", "description": "Half precision alone."},
+            "operations": [{"type": "precision", "dtype": "fp16"}],
+            "calibration": {
+                "max_drop": promise, "max_clip_drop": promise,
+                "search": {f"precision.{key}": values for key, values in search.items()},
+            },
+        }
+    )  # fmt: skip
+
+
+def overflowing(host: str) -> Any:
+    """The demo model with one hidden layer scaled up by 2^16 and the next down: equal in fp32, infinite in fp16."""
+    model = demo.load(host=host)  # type: ignore[arg-type]
+    layer = model.memory_attention.layers[1]
+    with torch.no_grad():
+        for part in ("linear1.weight", "linear1.bias"):
+            layer.get_parameter(part).mul_(2.0**16)
+        layer.linear2.weight.mul_(2.0**-16)
+    return model
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_precision_that_overflows_is_noticed_and_another_chosen(host: str) -> None:
+    model = overflowing(host)
+    clips = [clip_of(number, 6) for number in range(2)]
+    report = calibrate(model, clips, alone(dtype=["fp16", "bf16"]), runs=4, progress=False)
+    assert report.kept and report.search.chosen.values == {"precision.dtype": "bf16"}
+    assert surgery.status(model).recipe.precision == Precision(dtype="bf16")  # type: ignore[union-attr]
+    by_dtype = {setting.values["precision.dtype"]: setting for setting in report.search.settings}
+    assert by_dtype["fp16"].against_dense.drop > 0.3  # type: ignore[union-attr]
+    assert by_dtype["fp16"].risk_precision > 1 > by_dtype["bf16"].risk_precision > 0
+
+    report = calibrate(model, clips, alone(keep_fp32=[[], ["encoder"], ["memory_attention"]]), runs=4, progress=False)
+    assert report.kept and report.search.chosen.recipe.precision.keep_fp32 == ("memory_attention",)
+    assert {setting.cost for setting in report.search.settings} == {1.0}, "half precision does not change FLOPs"
+
+
+def test_a_promise_that_the_only_precision_breaks_is_an_error_and_leaves_the_model() -> None:
+    model = overflowing("sam2")
+    clip = clip_of(5, 5)
+    before = [result.logits[1] for result in track(model, clip.video, clip.prompts)]
+    with pytest.raises(PromiseError, match="no setting keeps the promise"):
+        calibrate(model, [clip_of(0, 6), clip_of(1, 6)], alone(), progress=False)
+    assert not surgery.status(model).sparse
+    after = [result.logits[1] for result in track(model, clip.video, clip.prompts)]
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_reference_is_the_stock_precision(host: str) -> None:
+    clip = clip_of(3, 5)
+    model = demo.load(host=host)  # type: ignore[arg-type]
+    stock = [labels_from_logits(result.logits) for result in track(model, clip.video, clip.prompts)]
+    surgery.sparsify(model, alone(dtype=["bf16"]).with_overrides(["precision.cast=weights", "precision.dtype=bf16"]))
+    reference = reference_of(model, clip)
+    assert all(np.array_equal(reference.labels[index], labels) for index, labels in enumerate(stock))
+
+
+def test_a_shortcut_is_fitted_in_the_stock_precision_and_measured_in_its_own() -> None:
+    plain = routed(steps=1, search={"routing.budget": [0.5]})
+    half = plain.model_copy(update={"operations": (*plain.operations, Precision(cast="weights"))})
+    reports = []
+    for recipe in (plain, half):
+        model = demo.load(host="sam2")
+        reports.append(calibrate(model, [clip_of(0, 5), clip_of(1, 5)], recipe, runs=1, progress=False))
+    one, two = reports
+    assert (one.explained, one.feature_error, one.loss) == (two.explained, two.feature_error, two.loss)
+    assert one.record.against_dense.drop != two.record.against_dense.drop
+    assert surgery.status(model).recipe.precision == Precision(cast="weights")  # type: ignore[union-attr]
+    assert require_view(model).binding.watcher is None
+
+
+@pytest.mark.parametrize(
+    ("keep", "effort"), [((), 0.5), (("memory_attention",), 0.7), (("encoder", "memory_attention"), 1.0)]
+)
+def test_half_precision_counts_half(keep: tuple[str, ...], effort: float) -> None:
+    shares = {"encoder": 0.6, "memory_attention": 0.4}
+    halved = sum(shares.get(name, 0.0) for name in half_parts(Precision(keep_fp32=keep)))
+    assert Setting({}, alone(), halved=halved).effort == pytest.approx(effort)
+
+
+def test_coefficients_are_those_of_the_risks_that_explain_the_drops() -> None:
+    risks = np.array([[0.1, 0.0, 0.01], [0.0, 0.2, 0.01], [0.1, 0.2, 0.0], [0.3, 0.1, 0.02]])
+    np.testing.assert_allclose(_non_negative(risks, risks @ [0.5, 0.25, 3.0]), [0.5, 0.25, 3.0])
+    np.testing.assert_allclose(_non_negative(risks[:1], np.array([0.2])), [2.0, 0, 0], atol=1e-12)
+    assert (_non_negative(risks, risks @ [0.5, -0.25, 0.0]) >= 0).all()
+
+
+def test_settings_of_equal_precision_are_one() -> None:
+    search = [["encoder", "mask_decoder"], ["mask_decoder", "encoder"], []]
+    assert len(settings_of(alone(keep_fp32=search))) == 2
