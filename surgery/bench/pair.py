@@ -105,7 +105,7 @@ def inference(device: torch.device) -> Iterator[None]:
 
 
 def stepped(run: Iterator[T], device: torch.device, settings: Settings, own: bool = False) -> Iterator[T]:
-    """The same steps, each under the autocast that the settings ask for; `own`: the model has a precision of its own."""
+    """The same steps, each under the autocast the settings ask for; `own`: the model has a precision of its own."""
     outer = settings.precision != "fp32" and settings.cast == "autocast" and not own
     dtype = _DTYPES[settings.precision]
     done = object()
