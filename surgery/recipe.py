@@ -25,6 +25,7 @@ from surgery.operations import (
     SparseMemoryRetrieval,
     SparseQueryRouting,
     SparseWindowRouting,
+    TrimCaches,
 )
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "SparseMemoryRetrieval",
     "SparseQueryRouting",
     "SparseWindowRouting",
+    "TrimCaches",
     "list_recipes",
 ]
 
@@ -144,6 +146,11 @@ class Recipe(Settings):
     def queries(self) -> SparseQueryRouting | None:
         """The query-routing operation, or None when the recipe has none."""
         return self._find(SparseQueryRouting)
+
+    @property
+    def caches(self) -> TrimCaches | None:
+        """The cache-trimming operation, or None when the recipe has none."""
+        return self._find(TrimCaches)
 
     def _find(self, kind: type[_T]) -> _T | None:
         return next((operation for operation in self.operations if isinstance(operation, kind)), None)

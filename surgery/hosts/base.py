@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from surgery.errors import UnsupportedModelError
 from surgery.graft import Graft
-from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting, TrimCaches
 from surgery.retrieval.bank import Chunk, KeyPlan
 from surgery.retrieval.queries import QueryRoute
+from surgery.retrieval.shared import FrameWork
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.span import Route
 from surgery.routing.tiles import TileGrid
@@ -71,10 +72,10 @@ class Watcher:
 class Binding:
     """What the grafted modules of one model share: settings, and what is bound for the call in progress.
 
-    Everything about a video lives in its `VideoState`. `route`, `plan`, `query`, `inputs` (of the self-attentions in
-    memory attention) and `taps` are set only while a host call is in progress, under `lock`, so two threads that share
-    a model take turns frame by frame. `forced` replaces the router's choice on frames that may be routed: speed does
-    not depend on which windows are kept, so benchmarks fix them. `watcher`: see `Watcher`.
+    Everything about a video lives in its `VideoState`. `route`, `plan`, `query`, `shared`, `inputs` (of the
+    self-attentions in memory attention) and `taps` are set only while a host call is in progress, under `lock`, so two
+    threads that share a model take turns frame by frame. `forced` replaces the router's choice on frames that may be
+    routed: speed does not depend on which windows are kept, so benchmarks fix them. `watcher`: see `Watcher`.
     """
 
     def __init__(self) -> None:
@@ -84,11 +85,13 @@ class Binding:
         self.routing: SparseWindowRouting | None = None
         self.retrieval: SparseMemoryRetrieval | None = None
         self.queries: SparseQueryRouting | None = None
+        self.caches: TrimCaches | None = None
         self.grid: WindowGrid | None = None
         self.tiles: TileGrid | None = None
         self.route: Route | None = None
         self.plan: KeyPlan | None = None
         self.query: QueryRoute | None = None
+        self.shared: FrameWork | None = None
         self.inputs: list[Tensor | None] | None = None
         self.taps: list[tuple[Tensor, Tensor]] | None = None
         self.turn: Turn | None = None
@@ -104,7 +107,8 @@ class Binding:
         return revive(*settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _revive_binding, (self.enabled, self.routing, self.retrieval, self.queries, self.grid, self.tiles)
+        settings = self.routing, self.retrieval, self.queries, self.caches
+        return _revive_binding, (self.enabled, *settings, self.grid, self.tiles)
 
     def state_of(self, handle: SessionHandle) -> VideoState:
         """The video state of a session, made anew when absent or when it belongs to another surgery."""
@@ -131,12 +135,13 @@ def _revive_binding(
     routing: SparseWindowRouting | None,
     retrieval: SparseMemoryRetrieval | None,
     queries: SparseQueryRouting | None,
+    caches: TrimCaches | None,
     grid: WindowGrid | None,
     tiles: TileGrid | None,
 ) -> Binding:
     binding = Binding()
     binding.enabled, binding.routing, binding.retrieval = enabled, routing, retrieval
-    binding.queries, binding.grid, binding.tiles = queries, grid, tiles
+    binding.queries, binding.caches, binding.grid, binding.tiles = queries, caches, grid, tiles
     return binding
 
 
@@ -228,6 +233,10 @@ class HostView(ABC):
         """Side of the square input, pixels."""
 
     @abstractmethod
+    def reach(self) -> int:
+        """How many frames back memory attention may read a tracked frame: its memory or its object pointer."""
+
+    @abstractmethod
     def image_encoder(self) -> nn.Module:
         """Pixels [1, 3, S, S] to feature levels, neck included."""
 
@@ -254,6 +263,10 @@ class HostView(ABC):
     @abstractmethod
     def decoder_projections(self, module: nn.Module) -> tuple[nn.Module, nn.Module, int]:
         """Query projection, key projection and head count of a token-to-image attention."""
+
+    def wasteful(self) -> list[tuple[nn.Module, type[Graft]]]:
+        """Modules in which the host computes what it never reads, each with the mixin that does not; often none."""
+        return []
 
     def mask_decoder(self) -> nn.Module | None:
         """The mask decoder where it must be grafted, else None."""
