@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import surgery.demo as demo
+import surgery.demo.model as architecture
 from surgery import Recipe, sparsify
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock, resident_mb
@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=2000)
     parser.add_argument("--objects", type=int, default=3)
+    parser.add_argument("--side", type=int, default=128, help="pixels; the demo model's weights fit any multiple of 64")
     parser.add_argument("--every", type=int, default=20, help="frames between two samples")
     parser.add_argument("--recipe", default="balanced")
     parser.add_argument("--kept", type=int, default=16, help="caches.frames of the trimmed runs")
@@ -49,7 +50,7 @@ def main() -> None:
         print(json.dumps(run(*options.case, options)))
         return
     rows: list[dict[str, Any]] = []
-    given = [f"--{name}={getattr(options, name)}" for name in ("frames", "objects", "every", "recipe", "kept")]
+    given = [f"--{name}={getattr(options, name)}" for name in ("frames", "objects", "side", "every", "recipe", "kept")]
     torch.set_num_threads(1)
     for host in HOSTS:
         for variant in VARIANTS:
@@ -58,12 +59,12 @@ def main() -> None:
                 stdout=subprocess.PIPE, check=True, text=True,
             )  # fmt: skip
             rows.append(json.loads(done.stdout.splitlines()[-1]))
-            options.out.write_text(json.dumps(document(rows, given), indent=1) + "\n")
+            options.out.write_text(json.dumps(document(rows, given, options.side), indent=1) + "\n")
             shown = {name: rows[-1][name] for name in ("host", "variant", "resident_growth_mb", "held_growth_mb")}
             print(json.dumps(shown), flush=True)
 
 
-def document(rows: list[dict[str, Any]], given: list[str]) -> dict[str, Any]:
+def document(rows: list[dict[str, Any]], given: list[str], side: int) -> dict[str, Any]:
     """What is written."""
     return {
         "kind": "long-memory",
@@ -71,7 +72,7 @@ def document(rows: list[dict[str, Any]], given: list[str]) -> dict[str, Any]:
         "command": " ".join(["python -m benchmarks.long_memory", *given]),
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(CPU),
-        "model": "embedded demo model, 256 px, fp32",
+        "model": f"embedded demo model built for {side} px, fp32",
         "growth": "from frame 200 (or a tenth of the frames, if fewer than 2,000) to the last",
         "rows": rows,
     }
@@ -80,14 +81,15 @@ def document(rows: list[dict[str, Any]], given: list[str]) -> dict[str, Any]:
 def run(host: str, variant: str, options: argparse.Namespace) -> dict[str, Any]:
     """Track one case; samples of resident MB above the start and of MB held by the session, by frame."""
     torch.set_num_threads(1)
-    model = demo.load(host)
+    architecture.IMAGE_SIZE = side = options.side
+    model = architecture.load(host)
     if variant != "stock":
         data = Recipe.load(options.recipe).to_dict()
         if variant == "trimmed":
             caches = {"type": "trim_caches", "frames": options.kept, "images": host == "transformers"}
             data["operations"] = [*data["operations"], caches]
         sparsify(model, Recipe.from_dict(data))
-    clip = LoopingClip(256, options.frames, options.objects, CPU)
+    clip = LoopingClip(side, options.frames, options.objects, CPU)
     gc.collect()
     Clock(CPU).give_back()
     start, began = resident_mb(), time.perf_counter()
@@ -111,7 +113,8 @@ def run(host: str, variant: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def stock(model: Any, clip: LoopingClip) -> Iterator[tuple[int, Any]]:
     """Every frame, with the session."""
-    with frames_instead_of_files(clip, (256, 256)):
+    side = clip[0].shape[-1]
+    with frames_instead_of_files(clip, (side, side)):
         session = model.init_state("memory")
     for number, mask in clip.masks.items():
         model.add_new_mask(session, 0, number, torch.from_numpy(mask))
@@ -122,9 +125,10 @@ def stock(model: Any, clip: LoopingClip) -> Iterator[tuple[int, Any]]:
 
 def streamed(model: Any, clip: LoopingClip) -> Iterator[tuple[int, Any]]:
     """Every frame, with the session, each frame a tensor of its own as a camera would give it."""
-    session = new_session((256, 256), CPU, torch.float32)
-    new_processor(256).add_inputs_to_inference_session(
-        session, frame_idx=0, obj_ids=list(clip.masks), original_size=(256, 256),
+    side = clip[0].shape[-1]
+    session = new_session((side, side), CPU, torch.float32)
+    new_processor(side).add_inputs_to_inference_session(
+        session, frame_idx=0, obj_ids=list(clip.masks), original_size=(side, side),
         input_masks=[torch.from_numpy(mask) for mask in clip.masks.values()],
     )  # fmt: skip
     for frame in range(len(clip)):
