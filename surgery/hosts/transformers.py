@@ -253,8 +253,9 @@ class TransformersRoot(Graft):
         super()._batch_encode_memories(inference_session, frame_idx, *args, **kwargs)  # type: ignore[misc]
         binding = self._surgery.binding
         if binding.enabled and binding.caches is not None:
-            state = binding.state_of(TransformersSession(inference_session))
-            trim(binding.caches, inference_session, state, frame_idx)
+            with binding.lock:
+                state = binding.state_of(TransformersSession(inference_session))
+                trim(binding.caches, inference_session, state, frame_idx)
 
     def _use_mask_as_output(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super()._use_mask_as_output(*args, **kwargs)  # type: ignore[misc]

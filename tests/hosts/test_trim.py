@@ -83,7 +83,7 @@ def begin(driver: Driver, frames: Tensor) -> Any:
 
 @pytest.mark.parametrize("operations", [(), STEADY.operations], ids=["alone", "sparse"])
 def test_a_trimmed_stream_holds_no_more_and_changes_nothing(host: str, operations: tuple[Any, ...]) -> None:
-    frames = video(34)
+    frames = video(21)
     driver = make(host)
     plain = Recipe(metadata={"name": "plain", "description": "Not trimmed."}, operations=operations or [TrimCaches()])
     surgery.sparsify(driver.model, plain)
@@ -92,27 +92,27 @@ def test_a_trimmed_stream_holds_no_more_and_changes_nothing(host: str, operation
     session = begin(driver, frames)
     steps = stream(driver, session, frames)
     assert all(same(a[0], b[0]) for a, b in zip(steps, untrimmed, strict=True))
-    assert steps[-1][1] == steps[-10][1], "flat once the kept frames are there"
-    assert untrimmed[-1][1] - untrimmed[-10][1] > 9 * 3 * 40_000, "so much is kept without trimming"
-    assert all(max(store["non_cond_frame_outputs"]) == 33 for store in stores(session).values())
-    assert all(len(store["non_cond_frame_outputs"]) == 16 for store in stores(session).values())
+    assert steps[-1][1] == steps[-5][1], "flat once the kept frames are there"
+    assert untrimmed[-1][1] - untrimmed[-5][1] > 4 * 3 * 40_000, "so much is kept without trimming"
+    assert all(list(store["non_cond_frame_outputs"]) == list(range(5, 21)) for store in stores(session).values())
     tracked = session["frames_tracked_per_obj"] if host == "sam2" else session.frames_tracked_per_obj
     assert all(len(frames) <= 16 for frames in tracked.values())
 
 
 def test_trimming_alone_is_stock(host: str) -> None:
     driver = make(host)
-    stock = driver.track(video(20), 2)
+    stock = driver.track(video(19), 2)
     surgery.sparsify(driver.model, trimmed(frames=15))
-    assert same(driver.track(video(20), 2), stock)
+    assert same(driver.track(video(19), 2), stock)
     backwards = make(host)
-    session = backwards.session(video(20))
-    backwards.mask(session, 19, {1: square(90, 85)})
-    stock = gather(backwards, session, start=19, reverse=True)
-    session = driver.session(video(20))
-    driver.mask(session, 19, {1: square(90, 85)})
-    assert same(gather(driver, session, start=19, reverse=True), stock)
-    assert len(stock) == 20
+    session = backwards.session(video(19))
+    backwards.mask(session, 18, {1: square(90, 85)})
+    stock = gather(backwards, session, start=18, reverse=True)
+    session = driver.session(video(19))
+    driver.mask(session, 18, {1: square(90, 85)})
+    assert same(gather(driver, session, start=18, reverse=True), stock)
+    assert len(stock) == 19
+    assert max(stores(session)[0]["non_cond_frame_outputs"]) == 15, "backwards, the frames behind are the later ones"
 
 
 def test_forgotten_frames_can_be_prompted_and_tracked_again(host: str) -> None:
