@@ -37,9 +37,7 @@ def main() -> None:
     """Measure and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument(
-        "--parts", nargs="+", choices=sorted(PARTS), default=list(PARTS), help="others stay"
-    )
+    parser.add_argument("--parts", nargs="+", choices=sorted(PARTS), default=list(PARTS), help="others stay")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "savings-cpu.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
