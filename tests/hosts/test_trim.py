@@ -99,6 +99,19 @@ def test_a_trimmed_stream_holds_no_more_and_changes_nothing(host: str, operation
     assert all(len(frames) <= 16 for frames in tracked.values())
 
 
+def test_the_surgery_keeps_nothing_of_a_frame_that_the_host_does_not(host: str) -> None:
+    """Without trimming, a sparse session grows by what a stock one grows by, to the byte."""
+    frames = video(13)
+    driver = make(host)
+    growth = []
+    for recipe in (None, STEADY):
+        if recipe is not None:
+            surgery.sparsify(driver.model, recipe)
+        steps = stream(driver, begin(driver, frames), frames)
+        growth.append(steps[-1][1] - steps[-4][1])
+    assert growth[0] == growth[1] > 0
+
+
 def test_trimming_alone_is_stock(host: str) -> None:
     driver = make(host)
     stock = driver.track(video(19), 2)
