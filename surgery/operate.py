@@ -14,6 +14,7 @@ from surgery.hosts.blocks import BlockPart, LayerPart
 from surgery.hosts.early import EarlyBlock, early_parts, tile_grid
 from surgery.hosts.late import late_blocks, late_grid, late_parts
 from surgery.hosts.precision import HalfPart, PartName, require_castable
+from surgery.hosts.trim import check_caches
 from surgery.recipe import Recipe
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.windows import WindowGrid
@@ -29,8 +30,10 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
         UnsupportedModelError: the model's structure cannot be routed as the recipe asks.
         WeightsError: a weight the surgery relies on is not finite, or is out of range of the recipe's precision.
         ModelStateError: a part carries an instance `forward` of its own, or weights that precision cannot start from.
+        RecipeError: the recipe would drop frames that the model reads again.
     """
-    parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions()]
+    parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions(), view.self_attentions()[0]]
+    parts += [module for module, _ in view.wasteful()]
     routed: list[int] = []
     span = None
     if recipe.routing is not None:
@@ -55,7 +58,8 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
         blocks = view.blocks()
         parts += [*(blocks[index] for index in routed), *view.token_to_image()]
     if recipe.queries is not None:
-        parts += view.self_attentions()
+        parts += view.self_attentions()[1:]
+    check_caches(view, recipe)
     _require_finite(view, routed)
     _require_own_forwards(view, parts)
     if recipe.precision is not None:
@@ -105,6 +109,10 @@ def operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Sho
             for attention in view.token_to_image():
                 _graft(view, attention, view.decoder_attention, binding)
             _graft_decoder(view)
+        for module, lean in view.wasteful():
+            _graft(view, module, lean, binding)
+        _graft(view, view.memory_attention(), view.memory_attention_mixin, view)
+        _graft(view, view.self_attentions()[0], view.self_attention, LayerPart(binding, 0))
         retune(view, recipe)
         _graft(view, view.model, view.root, view)
     except BaseException:
@@ -144,7 +152,6 @@ def retune(view: HostView, recipe: Recipe) -> None:
     for module, mixin, payload in parts:
         _graft(view, module, mixin, payload)
     if recipe.retrieval is not None or recipe.queries is not None:
-        _graft(view, view.memory_attention(), view.memory_attention_mixin, view)
         for layer, attention in enumerate(view.cross_attentions()):
             _graft(view, attention, view.cross_attention, LayerPart(binding, layer))
     if recipe.queries is not None:
@@ -159,6 +166,7 @@ def retune(view: HostView, recipe: Recipe) -> None:
     binding.precision, binding.warned = recipe.precision, False
     binding.halves.clear()
     binding.routing, binding.retrieval, binding.queries = recipe.routing, recipe.retrieval, recipe.queries
+    binding.caches = recipe.caches
     binding.token = object()
 
 

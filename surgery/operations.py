@@ -248,12 +248,40 @@ class Precision(Settings):
         return tuple(part for part in PARTS if part in value)
 
 
-Operation = SparseWindowRouting | SparseMemoryRetrieval | SparseQueryRouting | Precision
+class TrimCaches(Settings):
+    """The host's session gives back what it keeps of every frame and no longer reads."""
+
+    type: Literal["trim_caches"] = "trim_caches"
+    high_res_masks: bool = Field(
+        True, description="drop the masks at model resolution that transformers keeps after encoding them into memory"
+    )
+    positions: bool = Field(True, description="one position code for all memory frames of a video (transformers)")
+    frames: int | None = Field(
+        None,
+        ge=1,
+        le=_MAX_COUNT,
+        description="forget tracked frames further than this from the one being tracked; null: keep all",
+    )
+    images: bool = Field(
+        False, description="empty the images behind the kept frames too (transformers); needs frames: n"
+    )
+
+    alias: ClassVar[str] = "caches"
+
+    @model_validator(mode="after")
+    def _images_follow_frames(self) -> TrimCaches:
+        if self.images and self.frames is None:
+            raise ValueError("images: true needs a number of frames, e.g. frames: 16 (images behind them are emptied)")
+        return self
+
+
+Operation = SparseWindowRouting | SparseMemoryRetrieval | SparseQueryRouting | Precision | TrimCaches
 OPERATIONS: dict[str, type[Settings]] = {
     "sparse_window_routing": SparseWindowRouting,
     "sparse_memory_retrieval": SparseMemoryRetrieval,
     "sparse_query_routing": SparseQueryRouting,
     "precision": Precision,
+    "trim_caches": TrimCaches,
 }
 _MAX_CANDIDATES = 5000
 

@@ -26,6 +26,7 @@ from surgery.operations import (
     SparseMemoryRetrieval,
     SparseQueryRouting,
     SparseWindowRouting,
+    TrimCaches,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "SparseMemoryRetrieval",
     "SparseQueryRouting",
     "SparseWindowRouting",
+    "TrimCaches",
     "list_recipes",
 ]
 
@@ -151,6 +153,11 @@ class Recipe(Settings):
     def precision(self) -> Precision | None:
         """The precision operation, or None when the recipe has none."""
         return self._find(Precision)
+
+    @property
+    def caches(self) -> TrimCaches | None:
+        """The cache-trimming operation, or None when the recipe has none."""
+        return self._find(TrimCaches)
 
     def _find(self, kind: type[_T]) -> _T | None:
         return next((operation for operation in self.operations if isinstance(operation, kind)), None)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from surgery.retrieval.bank import ObjectMemory
 from surgery.retrieval.queries import QueryMemory, Reach
+from surgery.retrieval.shared import FrameWork
 from surgery.routing.span import SpanMemory
 from surgery.routing.tiles import TileMemory
 
@@ -111,9 +112,10 @@ class VideoState:
     frames since each window was computed. seen: [3, H, W] picture of every token when its window was computed; changed:
     fp32 [H * W], how much it has changed since, under a query budget. span, tiles: what skipped windows return, as the
     recipe's span asks. stage4: [1, H, W, C] output of stage 4, every window when last computed, where stage 4 is
-    routed. lost: objects whose last known score was <= 0.
-    reach, queries: where each object may be on the frame in progress, and its last conditioned features, under query
-    routing. stores: the host's output store of every object, by which a reset is noticed.
+    routed. lost: objects whose last known score was <= 0. reach, queries: where each object may be on the frame in
+    progress, and its last conditioned features, under query routing. shared: what the frame in progress computed once
+    for several objects. positions: the one position code of all memory frames, where host caches are trimmed. stores:
+    the host's output store of every object, by which a reset is noticed.
     """
 
     token: object
@@ -136,6 +138,8 @@ class VideoState:
     memories: dict[tuple[int, bool], ObjectMemory] = field(default_factory=dict)
     reach: dict[int, Reach] = field(default_factory=dict)
     queries: dict[tuple[int, bool], QueryMemory] = field(default_factory=dict)
+    shared: FrameWork | None = None
+    positions: Tensor | None = None
     stores: dict[int, Any] = field(default_factory=dict)
     stats: SessionStats = field(default_factory=SessionStats)
 

@@ -16,9 +16,17 @@ from torch import Tensor, nn
 from surgery.errors import UnsupportedModelError
 from surgery.graft import Graft
 from surgery.operations import PARTS
-from surgery.recipe import Precision, Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.recipe import (
+    Precision,
+    Recipe,
+    SparseMemoryRetrieval,
+    SparseQueryRouting,
+    SparseWindowRouting,
+    TrimCaches,
+)
 from surgery.retrieval.bank import Chunk, KeyPlan
 from surgery.retrieval.queries import QueryRoute
+from surgery.retrieval.shared import FrameWork
 from surgery.routing.late import LateGrid
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.span import Route
@@ -84,14 +92,19 @@ class Watcher:
         """A memory frame was read for the first time: fp32 [T], see `memory_saliency`."""
 
 
+_SETTINGS = ("enabled", "routing", "retrieval", "queries", "precision", "caches", "grid", "tiles", "late")
+"""What a copy of a binding takes over; everything else belongs to calls, sessions or the model it was bound to."""
+
+
 class Binding:
     """What the grafted modules of one model share: settings, and what is bound for the call in progress.
 
-    Everything about a video lives in its `VideoState`. `route`, `plan`, `query`, `inputs` (of the self-attentions in
-    memory attention) and `taps` are set only while a host call is in progress, under `lock`, so two threads that share
-    a model take turns frame by frame. `forced` replaces the router's choice on frames that may be routed: speed does
-    not depend on which windows are kept, so benchmarks fix them. `watcher`: see `Watcher`. `halves`: half-precision
-    copies of weights by part, made again when they are missing. `warned`: the caller's autocast was noticed.
+    Everything about a video lives in its `VideoState`. `route`, `plan`, `query`, `shared`, `inputs` (of the
+    self-attentions in memory attention) and `taps` are set only while a host call is in progress, under `lock`, so two
+    threads that share a model take turns frame by frame. `forced` replaces the router's choice on frames that may be
+    routed: speed does not depend on which windows are kept, so benchmarks fix them. `watcher`: see `Watcher`. `halves`:
+    half-precision copies of weights by part, made again when they are missing. `warned`: the caller's autocast was
+    noticed.
     """
 
     def __init__(self) -> None:
@@ -104,12 +117,14 @@ class Binding:
         self.precision: Precision | None = None
         self.halves: dict[str, HalfWeights] = {}
         self.warned = False
+        self.caches: TrimCaches | None = None
         self.grid: WindowGrid | None = None
         self.tiles: TileGrid | None = None
         self.late: LateGrid | None = None
         self.route: Route | None = None
         self.plan: KeyPlan | None = None
         self.query: QueryRoute | None = None
+        self.shared: FrameWork | None = None
         self.inputs: list[Tensor | None] | None = None
         self.taps: list[tuple[Tensor, Tensor]] | None = None
         self.turn: Turn | None = None
@@ -125,8 +140,7 @@ class Binding:
         return revive(*settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        settings = (self.routing, self.retrieval, self.queries, self.precision)
-        return _revive_binding, (self.enabled, *settings, self.grid, self.tiles, self.late)
+        return _revive_binding, tuple(getattr(self, name) for name in _SETTINGS)
 
     def state_of(self, handle: SessionHandle) -> VideoState:
         """The video state of a session, made anew when absent or when it belongs to another surgery."""
@@ -167,20 +181,10 @@ class Binding:
             self.route, self.plan, self.query, self.inputs, self.taps = before
 
 
-def _revive_binding(
-    enabled: bool,
-    routing: SparseWindowRouting | None,
-    retrieval: SparseMemoryRetrieval | None,
-    queries: SparseQueryRouting | None,
-    precision: Precision | None,
-    grid: WindowGrid | None,
-    tiles: TileGrid | None,
-    late: LateGrid | None,
-) -> Binding:
+def _revive_binding(*settings: Any) -> Binding:
     binding = Binding()
-    binding.enabled, binding.routing, binding.retrieval = enabled, routing, retrieval
-    binding.queries, binding.precision = queries, precision
-    binding.grid, binding.tiles, binding.late = grid, tiles, late
+    for name, value in zip(_SETTINGS, settings, strict=True):
+        setattr(binding, name, value)
     return binding
 
 
@@ -273,6 +277,10 @@ class HostView(ABC):
         """Side of the square input, pixels."""
 
     @abstractmethod
+    def reach(self) -> int:
+        """How many frames back memory attention may read a tracked frame: its memory or its object pointer."""
+
+    @abstractmethod
     def image_encoder(self) -> nn.Module:
         """Pixels [1, 3, S, S] to feature levels, neck included."""
 
@@ -304,6 +312,10 @@ class HostView(ABC):
     @abstractmethod
     def decoder_projections(self, module: nn.Module) -> tuple[nn.Module, nn.Module, int]:
         """Query projection, key projection and head count of a token-to-image attention."""
+
+    def wasteful(self) -> list[tuple[nn.Module, type[Graft]]]:
+        """Modules in which the host computes what it never reads, each with the mixin that does not; often none."""
+        return []
 
     def mask_decoder(self) -> nn.Module | None:
         """The mask decoder where it must be grafted, else None."""

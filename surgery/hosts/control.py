@@ -34,6 +34,8 @@ def turn_of(binding: Binding, turn: Turn) -> Iterator[None]:
         state.sync_objects(turn.objects)
         for direction in (False, True):
             state.memory_of(turn.obj_id, direction).forget(turn.frame)
+        if turn.prompted:
+            state.shared = None
         if not turn.prompted and state.cursor != (turn.frame, turn.reverse):
             _advance(state, turn)
         routing = binding.routing
@@ -52,6 +54,7 @@ def _advance(state: VideoState, turn: Turn) -> None:
     frame, reverse = turn.frame, turn.reverse
     step = -1 if reverse else 1
     _drop_routed(state, turn.handle, frame)
+    state.shared = None
     state.continuous = state.cursor == (frame - step, reverse)
     state.cursor = (frame, reverse)
     state.stats.frames += 1

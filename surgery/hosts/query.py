@@ -1,8 +1,10 @@
-"""Query routing, the same for every host: which tokens of one object are queries, and what the others keep."""
+"""Memory attention of one object, the same for every host: what it takes from the objects before it on the same frame,
+and, under query routing, which of its tokens are queries and what the others keep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from surgery.retrieval.queries import (
     query_tokens,
     routed_self_attention,
 )
+from surgery.retrieval.shared import FrameWork
 from surgery.routing.router import longest_waiting
 from surgery.session import VideoState
 
@@ -41,8 +44,37 @@ class MemorySelfAttention(Graft):
         if inputs is not None:
             inputs[self._surgery.layer] = tokens
 
+    def _work(self) -> FrameWork | None:
+        """What other objects of the frame may take from this module, or have left for it; None: run it."""
+        # A compiled graph must not keep tensors from one call to the next, and fuses as it likes.
+        if torch.compiler.is_compiling() or self._surgery.layer > 0 or self.training:  # type: ignore[attr-defined]
+            return None
+        return self._surgery.binding.shared
+
     def _projections(self) -> Projections:
         raise NotImplementedError
+
+
+@contextmanager
+def frame_work(binding: Binding, features: Tensor, positions: Tensor | None) -> Iterator[None]:
+    """Bind what the objects of the turn's frame share for one memory attention call, dropped after the last object.
+
+    features: [T, 1, C] of the frame; positions: their position code or None.
+    """
+    turn = binding.turn
+    if not binding.enabled or turn is None or len(turn.objects) < 2 or features.shape[1] != 1:
+        yield
+        return
+    state = binding.state_of(turn.handle)
+    if state.shared is None or not state.shared.fits(turn.frame, features, positions):
+        state.shared = FrameWork.of(turn.frame, features, positions)
+    before, binding.shared = binding.shared, state.shared
+    try:
+        yield
+    finally:
+        binding.shared = before
+        if turn.obj_id == next(reversed(turn.objects)):
+            state.shared = None
 
 
 def conditioned(

@@ -16,7 +16,8 @@ from surgery.hosts.blocks import DecoderTap, HieraBlock, MemoryCrossAttention, S
 from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
 from surgery.hosts.late import LateBlock
 from surgery.hosts.precision import run_part
-from surgery.hosts.query import MemorySelfAttention, conditioned
+from surgery.hosts.query import MemorySelfAttention, conditioned, frame_work
+from surgery.hosts.trim import drop_far
 from surgery.retrieval.attention import Projections
 from surgery.retrieval.bank import Chunk, Conditioning
 from surgery.session import SessionHandle, VideoState
@@ -97,7 +98,13 @@ class Sam2SelfAttention(MemorySelfAttention):
         route = self._surgery.binding.query
         if route is None:
             self._note(q[0])
-            return super().forward(q, k, v, num_k_exclude_rope=num_k_exclude_rope)  # type: ignore[misc]
+            work = self._work()
+            if work is not None and work.output is not None:
+                return work.output
+            out: Tensor = super().forward(q, k, v, num_k_exclude_rope=num_k_exclude_rope)  # type: ignore[misc]
+            if work is not None:
+                work.output = out
+            return out
         table = _rotary_table(self, route.tokens, q.device)
         return self._routed(q[0], table.real, table.imag, route)[None]
 
@@ -135,14 +142,17 @@ class Sam2MemoryAttention(Graft):
             subset = {**given, "curr": taken, "curr_pos": places}
             return run_part(view.binding, "memory_attention", self, stock, (), subset)
 
-        with key_plan(
-            view.binding,
-            length=memory.shape[0],
-            pointers=pointers,
-            layers=len(self.layers),  # type: ignore[attr-defined]
-            bank=view.model.num_maskmem,
-            stride=view.model.memory_temporal_stride_for_eval,
-            device=memory.device,
+        with (
+            frame_work(view.binding, current, positions),
+            key_plan(
+                view.binding,
+                length=memory.shape[0],
+                pointers=pointers,
+                layers=len(self.layers),  # type: ignore[attr-defined]
+                bank=view.model.num_maskmem,
+                stride=view.model.memory_temporal_stride_for_eval,
+                device=memory.device,
+            ),
         ):
             return conditioned(view.binding, current, positions, pointers, len(self.layers), run)  # type: ignore[attr-defined]
 
@@ -217,7 +227,12 @@ class Sam2Root(Graft):
             or not given["run_mem_encoder"],
         )
         with turn_of(binding, turn):
-            return run()
+            outputs = run()
+        keep = binding.caches.frames if binding.caches is not None else None
+        if keep is not None and not turn.prompted:
+            drop_far(output_dict["non_cond_frame_outputs"], frame_idx, keep)
+            drop_far(inference_state["frames_tracked_per_obj"][position], frame_idx, keep)
+        return outputs
 
     def _get_image_feature(self, inference_state: dict[str, Any], frame_idx: int, batch_size: int) -> Any:
         def run() -> Any:
@@ -333,6 +348,12 @@ class Sam2View(HostView):
 
     def image_size(self) -> int:
         return int(self.model.image_size)
+
+    def reach(self) -> int:
+        model = self.model
+        stride, middle = model.memory_temporal_stride_for_eval, model.num_maskmem - 3
+        memories = 1 + stride + max(0, middle) * stride
+        return max(memories, model.max_obj_ptrs_in_encoder - 1)
 
     def image_encoder(self) -> nn.Module:
         return self.model.image_encoder

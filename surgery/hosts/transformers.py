@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from surgery.errors import UnsupportedModelError
-from surgery.graft import Graft
+from surgery.graft import Graft, host_class
 from surgery.hosts.base import BlockInfo, HostView, Turn
 from surgery.hosts.blocks import DecoderTap, HieraBlock, MemoryCrossAttention, SpanBlock
 from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
 from surgery.hosts.keys import transformers_block_key
 from surgery.hosts.late import LateBlock
 from surgery.hosts.precision import run_part
-from surgery.hosts.query import MemorySelfAttention, conditioned
+from surgery.hosts.query import MemorySelfAttention, conditioned, frame_work
+from surgery.hosts.transformers_trim import require_image, trim
 from surgery.retrieval.attention import Projections
 from surgery.retrieval.bank import Conditioning
 from surgery.session import SessionHandle, VideoState
@@ -110,9 +111,16 @@ class TransformersSelfAttention(MemorySelfAttention):
         route = self._surgery.binding.query
         if route is None:
             self._note(query[0, 0])
-            return super().forward(  # type: ignore[misc]
+            work = self._work()
+            if work is not None and work.output is not None:
+                return work.output, None
+            out, weights = super().forward(  # type: ignore[misc]
                 query=query, key=key, value=value, position_embeddings=position_embeddings, **kwargs
             )
+            # Eager attention returns its weights, T x T of them: hooks may want each object's, and nobody keeps them.
+            if work is not None and weights is None:
+                work.output = out
+            return out, weights
         cos, sin = (table.reshape(-1, table.shape[-1])[:, ::2] for table in position_embeddings)
         return self._routed(query[0, 0], cos, sin, route)[None, None], None
 
@@ -147,14 +155,17 @@ class TransformersMemoryAttention(Graft):
             subset = {**given, names[0]: taken, names[2]: places}
             return run_part(view.binding, "memory_attention", self, stock, (), subset)
 
-        with key_plan(
-            view.binding,
-            length=memory.shape[0],
-            pointers=pointers,
-            layers=len(self.layers),  # type: ignore[attr-defined]
-            bank=view.model.num_maskmem,
-            stride=1,
-            device=memory.device,
+        with (
+            frame_work(view.binding, current, positions),
+            key_plan(
+                view.binding,
+                length=memory.shape[0],
+                pointers=pointers,
+                layers=len(self.layers),  # type: ignore[attr-defined]
+                bank=view.model.num_maskmem,
+                stride=1,
+                device=memory.device,
+            ),
         ):
             return conditioned(view.binding, current, positions, pointers, len(self.layers), run)  # type: ignore[attr-defined]
 
@@ -218,12 +229,15 @@ class TransformersRoot(Graft):
             return run()
 
     def _prepare_vision_features(self, inference_session: Any, frame_idx: int, batch_size: int) -> Any:
+        session = TransformersSession(inference_session)
+        require_image(inference_session, session.cached(), frame_idx)
+
         def run() -> Any:
             return super(TransformersRoot, self)._prepare_vision_features(  # type: ignore[misc]
                 inference_session, frame_idx, batch_size
             )
 
-        return image_features(self._surgery.binding, TransformersSession(inference_session), frame_idx, run)
+        return image_features(self._surgery.binding, session, frame_idx, run)
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Any:
         def run() -> Any:
@@ -248,6 +262,14 @@ class TransformersRoot(Graft):
                 if output is not None
             ]
         return gathered
+
+    def _batch_encode_memories(self, inference_session: Any, frame_idx: int, *args: Any, **kwargs: Any) -> None:
+        super()._batch_encode_memories(inference_session, frame_idx, *args, **kwargs)  # type: ignore[misc]
+        binding = self._surgery.binding
+        if binding.enabled and binding.caches is not None:
+            with binding.lock:
+                state = binding.state_of(TransformersSession(inference_session))
+                trim(binding.caches, inference_session, state, frame_idx)
 
     def _use_mask_as_output(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super()._use_mask_as_output(*args, **kwargs)  # type: ignore[misc]
@@ -336,6 +358,10 @@ class TransformersView(HostView):
         size = self.model.config.vision_config.backbone_config.image_size
         return int(size[0] if isinstance(size, (list, tuple)) else size)
 
+    def reach(self) -> int:
+        config = self.model.config
+        return max(self.model.num_maskmem, config.max_object_pointers_in_encoder) - 1
+
     def image_encoder(self) -> nn.Module:
         return self.model.vision_encoder
 
@@ -353,6 +379,17 @@ class TransformersView(HostView):
 
     def cross_attentions(self) -> list[nn.Module]:
         return [layer.cross_attn_image for layer in self.model.memory_attention.layers]
+
+    def wasteful(self) -> list[tuple[nn.Module, type[Graft]]]:
+        from transformers.models.sam2.modeling_sam2 import Sam2MultiScaleAttention
+
+        from surgery.hosts.transformers_encoder import TransformersEncoderAttention
+
+        return [
+            (part, TransformersEncoderAttention)
+            for part in self.image_encoder().modules()
+            if host_class(part) is Sam2MultiScaleAttention
+        ]
 
     def mask_decoder(self) -> nn.Module | None:
         return self.model.mask_decoder

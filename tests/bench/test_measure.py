@@ -67,7 +67,13 @@ def test_counted_gflop_are_those_of_the_flop_model(host: str) -> None:
         assert counted == pytest.approx(encoder_gflop(view, windows), rel=0.01)
     assert row["predicted"] > 1
     by_name = {part["name"]: part for part in row["modules"]}
-    assert by_name["encoder: stage 1"]["dense_gflop"] == by_name["encoder: stage 1"]["sparse_gflop"]
+    # Transformers' encoder also computes a product it never reads; under surgery it does not.
+    assert by_name["encoder: stage 1"]["sparse_gflop"] == pytest.approx(
+        by_name["encoder: stage 1"]["dense_gflop"], rel=0.005
+    )
+    assert (by_name["encoder: stage 1"]["sparse_gflop"] < by_name["encoder: stage 1"]["dense_gflop"]) == (
+        host == "transformers"
+    )
     assert by_name["encoder: stage 3"]["dense_gflop"] > by_name["encoder: stage 3"]["sparse_gflop"]
     assert by_name["router"]["dense_ms"] == 0 < by_name["router"]["sparse_ms"]
     assert by_name["encoder: stage 1"]["dense_gb_per_s"] > 0
