@@ -159,8 +159,8 @@ def _print(document: dict[str, Any], path: Path) -> None:
     out.print(f"{facts['cpu']}, {facts['threads']} threads, {facts['device']}", highlight=False)
     table = Table(
         "type", "objects", "windows", "dense", "sparse", "p95", "faster", "95 %", "FLOPs", "ratio", "MB", box=None,
-        pad_edge=False, caption="dense, sparse, p95 of sparse: ms per frame. type a/b: stock a, sparse b. faster: measured. "
-        "FLOPs: predicted. ratio: measured / predicted. MB: peak.", caption_justify="left",
+        pad_edge=False, caption="dense, sparse, p95 of sparse: ms per frame. type a/b: stock a, sparse b. "
+        "faster: measured. FLOPs: predicted. ratio: measured / predicted. MB: peak.", caption_justify="left",
     )  # fmt: skip
     for row in rows:
         kept = row.get("windows")
