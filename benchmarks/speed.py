@@ -28,6 +28,7 @@ from rich.progress import Progress
 from surgery.bench import BenchmarkError, Settings
 from surgery.bench.arms import Arms, give_back, rounds
 from surgery.bench.matrix import KIND, Matrix, case_id, read_matrix
+from surgery.bench.settings import CLOCKS
 from surgery.bench.tables import filled, plot, sections, speed_table
 from surgery.errors import SurgeryError
 from surgery.loading import HOSTS, SIZES, load_model
@@ -61,7 +62,11 @@ def measure(options: argparse.Namespace, typed: list[str]) -> None:
     out = options.out or RESULTS / f"speed-matrix-{device.type}.json"
     matrix = Matrix(out, device, shlex.join(["python", "benchmarks/speed.py", *typed]))
     recipes = [Recipe.load(name) for name in options.recipes]
-    common = {"frames": options.frames, "warm": options.warm, "module_frames": options.module_frames}
+    if options.clock == "processor" and device.type != "cpu":
+        raise BenchmarkError(f"clock processor needs device cpu, not {device.type}: its work is not the processor's")
+    common = {
+        "frames": options.frames, "warm": options.warm, "module_frames": options.module_frames, "clock": options.clock,
+    }  # fmt: skip
     groups = [
         (model, host, baseline, Settings(precision=kind, compile=scope, objects=count, **common))
         for model, host, baseline, kind, scope, count in itertools.product(
@@ -139,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--frames", type=int, default=10, help="measured per model and share")
     add("--warm", type=int, default=10, help="frames that fill the memory bank of seven")
     add("--module-frames", type=int, default=2, help="frames timed part by part, per share")
+    add("--clock", choices=CLOCKS, default="wall", help="processor: of this process; for machines that others use")
     add("--device", help="default: cuda when there is one, else cpu")
     add("--threads", type=int, help="CPU threads; default: torch's")
     add("--out", type=Path, help="default: benchmarks/results/speed-matrix-DEVICE.json")

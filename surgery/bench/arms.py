@@ -62,7 +62,7 @@ class Arms:
         self.views: list[HostView] = [view_of(twin(model) if baseline is None else baseline)]
         self.views += [require_view(sparsify(twin(model), recipe)) for recipe in recipes]
         self.device = next(model.parameters()).device
-        self.clock = Clock(self.device)
+        self.clock = Clock(self.device, settings.clock == "processor")
 
     def run(self, shares: Sequence[float], done: Callable[[float, Rows], None]) -> None:
         """Fill the memory banks once, then measure one share of the windows after another on the same sessions.

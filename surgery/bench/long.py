@@ -28,7 +28,7 @@ def long_run(pair: Pair, settings: Settings, step: Step) -> dict[str, Any]:
         A row like that of a short case; `memory_over_time` has, per model, MB above the start of its run, by frame.
         Masks are not kept. `whole_frame_speedup` pairs the two runs' frames by number.
     """
-    clock = Clock(pair.device)
+    clock = Clock(pair.device, settings.clock == "processor")
     clip = LoopingClip(pair.sparse.image_size(), settings.long, settings.objects, pair.device, settings.seed)
     series: list[list[float]] = []
     memory = []

@@ -111,7 +111,7 @@ def frame_count(settings: Settings) -> int:
 class _Case:
     def __init__(self, pair: Pair, settings: Settings, step: Step) -> None:
         self.pair, self.settings, self.step = pair, settings, step
-        self.clock = Clock(pair.device)
+        self.clock = Clock(pair.device, settings.clock == "processor")
         length = 1 + settings.warm + settings.frames + settings.module_frames + 2
         self.clip = LoopingClip(pair.sparse.image_size(), length, settings.objects, pair.device, settings.seed)
         self.kept: list[Any] = []

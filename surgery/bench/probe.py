@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from typing import Any
@@ -41,7 +40,7 @@ class TimeMeter(Meter):
             event.record()
             return event
         self.clock.synchronise()
-        return time.perf_counter()
+        return self.clock.now()
 
     def between(self, start: Any, end: Any) -> float:
         if self.clock.device.type == "cuda":

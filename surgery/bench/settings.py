@@ -14,6 +14,7 @@ CASTS = ("autocast", "weights")
 SCOPES = ("none", "encoder", "all")
 MODES = ("default", "max-autotune-no-cudagraphs")
 PROTOCOLS = ("surgery", "sam2")
+CLOCKS = ("wall", "processor")
 SCHEMA = 1
 
 
@@ -33,7 +34,8 @@ class Settings:
     the one of SAM 2's benchmark.py: whole passes without synchronisation, the models alternating pass by pass.
     frames: measured per model (per pass under "sam2"). warm: tracked before them. passes: under "sam2", the first one
     not counted. module_frames: measured with spans, 0 leaves the modules out. seed: of the synthetic clip.
-    long: when above 0, a long run of that many frames instead.
+    long: when above 0, a long run of that many frames instead. clock: "wall", or "processor" for the processor time of
+    this process (CPU only): on a machine that others use, wall time is theirs as well.
     """
 
     objects: int = 1
@@ -49,6 +51,7 @@ class Settings:
     module_frames: int = 3
     seed: int = 0
     long: int = 0
+    clock: str = "wall"
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -75,7 +78,14 @@ class Settings:
         return asdict(self)
 
 
-_CHOICES = {"precision": PRECISIONS, "cast": CASTS, "compile": SCOPES, "mode": MODES, "protocol": PROTOCOLS}
+_CHOICES = {
+    "precision": PRECISIONS,
+    "cast": CASTS,
+    "compile": SCOPES,
+    "mode": MODES,
+    "protocol": PROTOCOLS,
+    "clock": CLOCKS,
+}
 _LEAST = {"objects": 1, "frames": 2, "warm": 0, "passes": 2, "module_frames": 0, "seed": 0, "long": 0}
 
 
