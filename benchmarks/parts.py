@@ -88,9 +88,9 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
 }  # fmt: skip
 
 
-def score(model: Any, clips: list[Any]) -> tuple[Score, list[float]]:
-    """Track every clip; J&F over all, and per clip."""
-    total, per_clip = Score(), []
+def score(model: Any, clips: list[Any]) -> tuple[Score, list[float], float]:
+    """Track every clip; J&F over all, per clip, and the mean share of tokens that were queries."""
+    total, per_clip, queries = Score(), [], []
     for clip in clips:
         prompts = [prompt_for("mask", clip.labels[0] == label, label) for label in range(1, clip.visible.shape[1] + 1)]
         found = [result.logits for result in track(model, open_video(clip.frames), prompts)]
@@ -101,7 +101,8 @@ def score(model: Any, clips: list[Any]) -> tuple[Score, list[float]]:
         if state.sparse:
             total.windows.append(1.0 if state.windows_kept is None else state.windows_kept)
             total.keys.append(1.0 if state.keys_kept is None else state.keys_kept)
-    return total, per_clip
+            queries.append(1.0 if state.queries_kept is None else state.queries_kept)
+    return total, per_clip, statistics.fmean(queries or [1.0])
 
 
 def fitted(model: Any, steps: int) -> dict[str, torch.Tensor]:
@@ -146,7 +147,7 @@ def main() -> None:
     torch.set_num_threads(1)
     clips = [make_clip(HELD_OUT + number, 24, difficulty=options.difficulty) for number in range(options.clips)]
     stock = demo.load("sam2")
-    base, base_clips = score(stock, clips)
+    base, base_clips, _ = score(stock, clips)
     dense = base.j_and_f()
     print(f"dense J&F {dense:.4f}", flush=True)
     weights: dict[str, dict[str, torch.Tensor]] = {}
@@ -163,7 +164,7 @@ def main() -> None:
             assert view.span_info is not None
             view.shortcut_module(view.span_info).load_state_dict(weights[wanted])
         undo = at_random(kind) if kind.startswith("random") else lambda: None
-        found, per_clip = score(model, clips)
+        found, per_clip, _ = score(model, clips)
         undo()
         drops = [a - b for a, b in zip(base_clips, per_clip, strict=True)]
         rows.append({

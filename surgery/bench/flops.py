@@ -17,11 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from surgery.hosts.base import HostView
-from surgery.recipe import SparseMemoryRetrieval
+from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseWindowRouting
 from surgery.retrieval.bank import Conditioning, KeyPlan, ObjectMemory, plan_keys
 from surgery.retrieval.queries import QueryRoute, query_count
 from surgery.retrieval.saliency import kept_count
 from surgery.routing.span import SpanMemory, make_route
+
+BANK = 7
+"""Memory frames of a full bank."""
 
 
 @dataclass(frozen=True)
@@ -179,3 +182,56 @@ def _bank(view: HostView, tokens: int, length: int, reference: Tensor) -> tuple[
 def predicted(view: HostView, windows: Sequence[int] | None, keep: float | None) -> FrameFlops:
     """FLOPs of a frame with these windows and this keep ratio (None: stock)."""
     return FrameFlops(encoder_gflop(view, windows), memory_attention_gflop(view, keep=keep))
+
+
+class FlopModel:
+    """GFLOP of encoder and memory attention of one object, linear in windows and keys between two counted points.
+
+    Args:
+        view: a model under surgery; the recipes asked about need what it has grafted (tiles, routed stage 4, queries).
+    """
+
+    def __init__(self, view: HostView) -> None:
+        self.view = view
+        self.encoder = encoder_gflop(view)
+        self.memory = memory_attention_gflop(view)
+        self.memory_floor = memory_attention_gflop(view, frames=1)
+        self.memory_slope = (self.memory - self.memory_floor) / (1 - 1 / BANK)
+        self._lines: dict[tuple[str, float, str], tuple[float, float]] = {}
+        self._queries: dict[float, float] = {}
+
+    def shares(self, recipe: Recipe, windows: float, keys: float, queries: float | None = None) -> dict[str, float]:
+        """What is computed of either part, as shares of the dense model's both.
+
+        Args:
+            recipe: the settings. windows, keys, queries: fractions computed, read and asked. Without `queries` as many
+            as the budget of query routing allows: how far objects reach is not known before a run.
+        """
+        encoder = self.encoder
+        if windows < 1.0 and recipe.routing is not None:
+            floor, slope = self._line(recipe.routing)
+            encoder = floor + windows * slope
+        memory = self.memory - (1.0 - keys) * self.memory_slope
+        if windows < 1.0 and recipe.queries is not None:
+            memory *= self._of_queries(max(windows, recipe.queries.budget) if queries is None else queries)
+        both = self.encoder + self.memory
+        return {"encoder": encoder / both, "memory_attention": memory / both}
+
+    def _line(self, routing: SparseWindowRouting) -> tuple[float, float]:
+        """Encoder GFLOP without any window, and what all of them add."""
+        binding, key = self.view.binding, (routing.span, routing.early, routing.stage4)
+        if key not in self._lines and binding.grid is not None:
+            count, before = binding.grid.count, binding.routing
+            binding.routing = routing
+            try:
+                few, most = (encoder_gflop(self.view, range(windows)) for windows in (1, max(1, count - 1)))
+            finally:
+                binding.routing = before
+            slope = (most - few) / (count - 2) * count if count > 2 else 0.0
+            self._lines[key] = few - slope / count, slope
+        return self._lines.get(key, (self.encoder, 0.0))
+
+    def _of_queries(self, share: float) -> float:
+        if share not in self._queries:
+            self._queries[share] = memory_attention_gflop(self.view, queries=min(1.0, share)) / self.memory
+        return self._queries[share]

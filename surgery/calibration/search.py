@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from surgery.adapters.record import Fidelity
 from surgery.api import require_view
-from surgery.bench.flops import encoder_gflop, memory_attention_gflop
+from surgery.bench.flops import BANK, FlopModel
 from surgery.calibration.clips import CalibrationClip
 from surgery.calibration.fidelity import ClipScore, Reference, score_clip, summarise
 from surgery.calibration.observe import Candidate, Observer, observe
@@ -22,10 +22,9 @@ from surgery.errors import CalibrationError, RecipeError
 from surgery.hosts.base import HostView
 from surgery.operate import retune
 from surgery.operations import PARTS
-from surgery.recipe import CalibrationSettings, Precision, Recipe, SparseMemoryRetrieval, SparseWindowRouting
+from surgery.recipe import CalibrationSettings, Precision, Recipe, SparseMemoryRetrieval
 from surgery.retrieval.saliency import kept_count
 
-BANK = 7
 TIE = 1e-6
 """What memory encoder and mask decoder, which the FLOP model leaves out, weigh: they only break ties."""
 
@@ -125,7 +124,7 @@ def predict(
             step()
     finally:
         view.binding.retrieval = retrieval
-    flops = _Flops(view)
+    flops = FlopModel(view)
     for setting in settings:
         if setting.recipe.routing is not None and simulated:
             candidate = simulated[repr(setting.recipe.routing)]
@@ -187,53 +186,6 @@ def keys_kept(retrieval: SparseMemoryRetrieval, frames: int, tokens: int = 4096)
         kept = first + min(1, tracked) + middle * (keep if warm else 1.0)
         total.append(kept / (1 + tracked))
     return statistics.fmean(total)
-
-
-class _Flops:
-    """GFLOP of encoder and memory attention of one object, linear in windows and keys between two counted points."""
-
-    def __init__(self, view: HostView) -> None:
-        self.view = view
-        self.encoder = encoder_gflop(view)
-        self.memory = memory_attention_gflop(view)
-        self.memory_floor = memory_attention_gflop(view, frames=1)
-        self.memory_slope = (self.memory - self.memory_floor) / (1 - 1 / BANK)
-        self._lines: dict[tuple[str, float, str], tuple[float, float]] = {}
-        self._queries: dict[float, float] = {}
-
-    def shares(self, recipe: Recipe, windows: float, keys: float) -> dict[str, float]:
-        """What is computed of either part, as shares of the dense model's both.
-
-        Queries count as many as the budget of query routing allows: how far objects reach is not known before a run.
-        """
-        encoder = self.encoder
-        if windows < 1.0 and recipe.routing is not None:
-            floor, slope = self._line(recipe.routing)
-            encoder = floor + windows * slope
-        memory = self.memory - (1.0 - keys) * self.memory_slope
-        if windows < 1.0 and recipe.queries is not None:
-            memory *= self._of_queries(max(windows, recipe.queries.budget))
-        both = self.encoder + self.memory
-        return {"encoder": encoder / both, "memory_attention": memory / both}
-
-    def _line(self, routing: SparseWindowRouting) -> tuple[float, float]:
-        """Encoder GFLOP without any window, and what all of them add."""
-        binding, key = self.view.binding, (routing.span, routing.early, routing.stage4)
-        if key not in self._lines and binding.grid is not None:
-            count, before = binding.grid.count, binding.routing
-            binding.routing = routing
-            try:
-                few, most = (encoder_gflop(self.view, range(windows)) for windows in (1, max(1, count - 1)))
-            finally:
-                binding.routing = before
-            slope = (most - few) / (count - 2) * count if count > 2 else 0.0
-            self._lines[key] = few - slope / count, slope
-        return self._lines.get(key, (self.encoder, 0.0))
-
-    def _of_queries(self, share: float) -> float:
-        if share not in self._queries:
-            self._queries[share] = memory_attention_gflop(self.view, queries=min(1.0, share)) / self.memory
-        return self._queries[share]
 
 
 def search(
