@@ -81,8 +81,9 @@ def beyond() -> dict[str, Recipe]:
 
 
 class Weights:
-    """Fitted on the eight clips of the shipped adapters: once for the published shortcut, once for ours. large: the model
-    whose operations are counted.
+    """Fitted on the eight clips of the shipped adapters: once for the published shortcut, once for ours.
+
+    large: the model whose operations are counted.
     """
 
     def __init__(self, model: Any) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from surgery.errors import RecipeError
 from surgery.hosts.base import HostView
 from surgery.recipe import Recipe
+
+_BLANK = torch.empty(0)
 
 
 def check_caches(view: HostView, recipe: Recipe) -> None:
@@ -31,12 +34,12 @@ def drop_far(frames: MutableMapping[int, Any], frame: int, keep: int) -> None:
 def blank_images(images: MutableMapping[int, Tensor], frame: int, keep: int, reverse: bool) -> None:
     """Empty the images more than `keep` frames behind `frame`, up to the first that is empty or missing.
 
-    An empty tensor takes an image's place, because `transformers` numbers a stream's next frame by how many it holds.
+    One empty tensor takes every image's place, because `transformers` numbers a stream's next frame by how many it holds.
     """
     step = 1 if reverse else -1
     behind = frame + step * (keep + 1)
     while behind in images and images[behind].numel():
-        images[behind] = images[behind].new_empty(0)
+        images[behind] = _BLANK
         behind += step
 
 
