@@ -70,7 +70,9 @@ def overrides(values: dict[str, Any]) -> list[str]:
 
 def beyond() -> dict[str, Recipe]:
     """Rows that add one operation after another to stage-3 routing; the last is `turbo`."""
-    turbo, values, rows = Recipe.load("turbo"), dict(NONE), {}
+    turbo = Recipe.load("turbo").model_copy(update={"calibration": None})
+    values: dict[str, Any] = dict(NONE)
+    rows = {}
     for name, more in STEPS:
         queries = bool(more.get("queries"))
         values |= {key: value for key, value in more.items() if key != "queries"}

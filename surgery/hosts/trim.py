@@ -34,7 +34,7 @@ def drop_far(frames: MutableMapping[int, Any], frame: int, keep: int) -> None:
 def blank_images(images: MutableMapping[int, Tensor], frame: int, keep: int, reverse: bool) -> None:
     """Empty the images more than `keep` frames behind `frame`, up to the first that is empty or missing.
 
-    One empty tensor takes every image's place: `transformers` numbers a stream's next frame by how many it holds.
+    One empty tensor takes the place of all, because `transformers` numbers a stream's next frame by how many it holds.
     """
     step = 1 if reverse else -1
     behind = frame + step * (keep + 1)
