@@ -42,7 +42,7 @@ PUBLISHED = {
 OURS = {
     f"ours, {budget:.0%} of the tiles": ("turbo", [f"routing.budget={budget}", f"routing.early={early}", *more])
     for budget, early, more in (
-        (0.1875, 0.35, ()), (0.25, 0.35, ()), (0.3125, 0.5, ("queries.budget=0.4",)),
+        (0.1875, 0.4, ()), (0.25, 0.45, ()), (0.3125, 0.5, ("queries.budget=0.4",)),
         (0.5, 0.7, ("queries.budget=0.6", "retrieval.keep=0.2")),
     )
 }  # fmt: skip
@@ -54,7 +54,7 @@ STEPS: list[tuple[str, dict[str, Any]]] = [
     ("stage-3 routing, temporal shortcut", {}),
     ("(a) tiles from the first block", {"routing.span": "tiles"}),
     ("(e) corrected from the patch embedding", {"routing.correction": "patch"}),
-    ("extra early pieces where objects are", {"routing.early": 0.35}),
+    ("extra early pieces where objects are", {"routing.early": 0.45}),
     ("(d) object-motion margin", {"routing.motion": 1.0}),
     ("(f) stage 4 routed", {"routing.stage4": "routed"}),
     ("older memory pruned to a tenth", {"retrieval.keep": 0.1}),
