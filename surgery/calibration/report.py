@@ -22,7 +22,8 @@ class CalibrationReport:
     recipe: the chosen one, which the model now runs unless the promise was missed and nothing applied. kept: whether
     the promise is met. record: what an adapter carries. search: every setting, predicted and measured. skipped: clips
     of no use. feature_error: of the identity, the closed form and the final shortcut on the held-out clips, relative to
-    the variance of the teacher's feature. loss: (step, loss). explained: see `FitResult`. seconds: wall time by phase.
+    the variance of the teacher's feature. loss: (step, loss). explained, stages: see `FitResult`. seconds: wall time by
+    phase.
     """
 
     recipe: Recipe
@@ -35,6 +36,7 @@ class CalibrationReport:
     feature_error: dict[str, float] = field(default_factory=dict)
     loss: list[tuple[int, float]] = field(default_factory=list)
     explained: float | None = None
+    stages: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     model: str = ""
 
@@ -61,6 +63,7 @@ class CalibrationReport:
             "skipped": [{"name": clip.name, "reason": clip.reason} for clip in self.skipped],
             "feature_error": self.feature_error,
             "explained": self.explained,
+            "stages": self.stages,
             "loss": [{"step": step, "loss": loss} for step, loss in self.loss],
             "seconds": {phase: round(seconds, 2) for phase, seconds in self.seconds.items()},
         }  # fmt: skip

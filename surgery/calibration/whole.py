@@ -174,7 +174,7 @@ def _calibrate(
     return CalibrationReport(
         recipe=found.chosen.recipe, promise=promise, kept=found.kept, applied=True, record=record, search=found,
         skipped=skipped, feature_error=result.errors, loss=result.loss, explained=result.explained,
-        seconds=clock.seconds, model=name,
+        stages=result.stages, seconds=clock.seconds, model=name,
     )  # fmt: skip
 
 

@@ -7,8 +7,9 @@ import torch
 
 import surgery
 from surgery.api import require_view
-from surgery.bench.flops import encoder_gflop, memory_attention_gflop, predicted
+from surgery.bench.flops import FlopModel, encoder_gflop, memory_attention_gflop, predicted
 from surgery.loading import load_model
+from surgery.recipe import Recipe
 from tests.hosts.drive import PADDED, UNPADDED, make, video
 
 
@@ -58,3 +59,28 @@ def test_base_plus_matches_the_published_counts() -> None:
     measured = memory_attention_gflop(view, keep=0.05)
     # One 4096 x 4096 x 256 product per layer for the saliency, and its keys' projection.
     assert measured - 4 * (8.59 + 0.13) == pytest.approx(274.0, abs=1.0)
+
+
+@pytest.mark.parametrize("host", ["sam2", "transformers"])
+def test_the_model_of_a_frame_prices_every_operation(host: str) -> None:
+    driver = make(host)
+    turbo = Recipe.load("turbo").model_copy(update={"calibration": None})
+    flops = FlopModel(require_view(surgery.sparsify(driver.model, turbo)))
+
+    def cost(overrides: list[str], windows: float = 0.25, keys: float = 0.4, queries: float | None = None) -> float:
+        return sum(flops.shares(turbo.with_overrides(overrides), windows, keys, queries).values())
+
+    mine = cost([])
+    assert 0 < mine < 1
+    assert cost([], windows=0.5) > mine
+    assert cost([], keys=0.8) > mine
+    assert cost(["routing.early=0.9"]) > mine
+    assert cost(["routing.stage4=dense"]) > mine
+    assert cost(["queries.budget=0.6"]) > mine
+    assert cost([], queries=0.9) > mine
+    assert cost([], windows=1.0, keys=1.0) == pytest.approx(1.0)
+    view = require_view(driver.model)
+    assert view.binding.grid is not None
+    counted = encoder_gflop(view, range(view.binding.grid.count // 4)) / (flops.encoder + flops.memory)
+    share = view.binding.grid.count // 4 / view.binding.grid.count
+    assert flops.shares(turbo, share, 0.4)["encoder"] == pytest.approx(counted, rel=0.1)
