@@ -29,8 +29,8 @@ from surgery.bench.pair import twin
 from surgery.hosts.sam2_video import frames_instead_of_files, without_bar
 from surgery.loading import load_model
 
-BANK = 8
-"""Frames until the memory bank of seven is full and its oldest tracked frames are pruned."""
+BANK = 7
+"""Frames after which the memory bank of seven is full."""
 
 
 def main() -> None:
