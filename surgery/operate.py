@@ -95,8 +95,8 @@ def operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Sho
             for index in range(span.entry, span.exit + 1):
                 part = BlockPart(binding, entry=index == span.entry, exit=index == span.exit)
                 _graft(view, blocks[index], view.span_block, part)
-            for attention in view.token_to_image():
-                _graft(view, attention, view.decoder_attention, binding)
+            for number, attention in enumerate(view.token_to_image()):
+                _graft(view, attention, view.decoder_attention, LayerPart(binding, number))
             decoder = view.mask_decoder()
             if decoder is not None and view.decoder is not None:
                 _graft(view, decoder, view.decoder, view)

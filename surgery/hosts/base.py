@@ -90,7 +90,7 @@ class Binding:
         self.plan: KeyPlan | None = None
         self.query: QueryRoute | None = None
         self.inputs: list[Tensor | None] | None = None
-        self.taps: list[tuple[Tensor, Tensor]] | None = None
+        self.taps: list[tuple[Tensor, Tensor] | None] | None = None
         self.turn: Turn | None = None
         self.pending: tuple[VideoState, int, SessionHandle] | None = None
         self.chunks: list[Chunk] | None = None

@@ -29,7 +29,7 @@ class BlockPart:
 
 @dataclass(eq=False)
 class LayerPart:
-    """Payload of a grafted cross-attention: its layer number."""
+    """Payload of a grafted attention: its number among its kind."""
 
     binding: Binding
     layer: int
@@ -97,12 +97,13 @@ class SpanBlock(Graft):
 class DecoderTap(Graft):
     """Token-to-image attention of the mask decoder: notes what it read, then runs as it is."""
 
-    _surgery: Binding
+    _surgery: LayerPart
 
     def _tap(self, query: Tensor, key: Tensor) -> None:
-        taps = self._surgery.taps
+        taps = self._surgery.binding.taps
         if taps is not None:
-            taps.append((query, key))
+            # A list that grew would be another list to a compiled graph on every call.
+            taps[self._surgery.layer] = (query, key)
 
 
 class MemoryCrossAttention(Graft):

@@ -203,7 +203,7 @@ class Sam2Root(Graft):
             or given["mask_inputs"] is not None
             or not given["run_mem_encoder"],
         )
-        with turn_of(binding, turn):
+        with turn_of(binding, turn, len(self._surgery.token_to_image())):
             return run()
 
     def _get_image_feature(self, inference_state: dict[str, Any], frame_idx: int, batch_size: int) -> Any:
@@ -247,7 +247,7 @@ class Sam2Root(Graft):
         """Outputs of the SAM heads: candidate logits first, IoU third, object score last."""
         view = self._surgery
         if view.binding.enabled:
-            record_evidence(view.binding, outputs[0], outputs[2], outputs[-1], len(view.token_to_image()))
+            record_evidence(view.binding, outputs[0], outputs[2], outputs[-1])
 
 
 class Sam2View(HostView):

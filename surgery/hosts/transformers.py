@@ -149,16 +149,19 @@ class TransformersMemoryAttention(Graft):
 
 
 class TransformersMaskDecoder(Graft):
-    """`Sam2VideoMaskDecoder`: the only place where all mask candidates are seen."""
+    """`Sam2VideoMaskDecoder`: the only place where all mask candidates are seen.
+
+    `__call__` and not `forward`: a compiled forward that recorded evidence would be compiled anew on every frame.
+    """
 
     _surgery: TransformersView
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = super().forward(*args, **kwargs)  # type: ignore[misc]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super().__call__(*args, **kwargs)  # type: ignore[misc]
         view = self._surgery
         if view.binding.enabled:
             masks, ious, _, score = outputs[:4]
-            record_evidence(view.binding, masks, ious, score, len(view.token_to_image()))
+            record_evidence(view.binding, masks, ious, score)
         return outputs
 
 
@@ -200,7 +203,7 @@ class TransformersRoot(Graft):
             or given.get("mask_inputs") is not None,
             shared_prompt=bool(session.obj_with_new_inputs),
         )
-        with turn_of(binding, turn):
+        with turn_of(binding, turn, len(self._surgery.token_to_image())):
             return run()
 
     def _prepare_vision_features(self, inference_session: Any, frame_idx: int, batch_size: int) -> Any:
@@ -239,9 +242,7 @@ class TransformersRoot(Graft):
         outputs = super()._use_mask_as_output(*args, **kwargs)  # type: ignore[misc]
         view = self._surgery
         if view.binding.enabled:
-            record_evidence(
-                view.binding, outputs.pred_masks, None, outputs.object_score_logits, len(view.token_to_image())
-            )
+            record_evidence(view.binding, outputs.pred_masks, None, outputs.object_score_logits)
         return outputs
 
 
