@@ -11,8 +11,9 @@ from surgery.errors import ModelStateError, UnsupportedModelError, WeightsError
 from surgery.graft import graft, is_grafted, own_forward, ungraft
 from surgery.hosts.base import HostView, SpanInfo, finite
 from surgery.hosts.blocks import BlockPart, LayerPart
+from surgery.hosts.compiled import Compilation, check_backend, must_keep_forward, part_mixin, part_module
 from surgery.hosts.early import EarlyBlock, early_parts, tile_grid
-from surgery.recipe import Recipe
+from surgery.recipe import CompileParts, Recipe
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.windows import WindowGrid
 
@@ -27,6 +28,7 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
         UnsupportedModelError: the model's structure cannot be routed as the recipe asks.
         WeightsError: a weight the surgery relies on is not finite.
         ModelStateError: a part carries an instance `forward` of its own.
+        RecipeError: a compile backend that torch does not know.
     """
     parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions()]
     routed: list[int] = []
@@ -51,6 +53,8 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
         parts += [*(blocks[index] for index in routed), *view.token_to_image()]
     if recipe.queries is not None:
         parts += view.self_attentions()
+    if recipe.compilation is not None:
+        _require_compilable(view, recipe.compilation)
     _require_finite(view, routed)
     _require_own_forwards(view, parts)
     return span
@@ -76,6 +80,17 @@ def _require_own_forwards(view: HostView, parts: Sequence[nn.Module]) -> None:
             f"{type(patched[0]).__name__} carries its own forward (accelerate dispatch or another patch), which would "
             "bypass the surgery; call sparsify before dispatching or patching the model"
         )
+
+
+def _require_compilable(view: HostView, settings: CompileParts) -> None:
+    check_backend(settings)
+    for part in settings.parts:
+        module = part_module(view, part)
+        if must_keep_forward(module):
+            raise ModelStateError(
+                f"{type(module).__name__} carries its own forward (accelerate dispatch or another patch), which "
+                f"compiling {part} would bypass; sparsify first, or leave {part} out of the parts of operation compile"
+            )
 
 
 def operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Shortcut | None) -> None:
@@ -128,6 +143,13 @@ def retune(view: HostView, recipe: Recipe) -> None:
     if recipe.queries is not None:
         for layer, attention in enumerate(view.self_attentions()):
             _graft(view, attention, view.self_attention, LayerPart(binding, layer))
+    settings = recipe.compilation
+    for part in settings.parts if settings is not None else ():
+        module = part_module(view, part)
+        if not own_forward(module):
+            view.set_aside.take(module)
+        _graft(view, module, part_mixin(view, part), view)
+    binding.compilation = Compilation(settings) if settings is not None else None
     view.recipe = recipe
     binding.routing, binding.retrieval, binding.queries = recipe.routing, recipe.retrieval, recipe.queries
     binding.token = object()
@@ -148,6 +170,7 @@ def undo(view: HostView) -> None:
     for module in reversed(view.grafted):
         ungraft(module)
     view.grafted.clear()
+    view.set_aside.give_back()
     if view.shortcut_holder is not None:
         view.shortcut_holder._modules.pop("shortcut", None)
         view.shortcut_holder = None

@@ -6,9 +6,11 @@ Operation types live in one registry, `OPERATIONS`; a new one is a pydantic mode
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from surgery.errors import nearest
 
 _MAX_COUNT = 1_000_000
 
@@ -152,11 +154,48 @@ class SparseQueryRouting(Settings):
     alias: ClassVar[str] = "queries"
 
 
-Operation = SparseWindowRouting | SparseMemoryRetrieval | SparseQueryRouting
+Part = Literal["encoder", "memory_attention", "memory_encoder", "mask_decoder"]
+PARTS: tuple[Part, ...] = get_args(Part)
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+
+class CompileParts(Settings):
+    """torch.compile of the large parts of the model, with a bounded set of graphs (docs/compile.md)."""
+
+    type: Literal["compile"] = "compile"
+    parts: tuple[Part, ...] = Field(PARTS, description="what is compiled; the prompt encoder never is")
+    mode: CompileMode = Field("default", description="of torch.compile; those with CUDA graphs: fixed shapes only")
+    backend: str = Field("inductor", min_length=1, max_length=80, description="any that torch.compile knows")
+
+    alias: ClassVar[str] = "compile"
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _each_once(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)) or not value:
+            raise ValueError(f"expected a non-empty list out of {', '.join(PARTS)}; got {value!r:.80}")
+        for part in value:
+            if part not in PARTS:
+                raise ValueError(f"unknown part {part!r:.80}{nearest(str(part), PARTS)}; known: {', '.join(PARTS)}")
+        if len(set(value)) < len(value):
+            raise ValueError(f"each part may appear once, got {value!r:.80}")
+        return tuple(part for part in PARTS if part in value)
+
+    @model_validator(mode="after")
+    def _modes_are_of_inductor(self) -> CompileParts:
+        if self.mode != "default" and self.backend != "inductor":
+            raise ValueError(
+                f"mode {self.mode!r} is one of inductor's; with backend {self.backend!r} use mode: default"
+            )
+        return self
+
+
+Operation = SparseWindowRouting | SparseMemoryRetrieval | SparseQueryRouting | CompileParts
 OPERATIONS: dict[str, type[Settings]] = {
     "sparse_window_routing": SparseWindowRouting,
     "sparse_memory_retrieval": SparseMemoryRetrieval,
     "sparse_query_routing": SparseQueryRouting,
+    "compile": CompileParts,
 }
 _MAX_CANDIDATES = 5000
 

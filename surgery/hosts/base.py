@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from surgery.errors import UnsupportedModelError
 from surgery.graft import Graft
-from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.hosts.compiled import Compilation, SetAside
+from surgery.recipe import CompileParts, Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.retrieval.bank import Chunk, KeyPlan
 from surgery.retrieval.queries import QueryRoute
 from surgery.routing.shortcut import Shortcut
@@ -74,7 +75,8 @@ class Binding:
     Everything about a video lives in its `VideoState`. `route`, `plan`, `query`, `inputs` (of the self-attentions in
     memory attention) and `taps` are set only while a host call is in progress, under `lock`, so two threads that share
     a model take turns frame by frame. `forced` replaces the router's choice on frames that may be routed: speed does
-    not depend on which windows are kept, so benchmarks fix them. `watcher`: see `Watcher`.
+    not depend on which windows are kept, so benchmarks fix them. `watcher`: see `Watcher`. `compilation`: the compiled
+    forwards, or None.
     """
 
     def __init__(self) -> None:
@@ -84,6 +86,7 @@ class Binding:
         self.routing: SparseWindowRouting | None = None
         self.retrieval: SparseMemoryRetrieval | None = None
         self.queries: SparseQueryRouting | None = None
+        self.compilation: Compilation | None = None
         self.grid: WindowGrid | None = None
         self.tiles: TileGrid | None = None
         self.route: Route | None = None
@@ -104,7 +107,16 @@ class Binding:
         return revive(*settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _revive_binding, (self.enabled, self.routing, self.retrieval, self.queries, self.grid, self.tiles)
+        compiled = self.compilation.settings if self.compilation is not None else None
+        return _revive_binding, (
+            self.enabled,
+            self.routing,
+            self.retrieval,
+            self.queries,
+            self.grid,
+            self.tiles,
+            compiled,
+        )
 
     def state_of(self, handle: SessionHandle) -> VideoState:
         """The video state of a session, made anew when absent or when it belongs to another surgery."""
@@ -125,6 +137,15 @@ class Binding:
         finally:
             self.enabled = before
 
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Inside, no part runs compiled by the recipe; what is compiled already is kept."""
+        before, self.compilation = self.compilation, None
+        try:
+            yield
+        finally:
+            self.compilation = before
+
 
 def _revive_binding(
     enabled: bool,
@@ -133,8 +154,10 @@ def _revive_binding(
     queries: SparseQueryRouting | None,
     grid: WindowGrid | None,
     tiles: TileGrid | None,
+    compiled: CompileParts | None = None,
 ) -> Binding:
     binding = Binding()
+    binding.compilation = Compilation(compiled) if compiled is not None else None
     binding.enabled, binding.routing, binding.retrieval = enabled, routing, retrieval
     binding.queries, binding.grid, binding.tiles = queries, grid, tiles
     return binding
@@ -183,6 +206,7 @@ class HostView(ABC):
         self.grafted: list[nn.Module] = []
         self.shortcut_holder: nn.Module | None = None
         self.adapter: str | None = None
+        self.set_aside = SetAside()
 
     @classmethod
     @abstractmethod
@@ -262,6 +286,11 @@ class HostView(ABC):
     @abstractmethod
     def decoder_module(self) -> nn.Module:
         """The mask decoder. It takes the conditioned features as `image_embeddings` [B, C, h, w]; masks come first."""
+
+    def memory_encoder(self) -> nn.Module:
+        """The memory encoder."""
+        found: nn.Module = self.model.memory_encoder
+        return found
 
     @property
     @abstractmethod

@@ -13,6 +13,7 @@ from surgery.errors import ModelStateError, UnsupportedModelError
 from surgery.graft import Graft
 from surgery.hosts.base import BlockInfo, HostView, Turn
 from surgery.hosts.blocks import DecoderTap, MemoryCrossAttention, SpanBlock
+from surgery.hosts.compiled import ATTENTION, CompiledPart
 from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
 from surgery.hosts.query import MemorySelfAttention, conditioned
 from surgery.retrieval.attention import Projections
@@ -103,9 +104,10 @@ def _rotary_table(attention: Any, tokens: int, device: torch.device) -> Tensor:
     return table
 
 
-class Sam2MemoryAttention(Graft):
+class Sam2MemoryAttention(CompiledPart):
     """`MemoryAttention`. `__call__` and not `forward`, which the VOS predictor replaces by a compiled one."""
 
+    part = ATTENTION
     _surgery: Sam2View
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:

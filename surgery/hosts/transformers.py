@@ -14,6 +14,7 @@ from surgery.errors import UnsupportedModelError
 from surgery.graft import Graft
 from surgery.hosts.base import BlockInfo, HostView, Turn
 from surgery.hosts.blocks import DecoderTap, MemoryCrossAttention, SpanBlock
+from surgery.hosts.compiled import ATTENTION, CompiledPart, MaskDecoderPart
 from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
 from surgery.hosts.keys import transformers_block_key
 from surgery.hosts.query import MemorySelfAttention, conditioned
@@ -111,9 +112,10 @@ class TransformersSelfAttention(MemorySelfAttention):
         return Projections(self.q_proj, self.k_proj, self.v_proj, self.o_proj, heads)  # type: ignore[attr-defined]
 
 
-class TransformersMemoryAttention(Graft):
+class TransformersMemoryAttention(CompiledPart):
     """`Sam2VideoMemoryAttention`."""
 
+    part = ATTENTION
     _surgery: TransformersView
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -148,7 +150,7 @@ class TransformersMemoryAttention(Graft):
             return conditioned(view.binding, current, positions, pointers, len(self.layers), run)  # type: ignore[attr-defined]
 
 
-class TransformersMaskDecoder(Graft):
+class TransformersMaskDecoder(MaskDecoderPart):
     """`Sam2VideoMaskDecoder`: the only place where all mask candidates are seen.
 
     `__call__` and not `forward`: a compiled forward that recorded evidence would be compiled anew on every frame.
