@@ -24,6 +24,7 @@ from surgery.operations import CompileParts
 if TYPE_CHECKING:
     from surgery.hosts.base import Binding, HostView
     from surgery.routing.span import Route
+    from surgery.routing.windows import WindowGrid
 
 ENCODER, ATTENTION, MEMORY, DECODER = "encoder", "memory_attention", "memory_encoder", "mask_decoder"
 Kind = tuple[Hashable, ...]
@@ -51,6 +52,13 @@ class Compilation:
         """Whether a compiled call may overwrite what an earlier one returned (CUDA graphs)."""
         return self.settings.mode in ("reduce-overhead", "max-autotune")
 
+    def fixes_shapes(self, grid: WindowGrid) -> bool:
+        """Whether every number of windows has a graph of its own, as CUDA graphs, recorded of fixed shapes, need.
+
+        Not on a padded grid: its border windows hold fewer tokens, so that the number does not fix the shape.
+        """
+        return self.reuses_memory and not grid.padded
+
     def wanted(self, part: str, binding: Binding) -> bool:
         """Whether a call of `part` runs compiled now.
 
@@ -73,6 +81,9 @@ class Compilation:
         if entry is None:
             entry = self._entries[part, kind] = self._entry(part, kind, forward)
             spent.kinds += 1
+        if part == ENCODER:
+            # Frames come as views, as inference tensors or not; torch would compile for each.
+            args = tuple(each.clone(memory_format=torch.contiguous_format) for each in args)
         before, start = _graphs(), perf_counter()
         out = entry(*args, **kwargs)
         made = _graphs() - before
@@ -87,10 +98,7 @@ class Compilation:
     def _kind(self, part: str, binding: Binding, args: tuple[Any, ...]) -> Kind:
         if part == ENCODER:
             grid = binding.grid
-            # CUDA graphs are recorded of fixed shapes. Border windows of a padded grid hold fewer tokens, so that there
-            # a number of windows does not fix the shape.
-            fixed = self.reuses_memory and grid is not None and not grid.padded
-            return encoder_kind(binding.route, fixed)
+            return encoder_kind(binding.route, grid, grid is not None and self.fixes_shapes(grid))
         if part == ATTENTION:
             plan = binding.plan
             read = (None,) if plan is None else (plan.index[0] is not None, len(plan.measures), plan.bias is not None)
@@ -119,13 +127,17 @@ def inductor_options(mode: str) -> dict[str, Any]:
     return options
 
 
-def encoder_kind(route: Route | None, fixed: bool) -> Kind:
+def encoder_kind(route: Route | None, grid: WindowGrid | None, fixed: bool) -> Kind:
     """What kind of call an encoder call under `route` is; its sizes are marked as symbols unless they are `fixed`."""
     if route is None:
         return ("plain",)
     if route.dense:
         return ("dense", route.observe, route.tiles is not None)
-    assert route.packing is not None
+    assert route.packing is not None and grid is not None
+    for packing in (route.packing, route.rest_packing):
+        # Chosen windows that are all full by chance would be another kind of call.
+        if packing is not None and packing.slots is None and grid.padded and route.real is None:
+            packing.slots = torch.arange(packing.ids.shape[0] * packing.area, device=packing.ids.device)
     if not fixed:
         mark_route(route)
     count = route.packing.ids.shape[0]
@@ -135,8 +147,6 @@ def encoder_kind(route: Route | None, fixed: bool) -> Kind:
         # torch makes a graph of its own for size one, and for size zero.
         count if fixed else min(count, 2),
         rest if fixed else min(rest, 2),
-        route.packing.slots is None,
-        route.rest_packing is not None and route.rest_packing.slots is None,
         route.memory is not None,
         route.real is not None,
         route.tiles is not None,
