@@ -125,7 +125,7 @@ def memory_attention_gflop(
     if queries is not None:
         index = torch.arange(query_count(tokens, 0, round(queries * tokens)), device=reference.device)
         still = torch.zeros(tokens, _width(view), device=reference.device, dtype=reference.dtype)
-        view.binding.query = QueryRoute(index, tokens, pointers, still, [still] * len(layers))
+        view.binding.query = QueryRoute(index, tokens, still, [still] * len(layers))
     try:
         return count(
             view.memory_attention(),

@@ -113,11 +113,12 @@ class MemoryCrossAttention(Graft):
 
     def _planned(
         self, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, plan: KeyPlan | None,
-        route: QueryRoute | None,
+        route: QueryRoute | None, pointers: int,
     ) -> Tensor | None:  # fmt: skip
         """[N, C] for pruned layers and routed queries, None when the stock module should run on everything.
 
-        query: [N, C] normed queries; key, value: [M, 64]; cos, sin: [T, d / 2] grid tables.
+        query: [N, C] normed queries; key, value: [M, 64], the last `pointers` of them without a position; cos,
+        sin: [T, d / 2] grid tables.
         """
         layer = self._surgery.layer
         if route is None and (plan is None or (not plan.measures and plan.index[layer] is None)):
@@ -130,7 +131,7 @@ class MemoryCrossAttention(Graft):
         if plan is None or plan.index[layer] is None:
             if route is None:
                 return None
-            return whole_memory_attention(turned, key, value, route.pointers, parts, cos, sin)
+            return whole_memory_attention(turned, key, value, pointers, parts, cos, sin)
         return pruned_attention(turned, key, value, plan, layer, parts, cos, sin)
 
     def _projections(self) -> Projections:

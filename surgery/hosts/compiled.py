@@ -134,12 +134,8 @@ def encoder_kind(route: Route | None, grid: WindowGrid | None, fixed: bool) -> K
     if route.dense:
         return ("dense", route.observe, route.tiles is not None)
     assert route.packing is not None and grid is not None
-    for packing in (route.packing, route.rest_packing):
-        # Chosen windows that are all full by chance would be another kind of call.
-        if packing is not None and packing.slots is None and grid.padded and route.real is None:
-            packing.slots = torch.arange(packing.ids.shape[0] * packing.area, device=packing.ids.device)
     if not fixed:
-        mark_route(route)
+        settle_route(route, grid)
     count = route.packing.ids.shape[0]
     rest = 0 if route.rest is None else 1 if route.rest_packing is None else route.rest_packing.ids.shape[0]
     return (
@@ -153,8 +149,12 @@ def encoder_kind(route: Route | None, grid: WindowGrid | None, fixed: bool) -> K
     )
 
 
-def mark_route(route: Route) -> None:
-    """Tell torch that sizes which follow the number of windows are symbols, in whatever way the encoder is compiled."""
+def settle_route(route: Route, grid: WindowGrid) -> None:
+    """Make a route look like others to a compiled encoder: sizes that follow the number of windows are symbols."""
+    for packing in (route.packing, route.rest_packing):
+        # Chosen windows that are all full by chance would be another kind of call.
+        if packing is not None and packing.slots is None and grid.padded and route.real is None:
+            packing.slots = torch.arange(packing.ids.shape[0] * packing.area, device=packing.ids.device)
     for tensor in _route_indices(route):
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
 

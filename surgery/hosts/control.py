@@ -16,6 +16,7 @@ from torch import Tensor
 from surgery.errors import ModelStateError
 from surgery.hosts.base import Binding, HostView, Turn
 from surgery.hosts.choice import Glance, choose_windows
+from surgery.hosts.compiled import settle_route
 from surgery.retrieval.bank import KeyPlan, plan_keys, remember
 from surgery.routing.span import dense_route, make_route, updated_memory
 from surgery.routing.tiles import updated_tiles
@@ -121,6 +122,9 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
     else:
         watch = tiles.watch() if tiles is not None else None
         route = dense_route(watcher is not None or (observe and settings.temporal), watch)
+    if not route.dense and "forward" in vars(view.image_encoder()):
+        # The VOS predictor compiled its encoder itself, one graph for each shape, and fails at the ninth.
+        settle_route(route, grid)
     binding.route = route
     try:
         features = run()

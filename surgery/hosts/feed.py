@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,15 +53,20 @@ def feed(model: Any, frames: FrameSource, masks: Masks) -> Iterator[Tensor]:
 
 
 def _stock(model: Any, frames: FrameSource, masks: Masks) -> Iterator[Tensor]:
-    from surgery.hosts.sam2_video import frames_instead_of_files
+    from surgery.hosts.sam2_video import frames_instead_of_files, without_bar
 
     side = view_of(model).image_size()
     with frames_instead_of_files(frames, (side, side)):
         state = model.init_state("memory")
     for obj_id, mask in masks.items():
         model.add_new_mask(state, 0, obj_id, torch.from_numpy(np.ascontiguousarray(mask)))
-    for _, _, logits in model.propagate_in_video(state, 0, len(frames)):
+    steps = model.propagate_in_video(state, 0, len(frames))
+    for index in range(len(frames)):
+        # The host makes its bar when the first frame is asked for.
+        with without_bar() if index == 0 else nullcontext():
+            _, _, logits = next(steps)
         yield logits
+    steps.close()
 
 
 def _transformers(model: Any, frames: FrameSource, masks: Masks) -> Iterator[Tensor]:

@@ -45,14 +45,11 @@ class MemorySelfAttention(Graft):
         raise NotImplementedError
 
 
-def conditioned(
-    binding: Binding, current: Tensor, positions: Tensor | None, pointers: int, layers: int, run: Run
-) -> Tensor:
+def conditioned(binding: Binding, current: Tensor, positions: Tensor | None, layers: int, run: Run) -> Tensor:
     """Memory attention for one object, for all tokens or for a subset.
 
     Args:
         current: features of the frame, [T, 1, C]; positions: their position code or None.
-        pointers: object pointer rows at the end of the memory.
         layers: memory attention layers.
         run: calls the host's own memory attention on the tokens it is given.
 
@@ -69,7 +66,7 @@ def conditioned(
     windows = _windows(binding, state, turn, current)
     route = None
     if windows is not None:
-        route = _route(binding, state, turn, windows, pointers, current.device)
+        route = _route(binding, state, turn, windows, current.device)
     if not turn.prompted:
         state.stats.query_calls += 1
         state.stats.queries_kept += 1.0 if route is None else route.index.shape[0] / route.tokens
@@ -122,7 +119,7 @@ def _windows(binding: Binding, state: VideoState, turn: Turn, current: Tensor) -
 
 
 def _route(
-    binding: Binding, state: VideoState, turn: Turn, windows: set[int], pointers: int, device: torch.device
+    binding: Binding, state: VideoState, turn: Turn, windows: set[int], device: torch.device
 ) -> QueryRoute | None:
     grid, reach = binding.grid, state.reach[turn.obj_id]
     assert grid is not None
@@ -133,4 +130,4 @@ def _route(
         return None
     index = query_tokens(torch.from_numpy(certain).to(device, non_blocking=True), reach.tokens.to(device), count)
     last = state.queries[turn.obj_id, turn.reverse]
-    return QueryRoute(index, grid.tokens, pointers, last.output, list(last.inputs))
+    return QueryRoute(index, grid.tokens, last.output, list(last.inputs))

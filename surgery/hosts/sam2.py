@@ -72,7 +72,7 @@ class Sam2CrossAttention(MemoryCrossAttention):
         plan, route = self._surgery.binding.plan, self._surgery.binding.query
         if (plan is not None or route is not None) and q.shape[0] == 1:
             table = _rotary_table(self, q.shape[1] if route is None else route.tokens, q.device)
-            out = self._planned(q[0], k[0], v[0], table.real, table.imag, plan, route)
+            out = self._planned(q[0], k[0], v[0], table.real, table.imag, plan, route, num_k_exclude_rope)
             if out is not None:
                 return out[None]
         return super().forward(q, k, v, num_k_exclude_rope=num_k_exclude_rope)  # type: ignore[misc]
@@ -133,7 +133,7 @@ class Sam2MemoryAttention(CompiledPart):
             stride=view.model.memory_temporal_stride_for_eval,
             device=memory.device,
         ):
-            return conditioned(view.binding, current, positions, pointers, len(self.layers), run)  # type: ignore[attr-defined]
+            return conditioned(view.binding, current, positions, len(self.layers), run)  # type: ignore[attr-defined]
 
 
 class _TracedFrame(dict[str, Any]):

@@ -75,7 +75,7 @@ class TransformersCrossAttention(MemoryCrossAttention):
         plan, route = self._surgery.binding.plan, self._surgery.binding.query
         if (plan is not None or route is not None) and query.shape[:2] == (1, 1):
             cos, sin = (table.reshape(-1, table.shape[-1])[:, ::2] for table in position_embeddings)
-            out = self._planned(query[0, 0], key[0, 0], value[0, 0], cos, sin, plan, route)
+            out = self._planned(query[0, 0], key[0, 0], value[0, 0], cos, sin, plan, route, num_k_exclude_rope)
             if out is not None:
                 return out[None, None], None
         return super().forward(  # type: ignore[misc]
@@ -147,7 +147,7 @@ class TransformersMemoryAttention(CompiledPart):
             stride=1,
             device=memory.device,
         ):
-            return conditioned(view.binding, current, positions, pointers, len(self.layers), run)  # type: ignore[attr-defined]
+            return conditioned(view.binding, current, positions, len(self.layers), run)  # type: ignore[attr-defined]
 
 
 class TransformersMaskDecoder(MaskDecoderPart):
