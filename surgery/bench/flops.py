@@ -91,9 +91,10 @@ def encoder_gflop(view: HostView, windows: Sequence[int] | None = None) -> float
             not shortcut.pointwise, tiles,
         )  # fmt: skip
     try:
-        return count(
-            encoder, lambda: encoder(torch.empty(1, 3, side, side, device=reference.device, dtype=reference.dtype))
-        )
+        with binding.uncompiled():
+            return count(
+                encoder, lambda: encoder(torch.empty(1, 3, side, side, device=reference.device, dtype=reference.dtype))
+            )
     finally:
         binding.route = None
 
@@ -127,10 +128,11 @@ def memory_attention_gflop(
         still = torch.zeros(tokens, _width(view), device=reference.device, dtype=reference.dtype)
         view.binding.query = QueryRoute(index, tokens, still, [still] * len(layers))
     try:
-        return count(
-            view.memory_attention(),
-            lambda: view.run_memory_attention(*_bank(view, tokens, length, reference), pointers),
-        )
+        with view.binding.uncompiled():
+            return count(
+                view.memory_attention(),
+                lambda: view.run_memory_attention(*_bank(view, tokens, length, reference), pointers),
+            )
     finally:
         view.binding.plan = view.binding.query = None
 

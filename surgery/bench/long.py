@@ -10,7 +10,7 @@ from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.identity import Kept, identity
 from surgery.bench.modules import forced_windows
-from surgery.bench.pair import Pair, compiled, precision
+from surgery.bench.pair import Pair, precision
 from surgery.bench.settings import Settings
 from surgery.hosts.base import HostView
 from surgery.hosts.feed import feed
@@ -32,8 +32,7 @@ def long_run(pair: Pair, settings: Settings, step: Step) -> dict[str, Any]:
     memory = []
     with precision(settings, pair.device), forced_windows(pair.sparse, settings.windows) as windows:
         for view in pair.views():
-            with compiled([view], settings):
-                ms, used = _run(view, clip, clock, step)
+            ms, used = _run(view, clip, clock, step)
             series.append(ms)
             memory.append(used)
     skipped = min(1 + settings.warm, settings.long - 2)

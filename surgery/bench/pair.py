@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from surgery.api import current_view, desparsify, require_view, sparsify
-from surgery.bench.modules import compiled_parts
 from surgery.bench.settings import BenchmarkError, Settings
 from surgery.hosts import view_of
 from surgery.hosts.base import HostView
-from surgery.recipe import Recipe
+from surgery.hosts.compiled import must_keep_forward, part_module
+from surgery.operate import retune
+from surgery.operations import PARTS, CompileParts
+from surgery.recipe import Metadata, Recipe
 
 if TYPE_CHECKING:
     from surgery.adapters.files import Adapter
@@ -63,13 +65,31 @@ def twins(
         model = copy.deepcopy(model).to(_DTYPES[settings.precision])
     dense, sparse = _twin(model), _twin(model)
     desparsify(dense)
+    operation = compile_operation(settings)
     if current_view(sparse) is None or recipe is not None or adapter is not None:
-        sparsify(sparse, recipe, adapter=adapter)
+        sparsify(sparse, recipe, adapter=adapter, compile=False)
     view = require_view(sparse)
+    assert view.recipe is not None
+    if operation is not None:
+        for part in operation.parts:
+            if must_keep_forward(part_module(view, part)):
+                raise BenchmarkError(f"{part} carries a compiled forward already; give the plain predictor")
+        # The stock twin is compiled by the same operation, and by nothing else.
+        alone = Metadata(name="compiled", description="The stock model, compiled.")
+        sparsify(dense, Recipe(metadata=alone, operations=(operation,)))
+    retune(view, view.recipe.with_compilation(operation))
     if settings.windows is not None and view.binding.routing is None:
         name = view.recipe.metadata.name if view.recipe is not None else None
         raise BenchmarkError(f"windows {settings.windows}: recipe {name!r} routes no windows; leave windows out")
-    return Pair(view_of(dense), view, next(sparse.parameters()).device)
+    return Pair(current_view(dense) or view_of(dense), view, next(sparse.parameters()).device)
+
+
+def compile_operation(settings: Settings) -> CompileParts | None:
+    """What the settings compile, as a recipe's operation."""
+    if settings.compile == "none":
+        return None
+    parts = ("encoder",) if settings.compile == "encoder" else PARTS
+    return CompileParts.model_validate({"parts": parts, "mode": settings.mode})
 
 
 def _twin(model: nn.Module) -> nn.Module:
@@ -88,19 +108,9 @@ def precision(settings: Settings, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def compiled(views: Sequence[HostView], settings: Settings) -> Iterator[None]:
-    """Inside, the modules of `settings.compile` run compiled; afterwards they are as they were."""
-    if settings.compile == "none":
+def uncompiled(views: Sequence[HostView]) -> Iterator[None]:
+    """Inside, nothing runs compiled."""
+    with ExitStack() as stack:
+        for view in views:
+            stack.enter_context(view.binding.uncompiled())
         yield
-        return
-    torch._dynamo.reset()
-    parts: list[Any] = [part for view in views for part in compiled_parts(view, settings.compile)]
-    for part in parts:
-        if "forward" in vars(part):
-            raise BenchmarkError(f"{type(part).__name__} carries a compiled forward already; give the plain predictor")
-        part.forward = torch.compile(part.forward, mode=settings.mode)
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.__dict__.pop("forward", None)
