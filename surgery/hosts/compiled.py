@@ -7,6 +7,7 @@ code object and gives up at eight. What a part notes for the surgery is read out
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
@@ -265,7 +266,11 @@ class SetAside:
 
 def compiled_own_forward(module: nn.Module) -> bool:
     """Whether the instance `forward` of `module` is torch.compile of the class's own, as the VOS predictor has it."""
-    original = getattr(vars(module).get("forward"), "_torchdynamo_orig_callable", None)
+    forward = vars(module).get("forward")
+    if forward is None or not hasattr(forward, "_torchdynamo_orig_callable"):
+        return False
+    # torch puts further functions around those of its own modules.
+    original = inspect.unwrap(forward, stop=lambda each: hasattr(each, "__self__"))
     return getattr(original, "__self__", None) is module and getattr(original, "__func__", 0) is type(module).forward
 
 
