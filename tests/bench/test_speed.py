@@ -12,10 +12,11 @@ import torch
 
 import surgery
 from surgery.bench import BenchmarkError, Settings
-from surgery.bench.arms import Arms, uncompiled
+from surgery.bench.arms import Arms
 from surgery.bench.clock import Clock
 from surgery.bench.matrix import Matrix, read_matrix
 from surgery.bench.modules import probed
+from surgery.bench.pair import uncompiled
 from surgery.bench.probe import Probe, TimeMeter
 from surgery.bench.tables import SECTIONS, filled, limits, sections, speed_table
 from surgery.hosts import query, view_of
