@@ -19,7 +19,7 @@ from surgery.api import require_view
 from surgery.hosts import compiled as seam
 from surgery.recipe import CompileParts, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
-from tests.hosts.test_hosts import same
+from tests.hosts.test_hosts import close, same
 
 HOSTS = ("sam2", "transformers")
 PRUNED = SparseMemoryRetrieval(keep_conditioning=0.3, rebalance=True)
@@ -213,6 +213,15 @@ def test_what_is_kept_of_a_call_outlives_memory_that_is_used_again(host: str, mo
     monkeypatch.setattr(torch, "compile", overwriting)
     assert same(driver.track(video(5), 2), plain.track(video(5), 2))
     assert surgery.status(driver.model).windows_kept < 1.0
+
+
+@pytest.mark.slow
+def test_inductor_gives_the_same_masks_but_for_rounding(host: str) -> None:
+    driver, plain = make(host), make(host)
+    surgery.sparsify(plain.model, STEADY)
+    surgery.sparsify(driver.model, STEADY, compile=CompileParts(parts=("memory_encoder", "mask_decoder")))
+    close(driver.track(video(6)), plain.track(video(6)), 5e-5)
+    assert graphs() > 0
 
 
 def test_window_counts_with_graphs_of_their_own() -> None:
