@@ -17,7 +17,7 @@ import surgery
 from surgery import ModelStateError, Recipe, RecipeError
 from surgery.api import require_view
 from surgery.hosts import compiled as seam
-from surgery.recipe import CompileParts, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.recipe import CompileParts, Precision, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
 from tests.hosts.test_hosts import close, same
 
@@ -134,6 +134,47 @@ def test_all_windows_and_keys_compiled_are_the_stock_model(host: str) -> None:
     surgery.sparsify(driver.model, "exact", compile=eager())
     assert same(driver.track(video(4)), stock)
     assert graphs() > 0
+
+
+@pytest.mark.parametrize("cast", ["autocast", "weights"])
+def test_parts_compiled_in_half_precision(host: str, cast: str) -> None:
+    """Precision is set around the graph; either cast gives the graph weights of one type from frame to frame."""
+    plain, driver = make(host), make(host)
+    half = recipe(Precision(cast=cast, keep_fp32=("mask_decoder",)))
+    surgery.sparsify(plain.model, half)
+    surgery.sparsify(driver.model, half, compile=eager(*BEHIND))
+    expected = plain.track(video(4))
+    assert same(driver.track(video(4)), expected)
+    before = graphs()
+    assert same(driver.track(video(4)), expected)
+    assert graphs() == before > 0
+    assert {parameter.dtype for parameter in driver.model.parameters()} == {torch.float32}
+    surgery.desparsify(driver.model)
+    assert same(driver.track(video(3)), make(host).track(video(3)))
+
+
+def test_objects_of_a_frame_share_nothing_in_compiled_memory_attention(host: str) -> None:
+    plain, driver = make(host), make(host)
+    surgery.sparsify(plain.model, STEADY)
+    surgery.sparsify(driver.model, STEADY, compile=eager("memory_attention"))
+    runs = [scheduled(each, 5, objects=3) for each in (driver, plain)]
+    assert same(*(list(run) for run in runs))
+    spent = require_view(driver.model).binding.compilation.spent["memory_attention"]
+    assert 0 < spent.graphs <= 5, spent
+    before = graphs()
+    assert same(list(scheduled(driver, 5, objects=3)), list(scheduled(plain, 5, objects=3)))
+    assert graphs() == before
+
+
+@pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
+def test_early_pieces_and_stage4_have_bounded_graphs(windows: tuple[int, ...]) -> None:
+    operation = SparseWindowRouting(temporal=True, span="tiles", early=0.6, correction="patch", stage4="routed")
+    plain, driver = make("sam2", windows), make("sam2", windows)
+    surgery.sparsify(plain.model, recipe(operation))
+    surgery.sparsify(driver.model, recipe(operation), compile=eager("encoder"))
+    assert same(list(scheduled(driver, 8)), list(scheduled(plain, 8)))
+    spent = require_view(driver.model).binding.compilation.spent["encoder"]
+    assert spent.kinds <= 3 and spent.graphs <= 5, spent
 
 
 def test_a_model_that_is_only_compiled(host: str) -> None:
