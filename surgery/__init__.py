@@ -17,6 +17,8 @@ _PUBLIC = {
     "desparsify": "surgery.api",
     "disabled": "surgery.api",
     "status": "surgery.api",
+    "warm_up": "surgery.warm",
+    "WarmUp": "surgery.warm",
     "Status": "surgery.api",
     "Recipe": "surgery.recipe",
     "list_recipes": "surgery.recipe",
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
     from surgery.evaluation import evaluate as evaluate
     from surgery.recipe import Recipe as Recipe
     from surgery.recipe import list_recipes as list_recipes
+    from surgery.warm import WarmUp as WarmUp
+    from surgery.warm import warm_up as warm_up
 
 
 def __getattr__(name: str) -> Any:

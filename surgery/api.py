@@ -16,7 +16,7 @@ from surgery.hosts import view_of
 from surgery.hosts.base import HostView, SpanInfo
 from surgery.hosts.early import tile_grid
 from surgery.operate import inspect, operate, undo
-from surgery.recipe import Recipe
+from surgery.recipe import CompileParts, Recipe
 from surgery.routing.shortcut import Shortcut, make_shortcut
 from surgery.session import SessionStats
 
@@ -100,6 +100,7 @@ class Status:
 def sparsify(
     model: M, recipe: str | Path | Recipe | None = None, *, adapter: str | Path | Adapter | None = None,
     force: bool = False, clips: Iterable[ClipSource] | None = None, progress: bool = True,
+    compile: bool | str | CompileParts | None = None,
 ) -> M:  # fmt: skip
     """Make a SAM 2 video model sparse, in place. The same model, through the same calls, then skips what a frame does
     not need. Calling it again undoes the first surgery and applies the new one.
@@ -115,6 +116,9 @@ def sparsify(
         clips: calibrate on these: fit the shortcut and choose the thresholds, as `surgery.calibrate` does
             with its defaults; at least two clips, no labels needed. Not together with `adapter`.
         progress: show a progress bar while calibrating.
+        compile: torch.compile of the large parts, as the recipe operation `compile`. True: with the recipe's own
+            settings or the defaults; a mode of torch.compile, such as "max-autotune", or the operation; False: not,
+            whatever the recipe says; None: as the recipe says. Compiling happens on first use: see `warm_up`.
 
     Returns:
         `model` itself.
@@ -137,10 +141,10 @@ def sparsify(
                 "adapter and clips are both given; an adapter is calibrated already: give one of them, or load it "
                 "first and call calibrate(model, clips)"
             )
-        calibrate(model, clips, _choose_recipe(recipe, None), progress=progress)
+        calibrate(model, clips, _with_compile(_choose_recipe(recipe, None), compile), progress=progress)
         return model
     loaded = _load(adapter)
-    chosen = _choose_recipe(recipe, loaded)
+    chosen = _with_compile(_choose_recipe(recipe, loaded), compile)
     view = view_of(model)
     span = inspect(view, chosen)
     shortcut = _shortcut(view, span, chosen, loaded, force) if span is not None else None
@@ -241,6 +245,17 @@ def _choose_recipe(recipe: str | Path | Recipe | None, adapter: Adapter | None) 
     if recipe is None:
         return adapter.recipe if adapter is not None else Recipe.load(DEFAULT_RECIPE)
     return Recipe.load(recipe)
+
+
+def _with_compile(recipe: Recipe, compile: bool | str | CompileParts | None) -> Recipe:
+    if compile is None:
+        return recipe
+    if compile is False:
+        return recipe.with_compilation(None)
+    if isinstance(compile, CompileParts):
+        return recipe.with_compilation(compile)
+    compiled = recipe if recipe.compilation is not None else recipe.with_compilation(CompileParts())
+    return compiled if compile is True else compiled.with_values({"compile.mode": compile})
 
 
 def _shortcut(view: HostView, span: SpanInfo, recipe: Recipe, adapter: Adapter | None, force: bool) -> Shortcut:

@@ -19,7 +19,10 @@ class Graft:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         mixin, host = type(self).__bases__
-        return _revive, (mixin, host), self.__dict__.copy()
+        state = self.__dict__.copy()
+        # Left by `module.compile()`; torch's own modules drop it too.
+        state.pop("_compiled_call_impl", None)
+        return _revive, (mixin, host), state
 
 
 _CLASSES: dict[tuple[type, type], type] = {}

@@ -11,11 +11,13 @@ from surgery.errors import ModelStateError, UnsupportedModelError, WeightsError
 from surgery.graft import graft, is_grafted, own_forward, ungraft
 from surgery.hosts.base import HostView, SpanInfo, finite
 from surgery.hosts.blocks import BlockPart, LayerPart
+from surgery.hosts.compiled import check_backend, must_keep_forward
 from surgery.hosts.early import EarlyBlock, early_parts, tile_grid
 from surgery.hosts.late import late_blocks, late_grid, late_parts
-from surgery.hosts.precision import HalfPart, PartName, require_castable
+from surgery.hosts.parts import part_mixin
+from surgery.hosts.precision import require_castable
 from surgery.hosts.trim import check_caches
-from surgery.recipe import Recipe
+from surgery.recipe import CompileParts, Recipe
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.windows import WindowGrid
 
@@ -30,7 +32,8 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
         UnsupportedModelError: the model's structure cannot be routed as the recipe asks.
         WeightsError: a weight the surgery relies on is not finite, or is out of range of the recipe's precision.
         ModelStateError: a part carries an instance `forward` of its own, or weights that precision cannot start from.
-        RecipeError: the recipe would drop frames that the model reads again.
+        RecipeError: the recipe would drop frames that the model reads again, or a compile backend that torch does not
+            know.
     """
     parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions(), view.self_attentions()[0]]
     parts += [module for module, _ in view.wasteful()]
@@ -60,6 +63,8 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
     if recipe.queries is not None:
         parts += view.self_attentions()[1:]
     check_caches(view, recipe)
+    if recipe.compilation is not None:
+        _require_compilable(view, recipe.compilation)
     _require_finite(view, routed)
     _require_own_forwards(view, parts)
     if recipe.precision is not None:
@@ -89,6 +94,17 @@ def _require_own_forwards(view: HostView, parts: Sequence[nn.Module]) -> None:
         )
 
 
+def _require_compilable(view: HostView, settings: CompileParts) -> None:
+    check_backend(settings)
+    for part in settings.parts:
+        module = view.parts()[part]
+        if must_keep_forward(module):
+            raise ModelStateError(
+                f"{type(module).__name__} carries its own forward (accelerate dispatch or another patch), which "
+                f"compiling {part} would bypass; sparsify first, or leave {part} out of the parts of operation compile"
+            )
+
+
 def operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Shortcut | None) -> None:
     """Cut. Whatever goes wrong half-way is undone before the error leaves.
 
@@ -106,9 +122,11 @@ def operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Sho
             for index in range(span.entry, span.exit + 1):
                 part = BlockPart(binding, entry=index == span.entry, exit=index == span.exit)
                 _graft(view, blocks[index], view.span_block, part)
-            for attention in view.token_to_image():
-                _graft(view, attention, view.decoder_attention, binding)
-            _graft_decoder(view)
+            for number, attention in enumerate(view.token_to_image()):
+                _graft(view, attention, view.decoder_attention, LayerPart(binding, number))
+            decoder = view.mask_decoder()
+            if decoder is not None and view.decoder is not None:
+                _graft(view, decoder, view.decoder, view)
         for module, lean in view.wasteful():
             _graft(view, module, lean, binding)
         _graft(view, view.memory_attention(), view.memory_attention_mixin, view)
@@ -157,24 +175,18 @@ def retune(view: HostView, recipe: Recipe) -> None:
     if recipe.queries is not None:
         for layer, attention in enumerate(view.self_attentions()):
             _graft(view, attention, view.self_attention, LayerPart(binding, layer))
-    if recipe.precision is not None:
-        _graft(view, view.memory_attention(), view.memory_attention_mixin, view)
-        _graft_decoder(view)
-        for name, part in view.parts().items():
-            _graft(view, part, HalfPart, PartName(binding, name))
+    compiled = recipe.compilation.parts if recipe.compilation is not None else ()
+    for name, module in view.parts().items():
+        if name in compiled and not own_forward(module):
+            view.set_aside.take(module)
+        if name in compiled or recipe.precision is not None:
+            _graft(view, module, part_mixin(view, name), view)
     view.recipe = recipe
     binding.precision, binding.warned = recipe.precision, False
     binding.halves.clear()
     binding.routing, binding.retrieval, binding.queries = recipe.routing, recipe.retrieval, recipe.queries
-    binding.caches = recipe.caches
+    binding.caches, binding.compiled = recipe.caches, recipe.compilation
     binding.token = object()
-
-
-def _graft_decoder(view: HostView) -> None:
-    """The host's own graft of the mask decoder, where it has one."""
-    decoder = view.mask_decoder()
-    if decoder is not None and view.decoder is not None:
-        _graft(view, decoder, view.decoder, view)
 
 
 def _graft(view: HostView, module: nn.Module, mixin: type, payload: Any) -> None:
@@ -195,6 +207,7 @@ def undo(view: HostView) -> None:
     for module in reversed(view.grafted):
         ungraft(module)
     view.grafted.clear()
+    view.set_aside.give_back()
     if view.shortcut_holder is not None:
         view.shortcut_holder._modules.pop("shortcut", None)
         view.shortcut_holder = None

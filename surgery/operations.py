@@ -6,7 +6,7 @@ Operation types live in one registry, `OPERATIONS`; a new one is a pydantic mode
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -209,9 +209,22 @@ class SparseQueryRouting(Settings):
     alias: ClassVar[str] = "queries"
 
 
-PARTS = ("encoder", "memory_attention", "memory_encoder", "mask_decoder")
-"""The parts of a model that `precision` acts on."""
+Part = Literal["encoder", "memory_attention", "memory_encoder", "mask_decoder"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""The parts of a model that `precision` and `compile` act on."""
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
+
+
+def _each_part_once(value: Any) -> tuple[Part, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"expected a list of parts, got {value!r:.80}; known: {', '.join(PARTS)}")
+    for part in value:
+        if part not in PARTS:
+            raise ValueError(f"unknown part {part!r:.80}{nearest(str(part), PARTS)}; known: {', '.join(PARTS)}")
+    if len(set(value)) != len(value):
+        raise ValueError(f"expected each part once, got {', '.join(value)}")
+    return tuple(part for part in PARTS if part in value)
 
 
 class Precision(Settings):
@@ -224,7 +237,7 @@ class Precision(Settings):
         description="autocast: each op casts what torch.autocast casts; weights: everything in the part is half "
         "precision, by copies of its weights kept beside the originals",
     )
-    keep_fp32: tuple[str, ...] = Field(
+    keep_fp32: tuple[Part, ...] = Field(
         (), description="parts left as they are: encoder, memory_attention, memory_encoder, mask_decoder"
     )
 
@@ -238,14 +251,7 @@ class Precision(Settings):
     @field_validator("keep_fp32", mode="before")
     @classmethod
     def _known_parts(cls, value: Any) -> Any:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"expected a list of parts, got {value!r:.80}; known: {', '.join(PARTS)}")
-        for part in value:
-            if part not in PARTS:
-                raise ValueError(f"unknown part {part!r:.80}{nearest(str(part), PARTS)}; known: {', '.join(PARTS)}")
-        if len(set(value)) != len(value):
-            raise ValueError(f"expected each part once, got {', '.join(value)}")
-        return tuple(part for part in PARTS if part in value)
+        return _each_part_once(value)
 
 
 class TrimCaches(Settings):
@@ -275,13 +281,41 @@ class TrimCaches(Settings):
         return self
 
 
-Operation = SparseWindowRouting | SparseMemoryRetrieval | SparseQueryRouting | Precision | TrimCaches
+class CompileParts(Settings):
+    """torch.compile of the large parts of the model, with a bounded set of graphs (docs/compile.md)."""
+
+    type: Literal["compile"] = "compile"
+    parts: tuple[Part, ...] = Field(PARTS, description="what is compiled; the prompt encoder never is")
+    mode: CompileMode = Field("default", description="of torch.compile; those with CUDA graphs: fixed shapes only")
+    backend: str = Field("inductor", min_length=1, max_length=80, description="any that torch.compile knows")
+
+    alias: ClassVar[str] = "compile"
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _known_parts(cls, value: Any) -> Any:
+        found = _each_part_once(value)
+        if not found:
+            raise ValueError(f"expected a non-empty list out of {', '.join(PARTS)}; got {value!r:.80}")
+        return found
+
+    @model_validator(mode="after")
+    def _modes_are_of_inductor(self) -> CompileParts:
+        if self.mode != "default" and self.backend != "inductor":
+            raise ValueError(
+                f"mode {self.mode!r} is one of inductor's; with backend {self.backend!r} use mode: default"
+            )
+        return self
+
+
+Operation = SparseWindowRouting | SparseMemoryRetrieval | SparseQueryRouting | Precision | TrimCaches | CompileParts
 OPERATIONS: dict[str, type[Settings]] = {
     "sparse_window_routing": SparseWindowRouting,
     "sparse_memory_retrieval": SparseMemoryRetrieval,
     "sparse_query_routing": SparseQueryRouting,
     "precision": Precision,
     "trim_caches": TrimCaches,
+    "compile": CompileParts,
 }
 _MAX_CANDIDATES = 5000
 

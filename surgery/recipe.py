@@ -21,6 +21,7 @@ from surgery.errors import RecipeError, nearest
 from surgery.operations import (
     OPERATIONS,
     CalibrationSettings,
+    CompileParts,
     Precision,
     Settings,
     SparseMemoryRetrieval,
@@ -32,6 +33,7 @@ from surgery.operations import (
 __all__ = [
     "OPERATIONS",
     "CalibrationSettings",
+    "CompileParts",
     "Metadata",
     "Precision",
     "Recipe",
@@ -158,6 +160,23 @@ class Recipe(Settings):
     def caches(self) -> TrimCaches | None:
         """The cache-trimming operation, or None when the recipe has none."""
         return self._find(TrimCaches)
+
+    @property
+    def compilation(self) -> CompileParts | None:
+        """The compile operation, or None when the recipe has none."""
+        return self._find(CompileParts)
+
+    def with_compilation(self, settings: CompileParts | None) -> Recipe:
+        """Return a copy with this compile operation instead of its own; None: with none.
+
+        Raises:
+            RecipeError: nothing else is in the recipe.
+        """
+        others = tuple(each for each in self.operations if not isinstance(each, CompileParts))
+        operations = others if settings is None else (*others, settings)
+        if not operations:
+            raise RecipeError(f"recipe {self.metadata.name!r} only compiles; without that it has no operation left")
+        return self.model_copy(update={"operations": operations})
 
     def _find(self, kind: type[_T]) -> _T | None:
         return next((operation for operation in self.operations if isinstance(operation, kind)), None)

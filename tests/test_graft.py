@@ -154,6 +154,20 @@ def test_a_copy_is_grafted_alike_and_shares_nothing(copier: Any) -> None:
     assert torch.equal(twin(GIVEN), tree(GIVEN))
 
 
+@pytest.mark.parametrize("copier", COPIERS, ids=["deepcopy", "pickle", "pickle-2", "torch.save"])
+def test_a_copy_of_a_module_that_was_compiled_in_place_is_not_compiled(copier: Any) -> None:
+    """As torch has it: a copied compiled call would run the module it was made of."""
+    module = Host()
+    graft(module, Doubled, {"factor": 2})
+    module.compile(backend="eager")
+    expected = module(GIVEN)
+    twin = copier(module)
+    with torch.no_grad():
+        module.weight.zero_()
+    assert torch.equal(twin(GIVEN), expected)
+    assert not torch.equal(module(GIVEN), expected)
+
+
 def test_a_shallow_copy_is_grafted_and_its_class_is_its_own() -> None:
     module = Host()
     graft(module, Doubled, {"factor": 2})

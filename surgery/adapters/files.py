@@ -373,8 +373,9 @@ def _origin(shortcut: Shortcut, recipe: Recipe, tensors: dict[str, Tensor]) -> _
         return None
     if not all(torch.equal(value, origin.tensors[name]) for name, value in tensors.items()):
         return None
-    # Provenance is of the weights alone; the record holds for the recipe it was measured with.
-    kept = origin.calibration if recipe == origin.recipe else None
+    # Provenance is of the weights alone; the record holds for the recipe it was measured with, compiled or not.
+    measured = recipe.with_compilation(None) == origin.recipe.with_compilation(None)
+    kept = origin.calibration if measured else None
     return _Origin(kept, origin.provenance, recipe, origin.tensors)
 
 

@@ -18,13 +18,22 @@ from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.identity import Kept, identity
 from surgery.bench.modules import forced_windows, module_names, probed
-from surgery.bench.pair import Pair, check_host, compiled, inference, stepped, twin
+from surgery.bench.pair import (
+    Pair,
+    check_host,
+    compile_operation,
+    compiled_alone,
+    inference,
+    stepped,
+    twin,
+    uncompiled,
+)
 from surgery.bench.probe import REST, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import BenchmarkError, Settings
 from surgery.hosts import view_of
 from surgery.hosts.base import HostView
 from surgery.hosts.feed import feed
-from surgery.recipe import Recipe
+from surgery.recipe import CompileParts, Recipe
 
 Rows = list[dict[str, Any]]
 _STOCK = 0
@@ -59,8 +68,9 @@ class Arms:
             baseline.load_state_dict(model.state_dict(), assign=True)
         self.settings, self.step = settings, step
         self.compiles_itself = baseline is not None
-        self.views: list[HostView] = [view_of(twin(model) if baseline is None else baseline)]
-        self.views += [require_view(sparsify(twin(model), recipe)) for recipe in recipes]
+        operation = compile_operation(settings)
+        self.views: list[HostView] = [_baseline(model, baseline, operation)]
+        self.views += [require_view(sparsify(twin(model), recipe, compile=operation or False)) for recipe in recipes]
         self.device = next(model.parameters()).device
         self.clock = Clock(self.device, settings.clock == "processor")
 
@@ -80,12 +90,11 @@ class Arms:
         settings = self.settings
         length = 1 + settings.warm + len(shares) * (2 + settings.frames + settings.module_frames)
         clip = LoopingClip(self.views[_STOCK].image_size(), length, settings.objects, self.device, settings.seed)
-        mine = self.views[1:] if self.compiles_itself else self.views
         # The collector is stopped while measuring: a pass of it in one model's frame would count for that model.
         gc.collect()
         gc.disable()
         try:
-            with inference(self.device), compiled(mine, settings):
+            with inference(self.device):
                 self.runs: list[Iterator[Tensor]] = [
                     stepped(
                         feed(view.model, clip, clip.masks), self.device, settings, view.binding.precision is not None
@@ -166,7 +175,7 @@ class Arms:
         return {
             **identity(Pair(stock, view, self.device), self.settings),
             "baseline": "vos" if self.compiles_itself else "stock",
-            "operations": [operation.type for operation in view.recipe.operations],
+            "operations": [each.type for each in view.recipe.operations if not isinstance(each, CompileParts)],
             "windows_share": share,
             "windows": kept.windows(view, ()),
             "queries": kept.queries(view),
@@ -190,19 +199,12 @@ def rounds(settings: Settings, shares: int) -> int:
     return 1 + settings.warm + shares * (2 + settings.frames + settings.module_frames)
 
 
-@contextmanager
-def uncompiled(views: Sequence[HostView]) -> Iterator[None]:
-    """Inside, no module runs a compiled forward: operations are counted in eager code."""
-    saved: list[tuple[dict[str, Any], Any]] = []
-    for view in views:
-        for part in view.model.modules():
-            if hasattr(vars(part).get("forward"), "_torchdynamo_orig_callable"):
-                saved.append((vars(part), vars(part).pop("forward")))
-    try:
-        yield
-    finally:
-        for attributes, forward in saved:
-            attributes["forward"] = forward
+def _baseline(model: Any, baseline: Any | None, operation: CompileParts | None) -> HostView:
+    """The stock model, compiled by the operation alone; a baseline of its own is left as it compiles itself."""
+    if baseline is not None:
+        return view_of(baseline)
+    stock = twin(model)
+    return view_of(stock) if operation is None else require_view(sparsify(stock, compiled_alone(operation)))
 
 
 def give_back(device: torch.device) -> None:

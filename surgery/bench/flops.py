@@ -99,7 +99,7 @@ def encoder_gflop(view: HostView, windows: Sequence[int] | None = None) -> float
             not shortcut.pointwise, tiles, late,
         )  # fmt: skip
     try:
-        with binding.stock_precision():
+        with binding.stock_precision(), binding.uncompiled():
             return count(
                 encoder, lambda: encoder(torch.empty(1, 3, side, side, device=reference.device, dtype=reference.dtype))
             )
@@ -134,9 +134,9 @@ def memory_attention_gflop(
     if queries is not None:
         index = torch.arange(query_count(tokens, 0, round(queries * tokens)), device=reference.device)
         still = torch.zeros(tokens, _width(view), device=reference.device, dtype=reference.dtype)
-        view.binding.query = QueryRoute(index, tokens, pointers, still, [still] * len(layers))
+        view.binding.query = QueryRoute(index, tokens, still, [still] * len(layers))
     try:
-        with view.binding.stock_precision():
+        with view.binding.stock_precision(), view.binding.uncompiled():
             return count(
                 view.memory_attention(),
                 lambda: view.run_memory_attention(*_bank(view, tokens, length, reference), pointers),

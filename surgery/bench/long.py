@@ -13,7 +13,7 @@ from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.identity import Kept, identity
 from surgery.bench.modules import forced_windows
-from surgery.bench.pair import Pair, compiled, inference, stepped
+from surgery.bench.pair import Pair, inference, stepped
 from surgery.bench.settings import Settings
 from surgery.hosts.feed import feed
 
@@ -34,10 +34,9 @@ def long_run(pair: Pair, settings: Settings, step: Step) -> dict[str, Any]:
     memory = []
     with inference(pair.device), forced_windows(pair.sparse, settings.windows) as windows:
         for which, view in enumerate(pair.views()):
-            with compiled([view], settings):
-                own = bool(which) and pair.own
-                run = stepped(feed(view.model, clip, clip.masks), pair.device, settings, own)
-                ms, used = _run(run, len(clip), clock, step)
+            own = bool(which) and pair.own
+            run = stepped(feed(view.model, clip, clip.masks), pair.device, settings, own)
+            ms, used = _run(run, len(clip), clock, step)
             series.append(ms)
             memory.append(used)
     skipped = min(1 + settings.warm, settings.long - 2)

@@ -20,7 +20,7 @@ from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.identity import Kept, identity
 from surgery.bench.modules import forced_windows, module_names, probed
-from surgery.bench.pair import Pair, compiled, inference, stepped, twins
+from surgery.bench.pair import Pair, inference, stepped, twins, uncompiled
 from surgery.bench.probe import REST, ByteCounter, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import Settings
 from surgery.hosts.base import HostView
@@ -119,23 +119,23 @@ class _Case:
 
     def run(self, windows: tuple[int, ...] | None) -> dict[str, Any]:
         settings = self.settings
-        with compiled(self.pair.views(), settings):
-            runs = self._start()
-            first = [self._frame(runs[which], which) for which in (0, 1)]
-            warm = self._alternate(runs, settings.warm)
-            self.peaks = [0.0, 0.0]
-            before = Kept.of(self.pair.sparse)
-            if settings.protocol == "sam2":
-                series, pairs = self._passes()
-                kept = Kept.of(self.pair.sparse)
-            else:
-                series = pairs = self._alternate(runs, settings.frames)
-                kept = Kept.of(self.pair.sparse).since(before)
-            tables = {"ms": self._spans(runs, lambda: TimeMeter(self.clock), settings.module_frames)}
+        runs = self._start()
+        first = [self._frame(runs[which], which) for which in (0, 1)]
+        warm = self._alternate(runs, settings.warm)
+        self.peaks = [0.0, 0.0]
+        before = Kept.of(self.pair.sparse)
+        if settings.protocol == "sam2":
+            series, pairs = self._passes()
+            kept = Kept.of(self.pair.sparse)
+        else:
+            series = pairs = self._alternate(runs, settings.frames)
+            kept = Kept.of(self.pair.sparse).since(before)
+        tables = {"ms": self._spans(runs, lambda: TimeMeter(self.clock), settings.module_frames)}
         if settings.module_frames:
-            tables["gflop"] = self._flops(runs)
-            if settings.compile == "none":
-                tables["gb"] = self._bytes(runs)
+            with uncompiled(self.pair.views()):
+                tables["gflop"] = self._flops(runs)
+                if settings.compile == "none":
+                    tables["gb"] = self._bytes(runs)
         return self._row(windows, first, warm, series, pairs, tables, kept)
 
     def _start(self) -> list[Iterator[Tensor]]:

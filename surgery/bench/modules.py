@@ -77,17 +77,6 @@ def probed(view: HostView, probe: Probe, inside: bool = True) -> Iterator[None]:
         yield
 
 
-def compiled_parts(view: HostView, scope: str) -> list[nn.Module]:
-    """Modules whose `forward` is compiled: "encoder", or "all" (with memory attention, memory encoder, decoder).
-
-    The prompt encoder runs on prompts only and stays as it is.
-    """
-    if scope == "encoder":
-        return [view.image_encoder()]
-    model = view.model
-    return [view.image_encoder(), view.memory_attention(), model.memory_encoder, _decoder(model)]
-
-
 def _parts(view: HostView, inside: bool) -> Iterator[tuple[str, nn.Module]]:
     model = view.model
     yield ENCODER, view.image_encoder()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from surgery.api import current_view, desparsify, require_view, sparsify
-from surgery.bench.modules import compiled_parts
 from surgery.bench.settings import BenchmarkError, Settings
 from surgery.hosts import view_of
 from surgery.hosts.base import HostView
-from surgery.recipe import Recipe
+from surgery.hosts.compiled import must_keep_forward
+from surgery.operate import retune
+from surgery.operations import PARTS, CompileParts
+from surgery.recipe import Metadata, Recipe
 
 if TYPE_CHECKING:
     from surgery.adapters.files import Adapter
@@ -64,7 +66,7 @@ def twins(
 
     def cut(model: Any) -> Any:
         if current_view(model) is None or recipe is not None or adapter is not None:
-            sparsify(model, recipe, adapter=adapter)
+            sparsify(model, recipe, adapter=adapter, compile=False)
         return model
 
     dense, sparse = twin(model), cut(twin(model))
@@ -73,11 +75,33 @@ def twins(
         converted = copy.deepcopy(model).to(_DTYPES[settings.precision])
         dense, sparse = twin(converted), sparse if own else cut(twin(converted))
     desparsify(dense)
+    operation = compile_operation(settings)
+    if operation is not None:
+        for part in operation.parts:
+            if must_keep_forward(view_of(dense).parts()[part]):
+                raise BenchmarkError(f"{part} carries a compiled forward already; give the plain predictor")
+        sparsify(dense, compiled_alone(operation))
     view = require_view(sparse)
+    assert view.recipe is not None
+    retune(view, view.recipe.with_compilation(operation))
     if settings.windows is not None and view.binding.routing is None:
         name = view.recipe.metadata.name if view.recipe is not None else None
         raise BenchmarkError(f"windows {settings.windows}: recipe {name!r} routes no windows; leave windows out")
-    return Pair(view_of(dense), view, next(sparse.parameters()).device, own)
+    return Pair(current_view(dense) or view_of(dense), view, next(sparse.parameters()).device, own)
+
+
+def compile_operation(settings: Settings) -> CompileParts | None:
+    """What the settings compile, as a recipe's operation."""
+    if settings.compile == "none":
+        return None
+    parts = ("encoder",) if settings.compile == "encoder" else PARTS
+    return CompileParts.model_validate({"parts": parts, "mode": settings.mode})
+
+
+def compiled_alone(operation: CompileParts) -> Recipe:
+    """The recipe of a stock model that is compiled by the same operation as a sparse one, and by nothing else."""
+    metadata = Metadata(name="compiled", description="The stock model, compiled.")
+    return Recipe(metadata=metadata, operations=(operation,))
 
 
 def twin(model: nn.Module) -> nn.Module:
@@ -119,19 +143,13 @@ def stepped(run: Iterator[T], device: torch.device, settings: Settings, own: boo
 
 
 @contextmanager
-def compiled(views: Sequence[HostView], settings: Settings) -> Iterator[None]:
-    """Inside, the modules of `settings.compile` run compiled; afterwards they are as they were."""
-    if settings.compile == "none":
+def uncompiled(views: Sequence[HostView]) -> Iterator[None]:
+    """Inside, no module runs a compiled forward, of the recipe's making or the predictor's: operations are counted in
+    eager code."""
+    with ExitStack() as stack:
+        for view in views:
+            stack.enter_context(view.binding.uncompiled())
+            for part in view.model.modules():
+                if hasattr(vars(part).get("forward"), "_torchdynamo_orig_callable"):
+                    stack.callback(vars(part).__setitem__, "forward", vars(part).pop("forward"))
         yield
-        return
-    torch._dynamo.reset()
-    parts: list[Any] = [part for view in views for part in compiled_parts(view, settings.compile)]
-    for part in parts:
-        if "forward" in vars(part):
-            raise BenchmarkError(f"{type(part).__name__} carries a compiled forward already; give the plain predictor")
-        part.forward = torch.compile(part.forward, mode=settings.mode)
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.__dict__.pop("forward", None)

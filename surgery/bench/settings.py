@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 from surgery.errors import SurgeryError, nearest
+from surgery.operations import CompileMode
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 CASTS = ("autocast", "weights")
 SCOPES = ("none", "encoder", "all")
-MODES = ("default", "max-autotune-no-cudagraphs")
+MODES: tuple[str, ...] = get_args(CompileMode)
 PROTOCOLS = ("surgery", "sam2")
 CLOCKS = ("wall", "processor")
 SCHEMA = 1

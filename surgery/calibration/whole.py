@@ -134,6 +134,10 @@ def _calibrate(
     view = current_view(model)
     chosen = Recipe.load(recipe) if recipe is not None else view.recipe if view is not None else None
     chosen = chosen if chosen is not None else Recipe.load("balanced")
+    operation = chosen.compilation
+    known = view is not None and view.recipe == chosen
+    # Every candidate would be compiled anew.
+    chosen = chosen.with_compilation(None)
     promise = chosen.calibration or CalibrationSettings(max_drop=1.0, max_clip_drop=1.0)
     settings = settings_of(chosen)
     usable, skipped = gather_clips(sources, max_frames)
@@ -144,7 +148,9 @@ def _calibrate(
         twice = {clip.name for clip in usable} & {clip.name for clip in kept_apart}
         if twice:
             raise CalibrationError(f"clip {min(twice)!r} is given to fit on and to hold out; expected different clips")
-    if view is None or view.recipe != chosen:
+    if view is not None and known:
+        retune(view, chosen)
+    else:
         sparsify(model, chosen)
     clock = _Clock()
     with progress_bar(progress) as step:
@@ -167,12 +173,13 @@ def _calibrate(
                 model, settings, references, promise, runs,
                 _counter(step, "real runs", frames * min(runs, len(settings))), seed,
             )  # fmt: skip
-    retune(view, found.chosen.recipe)
+    applied = found.chosen.recipe if operation is None else found.chosen.recipe.with_compilation(operation)
+    retune(view, applied)
     record = _record(model, found, usable, promise, result, seed)
     if view.binding.routing is not None:
         record_calibration(model, record)
     return CalibrationReport(
-        recipe=found.chosen.recipe, promise=promise, kept=found.kept, applied=True, record=record, search=found,
+        recipe=applied, promise=promise, kept=found.kept, applied=True, record=record, search=found,
         skipped=skipped, feature_error=result.errors, loss=result.loss, explained=result.explained,
         stages=result.stages, seconds=clock.seconds, model=name,
     )  # fmt: skip

@@ -33,7 +33,9 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
 )
 @click.option("--cast", default="autocast", show_default=True, help="Reach the precision by 'autocast' or 'weights'.")
 @click.option("--compile", "scope", help="none, encoder or all.  [default: none; all for protocol sam2]")
-@click.option("--compile-mode", "mode", default="default", show_default=True, help="Or max-autotune-no-cudagraphs.")
+@click.option(
+    "--compile-mode", "mode", default="default", show_default=True, help="Of torch.compile, such as max-autotune."
+)
 @click.option(
     "--protocol", default="surgery", show_default=True,
     help="surgery: synchronised, masks kept, frame by frame in turn. sam2: as SAM 2's benchmark.py, pass by pass.",

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from surgery.errors import UnsupportedModelError
 from surgery.graft import Graft
+from surgery.hosts.compiled import Compilation, SetAside
 from surgery.operations import PARTS
 from surgery.recipe import (
+    CompileParts,
     Precision,
     Recipe,
     SparseMemoryRetrieval,
@@ -92,7 +94,7 @@ class Watcher:
         """A memory frame was read for the first time: fp32 [T], see `memory_saliency`."""
 
 
-_SETTINGS = ("enabled", "routing", "retrieval", "queries", "precision", "caches", "grid", "tiles", "late")
+_SETTINGS = ("enabled", "routing", "retrieval", "queries", "precision", "caches", "compiled", "grid", "tiles", "late")
 """What a copy of a binding takes over; everything else belongs to calls, sessions or the model it was bound to."""
 
 
@@ -104,7 +106,7 @@ class Binding:
     threads that share a model take turns frame by frame. `forced` replaces the router's choice on frames that may be
     routed: speed does not depend on which windows are kept, so benchmarks fix them. `watcher`: see `Watcher`. `halves`:
     half-precision copies of weights by part, made again when they are missing. `warned`: the caller's autocast was
-    noticed.
+    noticed. `compilation`: the compiled forwards, or None; `eager`: they are left out for now.
     """
 
     def __init__(self) -> None:
@@ -118,6 +120,8 @@ class Binding:
         self.halves: dict[str, HalfWeights] = {}
         self.warned = False
         self.caches: TrimCaches | None = None
+        self.compilation: Compilation | None = None
+        self.eager = False
         self.grid: WindowGrid | None = None
         self.tiles: TileGrid | None = None
         self.late: LateGrid | None = None
@@ -126,7 +130,7 @@ class Binding:
         self.query: QueryRoute | None = None
         self.shared: FrameWork | None = None
         self.inputs: list[Tensor | None] | None = None
-        self.taps: list[tuple[Tensor, Tensor]] | None = None
+        self.taps: list[tuple[Tensor, Tensor] | None] | None = None
         self.turn: Turn | None = None
         self.pending: tuple[VideoState, int, SessionHandle] | None = None
         self.chunks: list[Chunk] | None = None
@@ -141,6 +145,15 @@ class Binding:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _revive_binding, tuple(getattr(self, name) for name in _SETTINGS)
+
+    @property
+    def compiled(self) -> CompileParts | None:
+        """What runs compiled, or None. Setting it forgets every graph of before."""
+        return self.compilation.settings if self.compilation is not None else None
+
+    @compiled.setter
+    def compiled(self, settings: CompileParts | None) -> None:
+        self.compilation = Compilation(settings) if settings is not None else None
 
     def state_of(self, handle: SessionHandle) -> VideoState:
         """The video state of a session, made anew when absent or when it belongs to another surgery."""
@@ -169,6 +182,15 @@ class Binding:
             yield
         finally:
             self.precision = before
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Inside, no part runs compiled by the recipe; the same is computed, and what is compiled already is kept."""
+        before, self.eager = self.eager, True
+        try:
+            yield
+        finally:
+            self.eager = before
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -232,6 +254,7 @@ class HostView(ABC):
         self.grafted: list[nn.Module] = []
         self.shortcut_holder: nn.Module | None = None
         self.adapter: str | None = None
+        self.set_aside = SetAside()
 
     @classmethod
     @abstractmethod
@@ -285,7 +308,7 @@ class HostView(ABC):
         """Pixels [1, 3, S, S] to feature levels, neck included."""
 
     def parts(self) -> dict[str, nn.Module]:
-        """The parts that `precision` acts on, by their names in a recipe."""
+        """The parts that `precision` and `compile` act on, by their names in a recipe."""
         modules = (self.image_encoder(), self.memory_attention(), self.model.memory_encoder, self.decoder_module())
         return dict(zip(PARTS, modules, strict=True))
 

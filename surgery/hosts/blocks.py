@@ -29,7 +29,7 @@ class BlockPart:
 
 @dataclass(eq=False)
 class LayerPart:
-    """Payload of a grafted cross-attention: its layer number."""
+    """Payload of a grafted attention: its number among its kind."""
 
     binding: Binding
     layer: int
@@ -101,12 +101,13 @@ class SpanBlock(HieraBlock):
 class DecoderTap(Graft):
     """Token-to-image attention of the mask decoder: notes what it read, then runs as it is."""
 
-    _surgery: Binding
+    _surgery: LayerPart
 
     def _tap(self, query: Tensor, key: Tensor) -> None:
-        taps = self._surgery.taps
+        taps = self._surgery.binding.taps
         if taps is not None:
-            taps.append((query, key))
+            # A list that grew would be another list to a compiled graph on every call.
+            taps[self._surgery.layer] = (query, key)
 
 
 class MemoryCrossAttention(Graft):
@@ -116,11 +117,12 @@ class MemoryCrossAttention(Graft):
 
     def _planned(
         self, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, plan: KeyPlan | None,
-        route: QueryRoute | None,
+        route: QueryRoute | None, pointers: int,
     ) -> Tensor | None:  # fmt: skip
         """[N, C] for pruned layers and routed queries, None when the stock module should run on everything.
 
-        query: [N, C] normed queries; key, value: [M, 64]; cos, sin: [T, d / 2] grid tables.
+        query: [N, C] normed queries; key, value: [M, 64], the last `pointers` of them without a position; cos,
+        sin: [T, d / 2] grid tables.
         """
         layer = self._surgery.layer
         if route is None and (plan is None or (not plan.measures and plan.index[layer] is None)):
@@ -133,7 +135,7 @@ class MemoryCrossAttention(Graft):
         if plan is None or plan.index[layer] is None:
             if route is None:
                 return None
-            return whole_memory_attention(turned, key, value, route.pointers, parts, cos, sin)
+            return whole_memory_attention(turned, key, value, pointers, parts, cos, sin)
         return pruned_attention(turned, key, value, plan, layer, parts, cos, sin)
 
     def _projections(self) -> Projections:

@@ -16,6 +16,7 @@ from torch import Tensor
 from surgery.errors import ModelStateError
 from surgery.hosts.base import Binding, HostView, Turn
 from surgery.hosts.choice import Glance, choose_windows, tile_route
+from surgery.hosts.compiled import settle_route
 from surgery.hosts.precision import inside, is_half
 from surgery.retrieval.bank import KeyPlan, plan_keys, remember
 from surgery.routing.router import centre, moved
@@ -27,8 +28,11 @@ T = TypeVar("T")
 
 
 @contextmanager
-def turn_of(binding: Binding, turn: Turn) -> Iterator[None]:
-    """Bind one object's turn on one frame for the duration of the host's own per-object call."""
+def turn_of(binding: Binding, turn: Turn, taps: int) -> Iterator[None]:
+    """Bind one object's turn on one frame for the duration of the host's own per-object call.
+
+    taps: token-to-image attentions of the decoder.
+    """
     with binding.lock:
         state, before = binding.state_of(turn.handle), binding.turn
         state.sync_objects(turn.objects)
@@ -40,7 +44,7 @@ def turn_of(binding: Binding, turn: Turn) -> Iterator[None]:
             _advance(state, turn)
         routing = binding.routing
         binding.turn = turn
-        binding.taps = [] if routing is not None and routing.windows == "object" else None
+        binding.taps = [None] * taps if routing is not None and routing.windows == "object" else None
         try:
             yield
         finally:
@@ -146,6 +150,9 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
         watch = tiles.watch(watcher is not None) if tiles is not None else None
         late_watch = late.watch() if late is not None else None
         route = dense_route(watcher is not None or (observe and settings.temporal), watch, late_watch)
+    if not route.dense and "forward" in vars(view.image_encoder()):
+        # The VOS predictor compiled its encoder itself, one graph for each shape, and fails at the ninth.
+        settle_route(route, grid)
     binding.route = route
     try:
         features = run()
@@ -203,12 +210,15 @@ def _note(
             state.stats.dense[reason] += 1
 
 
-def record_evidence(binding: Binding, masks: Tensor, ious: Tensor | None, score: Tensor, expected_taps: int) -> None:
-    """Remember where the turn's object is.
+def record_evidence(binding: Binding, masks: Tensor, ious: Tensor | None, score: Tensor) -> None:
+    """Remember where the turn's object is. Runs outside compiled regions.
 
     Args:
         masks: candidate logits [..., M, h, w] (batch 1). ious: [..., M] predicted IoU, used by `candidates: best`.
-        score: object score logit, one element. expected_taps: token-to-image attentions of the decoder.
+        score: object score logit, one element.
+
+    Raises:
+        ModelStateError: the decoder's attentions bypass the surgery.
     """
     turn, routing, taps = binding.turn, binding.routing, binding.taps
     if turn is None or routing is None or taps is None:
@@ -221,9 +231,10 @@ def record_evidence(binding: Binding, masks: Tensor, ious: Tensor | None, score:
         if ious is not None and candidates.shape[0] > 1:
             best = candidates.index_select(0, ious.reshape(-1).argmax().reshape(1))
     union = ((candidates if watched or best is None else best) > 0).any(0) & (score > 0)
-    if len(taps) < expected_taps:
+    noted = tuple(tap for tap in taps if tap is not None)
+    if len(noted) < len(taps):
         raise ModelStateError(
-            f"the mask decoder ran {len(taps)} of its {expected_taps} token-to-image attentions under the surgery; was "
+            f"the mask decoder ran {len(noted)} of its {len(taps)} token-to-image attentions under the surgery; was "
             "the model compiled before sparsify? Call sparsify first, then compile"
         )
     known = binding.state_of(turn.handle).evidence
@@ -235,7 +246,7 @@ def record_evidence(binding: Binding, masks: Tensor, ious: Tensor | None, score:
         turn.frame,
         ahead,
         score,
-        tuple(taps[-expected_taps:]),
+        noted,
         (best[0] > 0) & (score > 0) if watched and best is not None else None,
         middle,
     )

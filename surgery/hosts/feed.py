@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,12 +60,13 @@ def _stock(model: Any, frames: FrameSource, masks: Masks) -> Iterator[Tensor]:
         state = model.init_state("memory")
     for obj_id, mask in masks.items():
         model.add_new_mask(state, 0, obj_id, torch.from_numpy(np.ascontiguousarray(mask)))
-    run = model.propagate_in_video(state, 0, len(frames))
-    with without_bar():
-        _, _, logits = next(run)
-    yield logits
-    for _, _, logits in run:
+    steps = model.propagate_in_video(state, 0, len(frames))
+    for index in range(len(frames)):
+        # The host makes its bar when the first frame is asked for.
+        with without_bar() if index == 0 else nullcontext():
+            _, _, logits = next(steps)
         yield logits
+    steps.close()
 
 
 def _transformers(model: Any, frames: FrameSource, masks: Masks) -> Iterator[Tensor]:

@@ -9,37 +9,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from surgery.errors import ModelStateError, PrecisionWarning, UnsupportedModelError, WeightsError
-from surgery.graft import Graft
 from surgery.hosts.base import Binding, HostView
 from surgery.recipe import Precision
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _HALVES = frozenset(DTYPES.values())
-
-
-@dataclass(eq=False)
-class PartName:
-    """Payload of a part that has no other graft."""
-
-    binding: Binding
-    name: str
-
-
-class HalfPart(Graft):
-    """A part that has no other graft. `__call__` and not `forward`, which may be compiled."""
-
-    _surgery: PartName
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        part = self._surgery
-        return run_part(part.binding, part.name, self, super().__call__, args, kwargs)  # type: ignore[misc]
 
 
 def is_half(binding: Binding, name: str) -> bool:

@@ -46,7 +46,7 @@ class MemorySelfAttention(Graft):
 
     def _work(self) -> FrameWork | None:
         """What other objects of the frame may take from this module, or have left for it; None: run it."""
-        # A compiled graph must not keep tensors from one call to the next, and fuses as it likes.
+        # Compiled by the user: see `frame_work`.
         if torch.compiler.is_compiling() or self._surgery.layer > 0 or self.training:  # type: ignore[attr-defined]
             return None
         return self._surgery.binding.shared
@@ -62,7 +62,9 @@ def frame_work(binding: Binding, features: Tensor, positions: Tensor | None) -> 
     features: [T, 1, C] of the frame; positions: their position code or None.
     """
     turn = binding.turn
-    if not binding.enabled or turn is None or len(turn.objects) < 2 or features.shape[1] != 1:
+    # A compiled graph must not keep tensors from one call to the next, and fuses as it likes.
+    compiled = binding.compiled is not None and "memory_attention" in binding.compiled.parts
+    if not binding.enabled or compiled or turn is None or len(turn.objects) < 2 or features.shape[1] != 1:
         yield
         return
     state = binding.state_of(turn.handle)
@@ -77,14 +79,11 @@ def frame_work(binding: Binding, features: Tensor, positions: Tensor | None) -> 
             state.shared = None
 
 
-def conditioned(
-    binding: Binding, current: Tensor, positions: Tensor | None, pointers: int, layers: int, run: Run
-) -> Tensor:
+def conditioned(binding: Binding, current: Tensor, positions: Tensor | None, layers: int, run: Run) -> Tensor:
     """Memory attention for one object, for all tokens or for a subset.
 
     Args:
         current: features of the frame, [T, 1, C]; positions: their position code or None.
-        pointers: object pointer rows at the end of the memory.
         layers: memory attention layers.
         run: calls the host's own memory attention on the tokens it is given.
 
@@ -101,7 +100,7 @@ def conditioned(
     windows = _windows(binding, state, turn, current)
     route = None
     if windows is not None:
-        route = _route(binding, state, turn, windows, pointers, current.device)
+        route = _route(binding, state, turn, windows, current.device)
     if not turn.prompted:
         state.stats.query_calls += 1
         state.stats.queries_kept += 1.0 if route is None else route.index.shape[0] / route.tokens
@@ -154,7 +153,7 @@ def _windows(binding: Binding, state: VideoState, turn: Turn, current: Tensor) -
 
 
 def _route(
-    binding: Binding, state: VideoState, turn: Turn, windows: set[int], pointers: int, device: torch.device
+    binding: Binding, state: VideoState, turn: Turn, windows: set[int], device: torch.device
 ) -> QueryRoute | None:
     grid, reach = binding.grid, state.reach[turn.obj_id]
     assert grid is not None
@@ -168,4 +167,4 @@ def _route(
     known = torch.from_numpy(certain).to(device, non_blocking=True)
     index = query_tokens(known, reach.tokens.to(device), count, changed)
     last = state.queries[turn.obj_id, turn.reverse]
-    return QueryRoute(index, grid.tokens, pointers, last.output, list(last.inputs))
+    return QueryRoute(index, grid.tokens, last.output, list(last.inputs))

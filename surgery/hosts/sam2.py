@@ -15,7 +15,7 @@ from surgery.hosts.base import BlockInfo, HostView, Turn
 from surgery.hosts.blocks import DecoderTap, HieraBlock, MemoryCrossAttention, SpanBlock
 from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
 from surgery.hosts.late import LateBlock
-from surgery.hosts.precision import run_part
+from surgery.hosts.parts import MemoryAttentionPart
 from surgery.hosts.query import MemorySelfAttention, conditioned, frame_work
 from surgery.hosts.trim import drop_far
 from surgery.retrieval.attention import Projections
@@ -82,7 +82,7 @@ class Sam2CrossAttention(MemoryCrossAttention):
         plan, route = self._surgery.binding.plan, self._surgery.binding.query
         if (plan is not None or route is not None) and q.shape[0] == 1:
             table = _rotary_table(self, q.shape[1] if route is None else route.tokens, q.device)
-            out = self._planned(q[0], k[0], v[0], table.real, table.imag, plan, route)
+            out = self._planned(q[0], k[0], v[0], table.real, table.imag, plan, route, num_k_exclude_rope)
             if out is not None:
                 return out[None]
         return super().forward(q, k, v, num_k_exclude_rope=num_k_exclude_rope)  # type: ignore[misc]
@@ -120,10 +120,8 @@ def _rotary_table(attention: Any, tokens: int, device: torch.device) -> Tensor:
     return table
 
 
-class Sam2MemoryAttention(Graft):
+class Sam2MemoryAttention(MemoryAttentionPart):
     """`MemoryAttention`. `__call__` and not `forward`, which the VOS predictor replaces by a compiled one."""
-
-    _surgery: Sam2View
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         names = ("curr", "memory", "curr_pos", "memory_pos", "num_obj_ptr_tokens")
@@ -134,13 +132,12 @@ class Sam2MemoryAttention(Graft):
         positions = given.get("curr_pos")
         positions = positions[0] if isinstance(positions, list) else positions
 
-        stock = super().__call__  # type: ignore[misc]
+        stock = super().__call__
 
         def run(taken: Tensor, places: Tensor | None) -> Tensor:
             if taken is current:
-                return run_part(view.binding, "memory_attention", self, stock, args, kwargs)
-            subset = {**given, "curr": taken, "curr_pos": places}
-            return run_part(view.binding, "memory_attention", self, stock, (), subset)
+                return stock(*args, **kwargs)
+            return stock(**{**given, "curr": taken, "curr_pos": places})
 
         with (
             frame_work(view.binding, current, positions),
@@ -154,7 +151,7 @@ class Sam2MemoryAttention(Graft):
                 device=memory.device,
             ),
         ):
-            return conditioned(view.binding, current, positions, pointers, len(self.layers), run)  # type: ignore[attr-defined]
+            return conditioned(view.binding, current, positions, len(self.layers), run)  # type: ignore[attr-defined]
 
 
 class _TracedFrame(dict[str, Any]):
@@ -226,7 +223,7 @@ class Sam2Root(Graft):
             or given["mask_inputs"] is not None
             or not given["run_mem_encoder"],
         )
-        with turn_of(binding, turn):
+        with turn_of(binding, turn, len(self._surgery.token_to_image())):
             outputs = run()
         keep = binding.caches.frames if binding.caches is not None else None
         if keep is not None and not turn.prompted:
@@ -275,7 +272,7 @@ class Sam2Root(Graft):
         """Outputs of the SAM heads: candidate logits first, IoU third, object score last."""
         view = self._surgery
         if view.binding.enabled:
-            record_evidence(view.binding, outputs[0], outputs[2], outputs[-1], len(view.token_to_image()))
+            record_evidence(view.binding, outputs[0], outputs[2], outputs[-1])
 
 
 class Sam2View(HostView):

@@ -13,14 +13,18 @@ from torch import Tensor, nn
 from surgery.errors import UnsupportedModelError
 from surgery.graft import Graft, host_class
 from surgery.hosts.base import BlockInfo, HostView, Turn
-from surgery.hosts.blocks import DecoderTap, HieraBlock, MemoryCrossAttention, SpanBlock
-from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
+from surgery.hosts.control import encode, image_features, record_evidence, turn_of
 from surgery.hosts.keys import transformers_block_key
-from surgery.hosts.late import LateBlock
-from surgery.hosts.precision import run_part
-from surgery.hosts.query import MemorySelfAttention, conditioned, frame_work
+from surgery.hosts.transformers_parts import (
+    TransformersCrossAttention,
+    TransformersDecoderTap,
+    TransformersLateBlock,
+    TransformersMaskDecoder,
+    TransformersMemoryAttention,
+    TransformersSelfAttention,
+    TransformersSpanBlock,
+)
 from surgery.hosts.transformers_trim import require_image, trim
-from surgery.retrieval.attention import Projections
 from surgery.retrieval.bank import Conditioning
 from surgery.session import SessionHandle, VideoState
 
@@ -42,149 +46,6 @@ class TransformersSession(SessionHandle):
 
     def evict(self, frame: int) -> None:
         self.holder["cache"]._vision_features.pop(frame, None)
-
-
-class TransformersBlock(HieraBlock):
-    """`Sam2MultiScaleBlock`."""
-
-    def _norm1(self, tokens: Tensor) -> Tensor:
-        return self.layer_norm1(tokens)  # type: ignore[attr-defined]
-
-    def _norm2(self, tokens: Tensor) -> Tensor:
-        return self.layer_norm2(tokens)  # type: ignore[attr-defined]
-
-
-class TransformersSpanBlock(TransformersBlock, SpanBlock):
-    """`Sam2MultiScaleBlock` of the routed span."""
-
-
-class TransformersLateBlock(TransformersBlock, LateBlock):
-    """`Sam2MultiScaleBlock` of the stage after the span."""
-
-
-class TransformersDecoderTap(DecoderTap):
-    """`Sam2VideoAttention`, token to image."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self._tap(query, key)
-        return super().forward(query, key, value, *args, **kwargs)  # type: ignore[misc]
-
-
-class TransformersCrossAttention(MemoryCrossAttention):
-    """`Sam2VideoRoPEAttention` that reads memory."""
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        num_k_exclude_rope: int = 0,
-        **kwargs: Any,
-    ) -> Any:
-        plan, route = self._surgery.binding.plan, self._surgery.binding.query
-        if (plan is not None or route is not None) and query.shape[:2] == (1, 1):
-            cos, sin = (table.reshape(-1, table.shape[-1])[:, ::2] for table in position_embeddings)
-            out = self._planned(query[0, 0], key[0, 0], value[0, 0], cos, sin, plan, route)
-            if out is not None:
-                return out[None, None], None
-        return super().forward(  # type: ignore[misc]
-            query=query,
-            key=key,
-            value=value,
-            position_embeddings=position_embeddings,
-            num_k_exclude_rope=num_k_exclude_rope,
-            **kwargs,
-        )
-
-    def _projections(self) -> Projections:
-        heads: int = self.num_attention_heads  # type: ignore[attr-defined]
-        return Projections(self.q_proj, self.k_proj, self.v_proj, self.o_proj, heads)  # type: ignore[attr-defined]
-
-
-class TransformersSelfAttention(MemorySelfAttention):
-    """`Sam2VideoRoPEAttention` among the tokens of the frame."""
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
-    ) -> Any:
-        route = self._surgery.binding.query
-        if route is None:
-            self._note(query[0, 0])
-            work = self._work()
-            if work is not None and work.output is not None:
-                return work.output, None
-            out, weights = super().forward(  # type: ignore[misc]
-                query=query, key=key, value=value, position_embeddings=position_embeddings, **kwargs
-            )
-            # Eager attention returns its weights, T x T of them: hooks may want each object's, and nobody keeps them.
-            if work is not None and weights is None:
-                work.output = out
-            return out, weights
-        cos, sin = (table.reshape(-1, table.shape[-1])[:, ::2] for table in position_embeddings)
-        return self._routed(query[0, 0], cos, sin, route)[None, None], None
-
-    def _projections(self) -> Projections:
-        heads: int = self.num_attention_heads  # type: ignore[attr-defined]
-        return Projections(self.q_proj, self.k_proj, self.v_proj, self.o_proj, heads)  # type: ignore[attr-defined]
-
-
-class TransformersMemoryAttention(Graft):
-    """`Sam2VideoMemoryAttention`."""
-
-    _surgery: TransformersView
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        names = (
-            "current_vision_features",
-            "memory",
-            "current_vision_position_embeddings",
-            "memory_posision_embeddings",
-            "num_object_pointer_tokens",
-        )
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        view, memory = self._surgery, given["memory"]
-        pointers = given.get("num_object_pointer_tokens", 0)
-        current, positions = given[names[0]], given.get(names[2])
-
-        stock = super().__call__  # type: ignore[misc]
-
-        def run(taken: Tensor, places: Tensor | None) -> Tensor:
-            if taken is current:
-                return run_part(view.binding, "memory_attention", self, stock, args, kwargs)
-            subset = {**given, names[0]: taken, names[2]: places}
-            return run_part(view.binding, "memory_attention", self, stock, (), subset)
-
-        with (
-            frame_work(view.binding, current, positions),
-            key_plan(
-                view.binding,
-                length=memory.shape[0],
-                pointers=pointers,
-                layers=len(self.layers),  # type: ignore[attr-defined]
-                bank=view.model.num_maskmem,
-                stride=1,
-                device=memory.device,
-            ),
-        ):
-            return conditioned(view.binding, current, positions, pointers, len(self.layers), run)  # type: ignore[attr-defined]
-
-
-class TransformersMaskDecoder(Graft):
-    """`Sam2VideoMaskDecoder`: the only place where all mask candidates are seen."""
-
-    _surgery: TransformersView
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return run_part(self._surgery.binding, "mask_decoder", self, super().__call__, args, kwargs)  # type: ignore[misc]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = super().forward(*args, **kwargs)  # type: ignore[misc]
-        view = self._surgery
-        if view.binding.enabled:
-            masks, ious, _, score = outputs[:4]
-            record_evidence(view.binding, masks, ious, score, len(view.token_to_image()))
-        return outputs
 
 
 class TransformersRoot(Graft):
@@ -225,7 +86,7 @@ class TransformersRoot(Graft):
             or given.get("mask_inputs") is not None,
             shared_prompt=bool(session.obj_with_new_inputs),
         )
-        with turn_of(binding, turn):
+        with turn_of(binding, turn, len(self._surgery.token_to_image())):
             return run()
 
     def _prepare_vision_features(self, inference_session: Any, frame_idx: int, batch_size: int) -> Any:
@@ -275,9 +136,7 @@ class TransformersRoot(Graft):
         outputs = super()._use_mask_as_output(*args, **kwargs)  # type: ignore[misc]
         view = self._surgery
         if view.binding.enabled:
-            record_evidence(
-                view.binding, outputs.pred_masks, None, outputs.object_score_logits, len(view.token_to_image())
-            )
+            record_evidence(view.binding, outputs.pred_masks, None, outputs.object_score_logits)
         return outputs
 
 

@@ -45,14 +45,12 @@ class Reach:
 class QueryRoute:
     """The queries of one memory attention call.
 
-    index: int64 [K], rising, the tokens that are queries; tokens: T. pointers: rows at the end of the memory that carry
-    no position. output, inputs: those of the frame before, see `QueryMemory`; each layer replaces its inputs by new
-    ones.
+    index: int64 [K], rising, the tokens that are queries; tokens: T. output, inputs: those of the frame before, see
+    `QueryMemory`; each layer replaces its inputs by new ones.
     """
 
     index: Tensor
     tokens: int
-    pointers: int
     output: Tensor
     inputs: list[Tensor]
 

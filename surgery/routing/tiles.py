@@ -271,7 +271,8 @@ def updated_tiles(
             return TileMemory(flat, levels)
         branch = shortcut(entering.reshape(flat.shape))
         ages = torch.zeros(tiles.across**2, device=picture.device)
-        return TileMemory(flat, levels, branch, branch, picture, ages)
+        # A compiled graph would be made anew for one tensor in both places.
+        return TileMemory(flat, levels, branch, branch.clone(), picture, ages)
     last = tiles.memory
     assert last is not None
     new = TileMemory(last.output.index_copy(0, chosen, output.to(last.output.dtype)), levels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import torch
 
 import surgery
 from surgery.bench import BenchmarkError, Settings
-from surgery.bench.arms import Arms, uncompiled
+from surgery.bench.arms import Arms
 from surgery.bench.clock import Clock
 from surgery.bench.matrix import Matrix, read_matrix
 from surgery.bench.modules import probed
+from surgery.bench.pair import uncompiled
 from surgery.bench.probe import Probe, TimeMeter
 from surgery.bench.tables import SECTIONS, filled, limits, sections, speed_table
 from surgery.hosts import query, view_of
 from surgery.hosts.choice import Glance
-from surgery.recipe import Recipe
+from surgery.operations import PARTS
+from surgery.recipe import CompileParts, Recipe
 from surgery.retrieval.queries import QueryRoute
 from surgery.routing.tiles import TileRoute
 from tests.hosts.drive import make
@@ -133,6 +136,19 @@ def test_the_compiling_predictor_is_the_baseline(tmp_path: Path, monkeypatch: py
     assert (row["host"], row["baseline"]) == ("sam2", "vos")
     assert row["predicted"] > 1
     assert speed.main([*arguments, "--baseline", "vos", "--hosts", "transformers"]) == 2
+
+
+def test_stock_and_sparse_arms_are_compiled_by_the_same_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    settings = replace(QUICK, compile="all")
+    found: list[Any] = []
+    arms = Arms(make("sam2").model, [Recipe.load("fast")], settings)
+    assert [view.binding.compiled for view in arms.views] == [CompileParts(), CompileParts()]
+    assert arms.views[0].binding.routing is None
+    arms.run([0.25], lambda _, rows: found.extend(rows))
+    assert [set(view.binding.compilation.spent) for view in arms.views] == [set(PARTS)] * 2
+    assert all(spent.kinds > 0 for view in arms.views for spent in view.binding.compilation.spent.values())
+    assert found[0]["compile"] == "all" and "compile" not in found[0]["operations"] and found[0]["predicted"] > 1
 
 
 def test_operations_are_counted_in_eager_code() -> None:

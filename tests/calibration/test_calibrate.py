@@ -21,7 +21,7 @@ from surgery.demo.clips import make_clip
 from surgery.demo.feed import HELD_OUT
 from surgery.demo.show import prompt_for
 from surgery.errors import CalibrationError, ModelStateError, RecipeError
-from surgery.recipe import Recipe
+from surgery.recipe import CompileParts, Recipe
 from surgery.tracking import track
 from surgery.video import open_video
 
@@ -233,9 +233,13 @@ def test_clips_without_prompts_are_looked_at_for_objects() -> None:
 def test_sparsify_takes_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     model = demo.load(host="sam2")
     fast = recipe(steps=0, search={"routing.budget": [0.5]})
-    assert surgery.sparsify(model, fast, clips=[clip_of(0, 5), clip_of(1, 5)], progress=False) is model
+    clips, compiled = [clip_of(0, 5), clip_of(1, 5)], CompileParts(backend="eager")
+    torch._dynamo.utils.counters.clear()
+    assert surgery.sparsify(model, fast, clips=clips, progress=False, compile=compiled) is model
     state = surgery.status(model)
     assert state.calibration is not None and state.calibration.fit == "closed form"
+    assert state.recipe is not None and state.recipe.compilation == compiled
+    assert not torch._dynamo.utils.counters["stats"]["unique_graphs"], "candidates run uncompiled"
     with pytest.raises(CalibrationError, match="adapter and clips are both given"):
         surgery.sparsify(model, fast, clips=[clip_of(0, 5)], adapter="somewhere")
 

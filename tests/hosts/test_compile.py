@@ -58,3 +58,20 @@ def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tup
     graphs = graphs_compiled(eager, compiled, frames, schedule, counter)
     assert graphs[-1] <= 6, graphs
     assert graphs[-1] == graphs[5], f"graphs grew while only window counts changed: {graphs}"
+
+
+@pytest.mark.parametrize("host", ["sam2", "transformers"])
+def test_a_compiled_mask_decoder_does_not_recompile_from_frame_to_frame(host: str) -> None:
+    """Evidence is recorded outside of it; what its attentions read is noted in a list of one length."""
+    driver, plain = make(host), make(host)
+    for each in (driver, plain):
+        surgery.sparsify(each.model, "balanced")
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    decoder = require_view(driver.model).decoder_module()
+    decoder.compile(backend=counter)
+    masks = driver.track(video(4))
+    graphs = counter.frame_count
+    assert graphs > 0
+    close(masks + driver.track(video(9)), plain.track(video(4)) + plain.track(video(9)), 5e-5)
+    assert counter.frame_count == graphs

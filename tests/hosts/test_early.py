@@ -196,7 +196,7 @@ def test_what_was_refused_leaves_running_videos_alone(host: str) -> None:
     surgery.sparsify(driver.model, "balanced")
     expected = driver.track(video(8))
     session = driver.session(video(8))
-    driver.click(session, 0, {1: (40, 110)})
+    driver.click(session, 0, {7: (70, 120)})
     run = driver.propagate(session)
     found = []
     for number in range(8):

@@ -60,11 +60,11 @@ def test_every_token_through_the_routed_path_changes_nothing(
     driver = cut(host, ROUTING, QUERIES, *retrieval, windows=windows)
     calls = []
 
-    def every(binding: Any, state: Any, turn: Any, chosen: Any, pointers: int, device: torch.device) -> QueryRoute:
+    def every(binding: Any, state: Any, turn: Any, chosen: Any, device: torch.device) -> QueryRoute:
         calls.append(turn.frame)
         last = state.queries[turn.obj_id, turn.reverse]
         tokens = binding.grid.tokens
-        return QueryRoute(torch.arange(tokens), tokens, pointers, last.output, list(last.inputs))
+        return QueryRoute(torch.arange(tokens), tokens, last.output, list(last.inputs))
 
     monkeypatch.setattr(query_seam, "_route", every)
     close(driver.track(video(7), 2), expected, 1e-5)

@@ -9,7 +9,9 @@ import torch
 
 import surgery
 from surgery import UnsupportedModelError
+from surgery.api import require_view
 from surgery.demo import model as demo
+from surgery.recipe import CompileParts
 from tests.hosts.drive import StockDriver, make, video
 from tests.hosts.test_hosts import close
 
@@ -20,17 +22,19 @@ def vos_twin(monkeypatch: pytest.MonkeyPatch) -> StockDriver:
     original = torch.compile
 
     def cheap(function: Any, **how: Any) -> Any:
-        how.pop("mode", None)
-        return original(function, backend="eager", **how)
+        return original(function, **{**how, "mode": None, "backend": "eager"})
 
     monkeypatch.setattr(torch, "compile", cheap)
     from tests.hosts import drive
 
     for name in ("BLOCKS", "GLOBALS"):
         monkeypatch.setattr(demo, name, getattr(drive, name))
+    # As build_sam2_video_predictor(..., vos_optimized=True) has it.
+    monkeypatch.setitem(demo._SAM21, "compile_image_encoder", True)
     model = demo.build("sam2", vos=True)
     model.load_state_dict(plain.model.state_dict())
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     return StockDriver(model)
 
 
@@ -48,6 +52,43 @@ def test_vos_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= graphs + 2
     assert surgery.status(driver.model).keys_kept == surgery.status(plain.model).keys_kept
     surgery.desparsify(driver.model)
+
+
+def test_the_encoder_a_vos_predictor_compiled_itself_takes_every_window_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a graph for each shape it is not told about, and fails at the ninth."""
+    driver = vos_twin(monkeypatch)
+    surgery.sparsify(driver.model, "published-large")
+    for name in ("memory_attention", "memory_encoder", "sam_prompt_encoder", "sam_mask_decoder"):
+        vars(getattr(driver.model, name)).pop("forward")
+    session = driver.session(video(14))
+    driver.click(session, 0, {1: (40, 110)})
+    run, binding = driver.propagate(session), require_view(driver.model).binding
+    for number in range(14):
+        binding.forced = range(number) if number > 1 else None
+        next(run)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+
+
+def test_operation_compile_takes_over_what_a_vos_predictor_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, plain = vos_twin(monkeypatch), make("sam2")
+    own = {name: vars(module)["forward"] for name, module in driver.model.named_modules() if "forward" in vars(module)}
+    assert len(own) == 5
+    parts = ("memory_encoder", "mask_decoder")
+    settings = CompileParts(backend="eager", parts=parts)
+    surgery.sparsify(plain.model, "memory-only")
+    surgery.sparsify(driver.model, "memory-only", compile=settings)
+    kept = {name for name, module in driver.model.named_modules() if "forward" in vars(module)}
+    assert kept == {"image_encoder", "memory_attention", "sam_prompt_encoder"}
+    for name in kept:
+        # What the predictor keeps compiled is proven above.
+        vars(driver.model.get_submodule(name)).pop("forward")
+    close(driver.track(video(4)), plain.track(video(4)), 2e-5)
+    compilation = require_view(driver.model).binding.compilation
+    assert compilation is not None and all(compilation.spent[part].graphs > 0 for part in parts)
+    for name in kept:
+        vars(driver.model.get_submodule(name))["forward"] = own[name]
+    surgery.desparsify(driver.model)
+    assert all(vars(driver.model.get_submodule(name))["forward"] is forward for name, forward in own.items())
 
 
 def test_image_predictor_is_refused() -> None:

@@ -119,7 +119,7 @@ def test_whole_memory_attention_turns_every_frame_alike_and_pointers_not_at_all(
 def test_tokens_that_are_no_queries_keep_their_last_output_and_inputs() -> None:
     last, inputs, computed = drawn(9, 4), [drawn(9, 4, seed=6), drawn(9, 4, seed=7)], drawn(3, 4, seed=1)
     index = torch.tensor([0, 5, 8])
-    route = QueryRoute(index, 9, 0, last, list(inputs))
+    route = QueryRoute(index, 9, last, list(inputs))
     kept = [token for token in range(9) if token not in index.tolist()]
     for before, merged in ((last, route.merged(computed)), (inputs[1], route.renewed(computed, 1))):
         assert torch.equal(merged[index], computed)

@@ -1,0 +1,64 @@
+"""The graft of a whole part of the model: its precision around the call, its compiled forward inside."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from surgery.graft import Graft
+from surgery.hosts.base import HostView
+from surgery.hosts.compiled import ATTENTION, DECODER, ENCODER, MEMORY
+from surgery.hosts.precision import run_part
+
+
+class ModelPart(Graft):
+    """A part of the model. Precision is set in `__call__`, where a compiled forward finds it; hooks stay outside of
+    the graph."""
+
+    part: ClassVar[str]
+    # The view. Not by its type: transformers evaluates the annotations of its models' classes.
+    _surgery: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return run_part(self._surgery.binding, self.part, self, super().__call__, args, kwargs)  # type: ignore[misc]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        binding = self._surgery.binding
+        compilation = binding.compilation
+        if compilation is None or not compilation.wanted(self.part, binding):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return compilation.run(self.part, binding, super().forward, args, kwargs)  # type: ignore[misc]
+
+
+class EncoderPart(ModelPart):
+    """The image encoder."""
+
+    part = ENCODER
+
+
+class MemoryAttentionPart(ModelPart):
+    """Memory attention; hosts add what surrounds a call of it."""
+
+    part = ATTENTION
+
+
+class MemoryEncoderPart(ModelPart):
+    """The memory encoder."""
+
+    part = MEMORY
+
+
+class MaskDecoderPart(ModelPart):
+    """The mask decoder."""
+
+    part = DECODER
+
+
+def part_mixin(view: HostView, part: str) -> type[Graft]:
+    """The class that is put in front of the own class of a part's module."""
+    mixins: dict[str, type[Graft]] = {
+        ENCODER: EncoderPart,
+        ATTENTION: view.memory_attention_mixin,
+        MEMORY: MemoryEncoderPart,
+        DECODER: view.decoder or MaskDecoderPart,
+    }
+    return mixins[part]
