@@ -20,7 +20,7 @@ from surgery.recipe import Recipe
 from surgery.video import open_video
 
 torch.set_num_threads(1)
-RECIPES = ("balanced", "fast", "faithful")
+RECIPES = ("balanced", "fast", "faithful", "turbo")
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
