@@ -159,7 +159,8 @@ def main() -> None:
                 flush=True,
             )
         document = {
-            "command": f"python benchmarks/curve.py{' --beyond' if options.beyond else ''} --clips {options.clips} --frames {options.frames}",
+            "command": f"python benchmarks/curve.py{' --beyond' if options.beyond else ''} --clips {options.clips} "
+            f"--frames {options.frames}",
             "clips": options.clips, "frames": options.frames, "first": options.first, "difficulties": found,
             "versions": {"surgery": __version__, "torch": torch.__version__, "python": platform.python_version()},
             "machine": platform.processor() or platform.machine(), "date": time.strftime("%Y-%m-%d"),
