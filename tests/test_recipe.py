@@ -45,7 +45,7 @@ def refused(data: Any, *words: str) -> None:
 
 
 def test_the_recipes_the_issue_asks_for_are_shipped() -> None:
-    wanted = {"exact", "faithful", "balanced", "fast", "memory-only", "published-base-plus", "published-large"}
+    wanted = {"exact", "faithful", "balanced", "fast", "turbo", "memory-only", "published-base-plus", "published-large"}
     assert wanted <= set(list_recipes()) == set(NAMES)
 
 

@@ -18,7 +18,7 @@ from surgery.routing.windows import WindowGrid
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, square, video
 
 HOSTS = ("sam2", "transformers")
-RECIPES = ("faithful", "balanced", "fast", "memory-only", "published-base-plus", "published-large")
+RECIPES = ("faithful", "balanced", "fast", "turbo", "memory-only", "published-base-plus", "published-large")
 
 
 @pytest.fixture(params=HOSTS)
