@@ -35,10 +35,9 @@ class TileMemory:
 
     output: [H * W, C] span output of every token when its window was last computed. levels: [1, H_i, W_i, C_i] output
     of every stage that ends before the span, each piece as last computed, less what its correction then made of its
-    input. branch, latest: [H * W, C] what the shortcut
-    made of every token's span input when its window was last computed, and when its piece was; None without extra
-    pieces. picture: fp32 [3, H, W], the frame as it was when each token's piece was last computed; ages: fp32 [P],
-    frames since; both None without extra pieces.
+    input. branch, latest: [H * W, C] what the shortcut made of every token's span input when its window was last
+    computed, and when its piece was; None without extra pieces. picture: fp32 [3, H, W], the frame as it was when each
+    token's piece was last computed; ages: fp32 [P], frames since; both None without extra pieces.
     """
 
     output: Tensor
@@ -57,8 +56,8 @@ class TileRoute:
     computed; None on a dense frame, where outputs are noted and nothing else. tokens: int64 [n * s * s], their span
     tokens. order: int64 [N], where the span's chosen tokens lie among `tokens`; None when the span is entered with a
     whole map. memory: see `TileMemory`. kept: stage outputs of this frame, less what their corrections made of their
-    input. entering: [1, H, W, C], what the stage in progress was given. latest: see `TileMemory`, of this
-    frame. maps: patch embedding and stage outputs of a dense frame, for a watcher only.
+    input. entering: [1, H, W, C], what the stage in progress was given. latest: see `TileMemory`, of this frame. maps:
+    patch embedding and stage outputs of a dense frame, for a watcher only.
     """
 
     across: int
