@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
@@ -361,6 +361,8 @@ def test_any_field_of_the_recipe_replaced_by_junk(hostile: Folder, data: st.Data
     fields = [("operations", number, *path) for number in (0, 1) for path in _leaves(recipe["operations"][number])]
     path = data.draw(st.sampled_from([("schema",), ("metadata",), ("operations",), *fields]))
     value = data.draw(st.sampled_from([math.nan, "no", [], {}, -(10**30), 10**30, "../x", [[1]], "\udcff"[:0] + "é"]))
+    # A section without a field is a valid one: all of them have defaults.
+    assume(not (value == {} and path[-1] in ("shortcut", "refresh")))
     _put(recipe, path, value)
     hostile.refuses(RECIPE, yaml.safe_dump(recipe).encode())
 
