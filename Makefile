@@ -9,6 +9,8 @@ PYTHON ?= python3
 TORCH  ?= torch torchvision
 SAM2   ?= sam2==1.1.0
 ARGS   ?=
+# Test processes; one takes up to 2 GiB.
+JOBS   ?= 2
 
 VENV  := .venv
 PY    := $(VENV)/bin/python
@@ -70,7 +72,7 @@ demo: setup
 	$(VENV)/bin/surgery demo $(ARGS)
 
 test: setup
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(JOBS) $(ARGS)
 
 slow: setup
 	$(PY) -m pytest -m slow $(ARGS)
