@@ -69,7 +69,7 @@ class TestMake:
         assert 0 <= setup < own
 
     def test_arguments_reach_the_command(self) -> None:
-        assert '-m pytest -k "a or b"' in _make("-n", "test", 'ARGS=-k "a or b"').stdout
+        assert '-m pytest -n 2 -k "a or b"' in _make("-n", "test", 'ARGS=-k "a or b"').stdout
 
     @pytest.fixture
     def bare(self, tmp_path: Path) -> Path:

@@ -26,7 +26,12 @@ def start(root: Path, out: Path) -> subprocess.Popen[bytes]:
         "--host", "sam2", "--recipe", "balanced", "--dense-too", "--threads", "1",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def heed() -> None:
+        # A suite that was started in the background ignores SIGINT, and its children would as well.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heed)
 
 
 def wait_for_the_second_sequence(process: subprocess.Popen[bytes], out: Path) -> None:
