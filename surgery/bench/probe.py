@@ -62,15 +62,8 @@ class FlopMeter(Meter):
         return (end - start) / 1e9
 
 
-class ByteCounter(TorchDispatchMode, Meter):
-    """GB that the kernels read and write: inputs and outputs of every op that is not a view, nothing fused.
-
-    An attention kernel counts as one op; rows that are gathered count once and the rest of their table not at all.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
+class KernelMode(TorchDispatchMode):
+    """Sees every op that runs, as the parts that composite ops are made of."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -80,12 +73,30 @@ class ByteCounter(TorchDispatchMode, Meter):
         if parts is not NotImplemented:
             return parts
         out = func(*args, **kwargs)
+        self.ran(func, args, kwargs, out)
+        return out
+
+    def ran(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """An op has run on `args` and `kwargs` and made `out`."""
+        raise NotImplementedError
+
+
+class ByteCounter(KernelMode, Meter):
+    """GB that the kernels read and write: inputs and outputs of every op that is not a view, nothing fused.
+
+    An attention kernel counts as one op; rows that are gathered count once and the rest of their table not at all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def ran(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if not _is_view(func):
             given = [] if func.overloadpacket.__name__ in GATHERS else tensors_in((args, kwargs))
             made = tensors_in(out)
             reads = sum(map(_bytes, given)) if given else sum(map(_bytes, made))
             self.total += reads + sum(map(_bytes, made))
-        return out
 
     def mark(self) -> int:
         return self.total

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from surgery.bench.probe import GATHERS, tensors_in
+from surgery.bench.probe import GATHERS, KernelMode, tensors_in
 
 
-class OperatorCounter(TorchDispatchMode):
+class OperatorCounter(KernelMode):
     """Operators that run, views included, and the bytes that gathers read by an index.
 
     operators: by name. gathered: bytes of the rows that index_select, gather, index and embedding made.
@@ -24,19 +23,11 @@ class OperatorCounter(TorchDispatchMode):
         self.operators: Counter[str] = Counter()
         self.gathered = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        # In inference mode composite ops arrive whole; their parts are what runs.
-        with self:
-            parts = func.decompose(*args, **kwargs)
-        if parts is not NotImplemented:
-            return parts
-        out = func(*args, **kwargs)
+    def ran(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         name = func.overloadpacket.__name__
         self.operators[name] += 1
         if name in GATHERS:
             self.gathered += sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(out))
-        return out
 
     @property
     def total(self) -> int:

@@ -112,7 +112,8 @@ def tile_route(
         return None
     if glance.picture is None or memory.picture is None or memory.ages is None:
         return tiles.route(windows, memory.output.device, memory)
-    near = torch.stack([tiles.near(item.mask, settings.dilation) for item in state.evidence.values()]).any(0)
+    union = torch.stack([item.mask for item in state.evidence.values()]).any(0)
+    near = tiles.near(union, settings.dilation)
     urgency = piece_urgency(near, tiles.changes(glance.picture, memory.picture), memory.ages)
     return tiles.route(windows, memory.output.device, memory, urgency, round(settings.early * tiles.count))
 

@@ -60,16 +60,16 @@ class StageCorrection(nn.Module):
         Residual streams are compared as they are by the first stage, whose input is its own stream; further up the
         widths differ and the norm carries more.
         """
+        return torch.cat(self._halves(inputs), -1)
+
+    def _halves(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.norm(inputs)
-        hidden = F.relu(self.down(normed))
-        return torch.cat([inputs if self.pool == 1 else normed, hidden], -1)
+        return inputs if self.pool == 1 else normed, F.relu(self.down(normed))
 
     def forward(self, below: Tensor) -> Tensor:
         """Map below [1, H, W, C] -> [1, H / pool, W / pool, out]."""
-        inputs = self.tokens(below)
-        normed = self.norm(inputs)
-        hidden = F.relu(self.down(normed))
-        return self.direct(inputs if self.pool == 1 else normed) + self.up(hidden)
+        straight, hidden = self._halves(self.tokens(below))
+        return self.direct(straight) + self.up(hidden)
 
     def set_fit(self, weight: Tensor) -> None:
         """weight: [in + out, out], least-squares solution on `features`."""

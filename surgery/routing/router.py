@@ -28,9 +28,14 @@ def mask_windows(masks: Sequence[Tensor], grid: WindowGrid, dilation: int) -> Te
     union = masks[0]
     for mask in masks[1:]:
         union = union | mask
-    if dilation > 1:
-        union = F.max_pool2d(union.to(torch.float32)[None, None], dilation, 1, dilation // 2)[0, 0] > 0
-    return grid.cells(union)
+    return grid.cells(dilated(union, dilation))
+
+
+def dilated(mask: Tensor, kernel: int) -> Tensor:
+    """A bool [h, w] mask under an odd max-pool kernel in its pixels; 1 leaves it as it is."""
+    if kernel == 1:
+        return mask
+    return F.max_pool2d(mask.to(torch.float32)[None, None], kernel, 1, kernel // 2)[0, 0] > 0
 
 
 def centre(mask: Tensor) -> Tensor:

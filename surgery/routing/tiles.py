@@ -25,6 +25,7 @@ from torch import Tensor
 
 from surgery.errors import UnsupportedModelError
 from surgery.routing.correction import StageCorrection
+from surgery.routing.router import AGE_WEIGHT, dilated
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.windows import WindowGrid
 
@@ -220,10 +221,8 @@ class TileGrid:
 
     def near(self, mask: Tensor, dilation: int) -> Tensor:
         """Pieces a low-resolution mask touches, dilated by an odd kernel in its pixels: bool [h, w] -> bool [P]."""
-        found = mask.to(torch.float32)[None, None]
-        if dilation > 1:
-            found = F.max_pool2d(found, dilation, 1, dilation // 2)
         cell = (mask.shape[-2] // self.across, mask.shape[-1] // self.across)
+        found = dilated(mask, dilation).to(torch.float32)[None, None]
         return F.max_pool2d(found, cell, cell).flatten() > 0
 
     def changes(self, current: Tensor, seen: Tensor) -> Tensor:
@@ -233,8 +232,6 @@ class TileGrid:
 
 BACKGROUND_WEIGHT = 0.2
 """What a piece's change counts for when no object is near: its stage 1 and 2 maps matter at object borders."""
-AGE_WEIGHT = 0.02
-"""Change, in standard deviations, that one frame of waiting is worth."""
 
 
 def piece_urgency(near: Tensor, changes: Tensor, ages: Tensor) -> Tensor:
