@@ -35,7 +35,8 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
         RecipeError: the recipe would drop frames that the model reads again, or a compile backend that torch does not
             know.
     """
-    parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions(), view.self_attentions()[0]]
+    parts: list[nn.Module] = [view.memory_attention(), *view.memory_layers(), *view.cross_attentions()]
+    parts.append(view.self_attentions()[0])
     parts += [module for module, _ in view.wasteful()]
     routed: list[int] = []
     span = None
@@ -51,10 +52,9 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
             raise UnsupportedModelError(
                 f"masks of {view.image_size() // 4} px do not divide into the {span.side} tokens of stage 3"
             )
-        routed = list(range(span.entry, span.exit + 1))
+        routed = list(range(span.exit + 1))
         if recipe.routing.span == "tiles":
             tile_grid(view, span)
-            routed = list(range(span.exit + 1))
         if recipe.routing.stage4 == "routed":
             late_grid(view, span)
             routed += late_blocks(view, span)
@@ -130,6 +130,8 @@ def operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Sho
         for module, lean in view.wasteful():
             _graft(view, module, lean, binding)
         _graft(view, view.memory_attention(), view.memory_attention_mixin, view)
+        for number, layer in enumerate(view.memory_layers()):
+            _graft(view, layer, view.memory_layer, LayerPart(binding, number))
         _graft(view, view.self_attentions()[0], view.self_attention, LayerPart(binding, 0))
         retune(view, recipe)
         _graft(view, view.model, view.root, view)
@@ -148,12 +150,11 @@ def retune(view: HostView, recipe: Recipe) -> None:
             stage 4 and its windows are not those of stage 3.
     """
     binding = view.binding
-    tiles, late = binding.tiles, binding.late
+    tiles, late, corrections = binding.tiles, binding.late, None
     parts: list[tuple[nn.Module, type, Any]] = []
     if recipe.routing is not None and recipe.routing.span == "tiles":
         assert view.span_info is not None
         tiles = tile_grid(view, view.span_info)
-        corrections = None
         if recipe.routing.correction == "patch":
             corrections = view.shortcut_module(view.span_info).corrections
             if corrections is None:
@@ -161,6 +162,7 @@ def retune(view: HostView, recipe: Recipe) -> None:
                     "routing.correction: patch on a model whose shortcut was made without corrections; call sparsify "
                     "with this recipe"
                 )
+    if recipe.routing is not None and view.span_info is not None:
         parts += [(block, EarlyBlock, part) for block, part in early_parts(view, view.span_info, corrections)]
     if recipe.routing is not None and recipe.routing.stage4 == "routed":
         assert view.span_info is not None
@@ -186,6 +188,7 @@ def retune(view: HostView, recipe: Recipe) -> None:
     binding.halves.clear()
     binding.routing, binding.retrieval, binding.queries = recipe.routing, recipe.retrieval, recipe.queries
     binding.caches, binding.compiled = recipe.caches, recipe.compilation
+    binding.strips = recipe.approximate
     binding.token = object()
 
 

@@ -166,6 +166,16 @@ class Recipe(Settings):
         """The compile operation, or None when the recipe has none."""
         return self._find(CompileParts)
 
+    @property
+    def approximate(self) -> bool:
+        """Whether masks may differ from the stock model's: some windows, keys or queries may be left out."""
+        routing, retrieval = self.routing, self.retrieval
+        return (
+            (routing is not None and routing.windows != "all")
+            or (retrieval is not None and min(retrieval.keep, retrieval.keep_conditioning) < 1.0)
+            or self.queries is not None
+        )
+
     def with_compilation(self, settings: CompileParts | None) -> Recipe:
         """Return a copy with this compile operation instead of its own; None: with none.
 

@@ -57,6 +57,18 @@ class Evidence:
     centre: Tensor | None = None
 
 
+@dataclass(eq=False)
+class TrunkCode:
+    """A position code [1, H, W, C], and what it was made of.
+
+    made_for: map, dtypes, weights by address and version. weights: held, so that nothing else comes to lie there.
+    """
+
+    made_for: tuple[object, ...]
+    weights: tuple[Tensor, ...]
+    code: Tensor
+
+
 @dataclass(frozen=True)
 class FrameRecord:
     """How one frame was encoded.
@@ -106,16 +118,17 @@ class SessionStats:
 class VideoState:
     """State of one video under one surgery.
 
-    token: identity of the surgery it belongs to; a state of another surgery is never read. cursor: last tracked
-    (frame, reverse) of this pass. encoded: last frame whose image was encoded. computed: its windows, None for all.
-    routed: frames whose cached features were routed; halved: frames whose cached features are of half precision. ages:
-    frames since each window was computed. seen: [3, H, W] picture of every token when its window was computed; changed:
-    fp32 [H * W], how much it has changed since, under a query budget. span, tiles: what skipped windows return, as the
+    token: identity of the surgery it belongs to; a state of another surgery is never read. cursor: last tracked (frame,
+    reverse) of this pass. encoded: last frame whose image was encoded. computed: its windows, None for all. routed:
+    frames whose cached features were routed; halved: frames whose cached features are of half precision. ages: frames
+    since each window was computed. seen: [3, H, W] picture of every token when its window was computed; changed: fp32
+    [H * W], how much it has changed since, under a query budget. span, tiles: what skipped windows return, as the
     recipe's span asks. stage4: [1, H, W, C] output of stage 4, every window when last computed, where stage 4 is
     routed. lost: objects whose last known score was <= 0. reach, queries: where each object may be on the frame in
     progress, and its last conditioned features, under query routing. shared: what the frame in progress computed once
-    for several objects. positions: the one position code of all memory frames, where host caches are trimmed. stores:
-    the host's output store of every object, by which a reset is noticed.
+    for several objects. trunk_code: the encoder's position code, kept from frame to frame. positions: the one position
+    code of all memory frames, where host caches are trimmed. stores: the host's output store of every object, by which
+    a reset is noticed.
     """
 
     token: object
@@ -139,6 +152,7 @@ class VideoState:
     reach: dict[int, Reach] = field(default_factory=dict)
     queries: dict[tuple[int, bool], QueryMemory] = field(default_factory=dict)
     shared: FrameWork | None = None
+    trunk_code: TrunkCode | None = None
     positions: Tensor | None = None
     stores: dict[int, Any] = field(default_factory=dict)
     stats: SessionStats = field(default_factory=SessionStats)

@@ -94,7 +94,10 @@ class Watcher:
         """A memory frame was read for the first time: fp32 [T], see `memory_saliency`."""
 
 
-_SETTINGS = ("enabled", "routing", "retrieval", "queries", "precision", "caches", "compiled", "grid", "tiles", "late")
+_SETTINGS = (
+    "enabled", "routing", "retrieval", "queries", "precision", "caches", "compiled", "strips", "grid",
+    "tiles", "late",
+)  # fmt: skip
 """What a copy of a binding takes over; everything else belongs to calls, sessions or the model it was bound to."""
 
 
@@ -106,7 +109,8 @@ class Binding:
     threads that share a model take turns frame by frame. `forced` replaces the router's choice on frames that may be
     routed: speed does not depend on which windows are kept, so benchmarks fix them. `watcher`: see `Watcher`. `halves`:
     half-precision copies of weights by part, made again when they are missing. `warned`: the caller's autocast was
-    noticed. `compilation`: the compiled forwards, or None; `eager`: they are left out for now.
+    noticed. `compilation`: the compiled forwards, or None; `eager`: they are left out for now. `strips`: large maps may
+    go strip by strip, see `surgery.hosts.strips`. `codes`: see `surgery.hosts.positions`.
     """
 
     def __init__(self) -> None:
@@ -122,6 +126,8 @@ class Binding:
         self.caches: TrimCaches | None = None
         self.compilation: Compilation | None = None
         self.eager = False
+        self.strips = False
+        self.codes: dict[tuple[Any, ...], Tensor] = {}
         self.grid: WindowGrid | None = None
         self.tiles: TileGrid | None = None
         self.late: LateGrid | None = None
@@ -241,6 +247,7 @@ class HostView(ABC):
     late_block: ClassVar[type[Graft]]
     cross_attention: ClassVar[type[Graft]]
     self_attention: ClassVar[type[Graft]]
+    memory_layer: ClassVar[type[Graft]]
     memory_attention_mixin: ClassVar[type[Graft]]
     decoder_attention: ClassVar[type[Graft]]
     root: ClassVar[type[Graft]]
@@ -329,6 +336,10 @@ class HostView(ABC):
         """The self-attention of every memory attention layer, in order."""
 
     @abstractmethod
+    def memory_layers(self) -> list[nn.Module]:
+        """The layers of memory attention, in order."""
+
+    @abstractmethod
     def token_to_image(self) -> list[nn.Module]:
         """The decoder's token-to-image attentions, in order, the final one last."""
 
@@ -336,9 +347,9 @@ class HostView(ABC):
     def decoder_projections(self, module: nn.Module) -> tuple[nn.Module, nn.Module, int]:
         """Query projection, key projection and head count of a token-to-image attention."""
 
+    @abstractmethod
     def wasteful(self) -> list[tuple[nn.Module, type[Graft]]]:
-        """Modules in which the host computes what it never reads, each with the mixin that does not; often none."""
-        return []
+        """Modules in which the host computes what it never reads or knows already, with the mixins that do not."""
 
     def mask_decoder(self) -> nn.Module | None:
         """The mask decoder where it must be grafted, else None."""

@@ -86,7 +86,7 @@ def _drop_halved(state: VideoState, handle: SessionHandle, frame: int) -> None:
 def image_features(binding: Binding, handle: SessionHandle, frame: int, run: Callable[[], T]) -> T:
     """Wrap the host's "features of this frame, cached or encoded" call."""
     with binding.lock:
-        if not binding.enabled or (binding.routing is None and binding.precision is None):
+        if not binding.enabled:
             state = handle.holder.get(handle.key)
             if isinstance(state, VideoState):
                 _drop_routed(state, handle, frame)

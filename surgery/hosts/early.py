@@ -1,4 +1,4 @@
-"""Blocks before the routed span, under tile routing: the host's own forward on the pieces of the chosen tiles."""
+"""Blocks before the routed span: the host's own forward, under tile routing on the pieces of the chosen tiles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgery.graft import Graft
-from surgery.hosts.base import Binding, HostView, SpanInfo
+from surgery.hosts.base import Binding, BlockInfo, HostView, SpanInfo
+from surgery.hosts.strips import block_in_strips, strips_pay
 from surgery.routing.correction import Corrections, StageCorrection
 from surgery.routing.tiles import TileGrid, piece_side
 from surgery.routing.windows import WindowGrid
@@ -18,11 +19,13 @@ from surgery.routing.windows import WindowGrid
 class EarlyPart:
     """Payload of a grafted block before the span.
 
-    gathers: whether it receives a whole map (first block of a stage). level: number of the stage it ends, or None.
-    first: whether it is the first of all. corrections: of skipped pieces, by level; None when the recipe has none.
+    info: of the block. gathers: whether it receives a whole map (first block of a stage). level: number of the stage it
+    ends, or None. first: whether it is the first of all. corrections: of skipped pieces, by level; None when the recipe
+    has none.
     """
 
     binding: Binding
+    info: BlockInfo
     gathers: bool
     level: int | None
     first: bool
@@ -45,13 +48,15 @@ class EarlyBlock(Graft):
         part = self._surgery
         route = part.binding.route
         tiles = route.tiles if route is not None else None
-        if route is None or tiles is None:
+        if route is None:
             return super().forward(hidden_states, **kwargs)  # type: ignore[misc]
+        if tiles is None:
+            return self._run(hidden_states, kwargs)
         if part.first:
             tiles.start(hidden_states, part.corrections is not None)
         if part.gathers and not route.dense:
             hidden_states = tiles.gather(hidden_states)
-        out: Tensor = super().forward(hidden_states, **kwargs)  # type: ignore[misc]
+        out = self._run(hidden_states, kwargs)
         if part.level is None:
             return out
         if not route.dense:
@@ -59,6 +64,13 @@ class EarlyBlock(Graft):
         if route.observe:
             tiles.note(out, part.level, part.correction())
         return out
+
+    def _run(self, hidden_states: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        part, forward = self._surgery, super().forward  # type: ignore[misc]
+        if not strips_pay(part.binding, hidden_states):
+            out: Tensor = forward(hidden_states, **kwargs)
+            return out
+        return block_in_strips(lambda strip: forward(strip, **kwargs), hidden_states, part.info)
 
 
 def tile_grid(view: HostView, span: SpanInfo) -> TileGrid:
@@ -81,6 +93,7 @@ def early_parts(view: HostView, span: SpanInfo, corrections: Corrections | None)
             block,
             EarlyPart(
                 view.binding,
+                view.block_info(index),
                 gathers=index == 0 or index - 1 in ends,
                 level=ends.index(index) if index in ends else None,
                 first=index == 0,

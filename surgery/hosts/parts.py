@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from surgery.graft import Graft
 from surgery.hosts.base import HostView
 from surgery.hosts.compiled import ATTENTION, DECODER, ENCODER, MEMORY
+from surgery.hosts.control import key_plan
 from surgery.hosts.precision import run_part
+from surgery.hosts.query import Run, conditioned, frame_work
 
 
 class ModelPart(Graft):
@@ -36,9 +40,31 @@ class EncoderPart(ModelPart):
 
 
 class MemoryAttentionPart(ModelPart):
-    """Memory attention; hosts add what surrounds a call of it."""
+    """Memory attention; hosts say what a call was given."""
 
     part = ATTENTION
+
+    def _conditioned(
+        self, current: Tensor, positions: Tensor | None, memory: Tensor, pointers: int, stride: int, run: Run
+    ) -> Any:
+        """One call: features of the frame [T, 1, C], their positions, memory [M, 1, 64] whose last rows are pointers.
+
+        stride: frames between two memories. run: see `conditioned`.
+        """
+        view, layers = self._surgery, len(self.layers)  # type: ignore[attr-defined]
+        with (
+            frame_work(view.binding, current, positions),
+            key_plan(
+                view.binding,
+                length=memory.shape[0],
+                pointers=pointers,
+                layers=layers,
+                bank=view.model.num_maskmem,
+                stride=stride,
+                device=memory.device,
+            ),
+        ):
+            return conditioned(view.binding, current, positions, layers, run)
 
 
 class MemoryEncoderPart(ModelPart):

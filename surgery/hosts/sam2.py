@@ -10,15 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from surgery.errors import ModelStateError, UnsupportedModelError
-from surgery.graft import Graft
+from surgery.graft import Graft, host_class
 from surgery.hosts.base import BlockInfo, HostView, Turn
-from surgery.hosts.blocks import DecoderTap, HieraBlock, MemoryCrossAttention, SpanBlock
-from surgery.hosts.control import encode, image_features, key_plan, record_evidence, turn_of
-from surgery.hosts.late import LateBlock
-from surgery.hosts.parts import MemoryAttentionPart
-from surgery.hosts.query import MemorySelfAttention, conditioned, frame_work
+from surgery.hosts.control import encode, image_features, record_evidence, turn_of
+from surgery.hosts.positions import Trunk
+from surgery.hosts.sam2_parts import (
+    Sam2CrossAttention,
+    Sam2DecoderTap,
+    Sam2LateBlock,
+    Sam2MemoryAttention,
+    Sam2MemoryLayer,
+    Sam2NeckCodes,
+    Sam2SelfAttention,
+    Sam2SpanBlock,
+)
 from surgery.hosts.trim import drop_far
-from surgery.retrieval.attention import Projections
 from surgery.retrieval.bank import Chunk, Conditioning
 from surgery.session import SessionHandle, VideoState
 
@@ -47,111 +53,6 @@ class Sam2Session(SessionHandle):
 
     def evict(self, frame: int) -> None:
         self.holder["cached_features"].pop(frame, None)
-
-
-class Sam2Block(HieraBlock):
-    """`MultiScaleBlock`."""
-
-    def _norm1(self, tokens: Tensor) -> Tensor:
-        return self.norm1(tokens)  # type: ignore[attr-defined]
-
-    def _norm2(self, tokens: Tensor) -> Tensor:
-        return self.norm2(tokens)  # type: ignore[attr-defined]
-
-
-class Sam2SpanBlock(Sam2Block, SpanBlock):
-    """`MultiScaleBlock` of the routed span."""
-
-
-class Sam2LateBlock(Sam2Block, LateBlock):
-    """`MultiScaleBlock` of the stage after the span."""
-
-
-class Sam2DecoderTap(DecoderTap):
-    """`Attention` of the two-way transformer, token to image."""
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self._tap(q, k)
-        return super().forward(q=q, k=k, v=v)  # type: ignore[misc]
-
-
-class Sam2CrossAttention(MemoryCrossAttention):
-    """`RoPEAttention` that reads memory."""
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
-        plan, route = self._surgery.binding.plan, self._surgery.binding.query
-        if (plan is not None or route is not None) and q.shape[0] == 1:
-            table = _rotary_table(self, q.shape[1] if route is None else route.tokens, q.device)
-            out = self._planned(q[0], k[0], v[0], table.real, table.imag, plan, route, num_k_exclude_rope)
-            if out is not None:
-                return out[None]
-        return super().forward(q, k, v, num_k_exclude_rope=num_k_exclude_rope)  # type: ignore[misc]
-
-    def _projections(self) -> Projections:
-        return Projections(self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.num_heads)  # type: ignore[attr-defined]
-
-
-class Sam2SelfAttention(MemorySelfAttention):
-    """`RoPEAttention` among the tokens of the frame."""
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
-        route = self._surgery.binding.query
-        if route is None:
-            self._note(q[0])
-            work = self._work()
-            if work is not None and work.output is not None:
-                return work.output
-            out: Tensor = super().forward(q, k, v, num_k_exclude_rope=num_k_exclude_rope)  # type: ignore[misc]
-            if work is not None:
-                work.output = out
-            return out
-        table = _rotary_table(self, route.tokens, q.device)
-        return self._routed(q[0], table.real, table.imag, route)[None]
-
-    def _projections(self) -> Projections:
-        return Projections(self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.num_heads)  # type: ignore[attr-defined]
-
-
-def _rotary_table(attention: Any, tokens: int, device: torch.device) -> Tensor:
-    """Complex [T, d / 2] table of a square grid, kept where the host keeps it."""
-    table: Tensor = attention.freqs_cis.to(device)
-    if table.shape[0] != tokens:
-        table = attention.freqs_cis = attention.compute_cis(end_x=tokens**0.5, end_y=tokens**0.5).to(device)
-    return table
-
-
-class Sam2MemoryAttention(MemoryAttentionPart):
-    """`MemoryAttention`. `__call__` and not `forward`, which the VOS predictor replaces by a compiled one."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        names = ("curr", "memory", "curr_pos", "memory_pos", "num_obj_ptr_tokens")
-        given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
-        view = self._surgery
-        memory, pointers = given["memory"], given.get("num_obj_ptr_tokens", 0)
-        current: Tensor = given["curr"][0] if isinstance(given["curr"], list) else given["curr"]
-        positions = given.get("curr_pos")
-        positions = positions[0] if isinstance(positions, list) else positions
-
-        stock = super().__call__
-
-        def run(taken: Tensor, places: Tensor | None) -> Tensor:
-            if taken is current:
-                return stock(*args, **kwargs)
-            return stock(**{**given, "curr": taken, "curr_pos": places})
-
-        with (
-            frame_work(view.binding, current, positions),
-            key_plan(
-                view.binding,
-                length=memory.shape[0],
-                pointers=pointers,
-                layers=len(self.layers),  # type: ignore[attr-defined]
-                bank=view.model.num_maskmem,
-                stride=view.model.memory_temporal_stride_for_eval,
-                device=memory.device,
-            ),
-        ):
-            return conditioned(view.binding, current, positions, len(self.layers), run)  # type: ignore[attr-defined]
 
 
 class _TracedFrame(dict[str, Any]):
@@ -283,6 +184,7 @@ class Sam2View(HostView):
     late_block = Sam2LateBlock
     cross_attention = Sam2CrossAttention
     self_attention = Sam2SelfAttention
+    memory_layer = Sam2MemoryLayer
     memory_attention_mixin = Sam2MemoryAttention
     decoder_attention = Sam2DecoderTap
     root = Sam2Root
@@ -315,7 +217,7 @@ class Sam2View(HostView):
         return None
 
     def blocks(self) -> Sequence[nn.Module]:
-        trunk = self.model.image_encoder.trunk
+        trunk: Any = self.image_encoder().trunk
         if not hasattr(trunk, "blocks") or not hasattr(trunk, "stage_ends"):
             raise UnsupportedModelError(
                 f"the image encoder's trunk is a {type(trunk).__name__}; expected Hiera, whose windowed blocks are "
@@ -368,10 +270,21 @@ class Sam2View(HostView):
         )
 
     def cross_attentions(self) -> list[nn.Module]:
-        return [layer.cross_attn_image for layer in self.model.memory_attention.layers]
+        return [layer.cross_attn_image for layer in self.memory_layers()]
 
     def self_attentions(self) -> list[nn.Module]:
-        return [layer.self_attn for layer in self.model.memory_attention.layers]
+        return [layer.self_attn for layer in self.memory_layers()]
+
+    def memory_layers(self) -> list[Any]:
+        return list(self.model.memory_attention.layers)
+
+    def wasteful(self) -> list[tuple[nn.Module, type[Graft]]]:
+        from sam2.modeling.backbones.hieradet import Hiera
+        from sam2.modeling.position_encoding import PositionEmbeddingSine
+
+        lean: dict[type, type[Graft]] = {Hiera: Trunk, PositionEmbeddingSine: Sam2NeckCodes}
+        parts = self.image_encoder().modules()
+        return [(part, lean[host_class(part)]) for part in parts if host_class(part) in lean]
 
     def token_to_image(self) -> list[nn.Module]:
         transformer = self.model.sam_mask_decoder.transformer

@@ -15,12 +15,15 @@ from surgery.graft import Graft, host_class
 from surgery.hosts.base import BlockInfo, HostView, Turn
 from surgery.hosts.control import encode, image_features, record_evidence, turn_of
 from surgery.hosts.keys import transformers_block_key
+from surgery.hosts.positions import Trunk
 from surgery.hosts.transformers_parts import (
     TransformersCrossAttention,
     TransformersDecoderTap,
     TransformersLateBlock,
     TransformersMaskDecoder,
     TransformersMemoryAttention,
+    TransformersMemoryLayer,
+    TransformersNeckCodes,
     TransformersSelfAttention,
     TransformersSpanBlock,
 )
@@ -148,6 +151,7 @@ class TransformersView(HostView):
     late_block = TransformersLateBlock
     cross_attention = TransformersCrossAttention
     self_attention = TransformersSelfAttention
+    memory_layer = TransformersMemoryLayer
     memory_attention_mixin = TransformersMemoryAttention
     decoder_attention = TransformersDecoderTap
     root = TransformersRoot
@@ -237,24 +241,33 @@ class TransformersView(HostView):
         )
 
     def cross_attentions(self) -> list[nn.Module]:
-        return [layer.cross_attn_image for layer in self.model.memory_attention.layers]
+        return [layer.cross_attn_image for layer in self.memory_layers()]
 
     def wasteful(self) -> list[tuple[nn.Module, type[Graft]]]:
-        from transformers.models.sam2.modeling_sam2 import Sam2MultiScaleAttention
+        from transformers.models.sam2.modeling_sam2 import (
+            Sam2HieraDetModel,
+            Sam2MultiScaleAttention,
+            Sam2SinePositionEmbedding,
+        )
 
         from surgery.hosts.transformers_encoder import TransformersEncoderAttention
 
-        return [
-            (part, TransformersEncoderAttention)
-            for part in self.image_encoder().modules()
-            if host_class(part) is Sam2MultiScaleAttention
-        ]
+        lean: dict[type, type[Graft]] = {
+            Sam2MultiScaleAttention: TransformersEncoderAttention,
+            Sam2HieraDetModel: Trunk,
+            Sam2SinePositionEmbedding: TransformersNeckCodes,
+        }
+        parts = self.image_encoder().modules()
+        return [(part, lean[host_class(part)]) for part in parts if host_class(part) in lean]
 
     def mask_decoder(self) -> nn.Module | None:
         return self.model.mask_decoder
 
     def self_attentions(self) -> list[nn.Module]:
-        return [layer.self_attn for layer in self.model.memory_attention.layers]
+        return [layer.self_attn for layer in self.memory_layers()]
+
+    def memory_layers(self) -> list[Any]:
+        return list(self.model.memory_attention.layers)
 
     def token_to_image(self) -> list[nn.Module]:
         transformer = self.model.mask_decoder.transformer

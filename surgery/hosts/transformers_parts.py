@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from surgery.hosts.blocks import DecoderTap, HieraBlock, MemoryCrossAttention, SpanBlock
-from surgery.hosts.control import key_plan, record_evidence
+from surgery.hosts.control import record_evidence
 from surgery.hosts.late import LateBlock
 from surgery.hosts.parts import MaskDecoderPart, MemoryAttentionPart
-from surgery.hosts.query import MemorySelfAttention, conditioned, frame_work
+from surgery.hosts.positions import NeckCodes
+from surgery.hosts.query import MemorySelfAttention
+from surgery.hosts.strips import MemoryLayer
 from surgery.retrieval.attention import Projections
 
 
@@ -99,6 +102,49 @@ class TransformersSelfAttention(MemorySelfAttention):
         return Projections(self.q_proj, self.k_proj, self.v_proj, self.o_proj, heads)  # type: ignore[attr-defined]
 
 
+class TransformersNeckCodes(NeckCodes):
+    """`Sam2SinePositionEmbedding`, whose own cache holds one code, and the neck asks for four in turn."""
+
+    def forward(self, shape: Any, device: Any, dtype: torch.dtype, mask: Tensor | None = None) -> Tensor:
+        make = super().forward  # type: ignore[misc]
+        if mask is not None or not self._spared():
+            code: Tensor = make(shape, device, dtype, mask)
+            return code
+        return self._kept((id(self), tuple(shape), torch.device(device), dtype), lambda: make(shape, device, dtype))
+
+
+class TransformersMemoryLayer(MemoryLayer):
+    """`Sam2VideoMemoryAttentionLayer`, which has no seam between its attentions and its feed-forward."""
+
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        key_point_embedding: Tensor,
+        rope_position_embeddings: tuple[Tensor, Tensor],
+        num_k_exclude_rope: int = 0,
+    ) -> Tensor:
+        if not self._takes_strips(queries):
+            return super().forward(  # type: ignore[misc]
+                queries, keys, key_point_embedding, rope_position_embeddings, num_k_exclude_rope
+            )
+        own: Any = self
+        normed = own.layer_norm1(queries)
+        seen, _ = own.self_attn(query=normed, key=normed, value=normed, position_embeddings=rope_position_embeddings)
+        queries = queries + seen
+        recalled, _ = own.cross_attn_image(
+            query=own.layer_norm2(queries),
+            key=keys + key_point_embedding,
+            value=keys,
+            position_embeddings=rope_position_embeddings,
+            num_k_exclude_rope=num_k_exclude_rope,
+        )
+        return self._fed_forward(queries + recalled)
+
+    def _norm3(self, tokens: Tensor) -> Tensor:
+        return self.layer_norm3(tokens)  # type: ignore[attr-defined]
+
+
 class TransformersMemoryAttention(MemoryAttentionPart):
     """`Sam2VideoMemoryAttention`."""
 
@@ -111,8 +157,7 @@ class TransformersMemoryAttention(MemoryAttentionPart):
             "num_object_pointer_tokens",
         )
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        view, memory = self._surgery, given["memory"]
-        pointers = given.get("num_object_pointer_tokens", 0)
+        memory, pointers = given["memory"], given.get("num_object_pointer_tokens", 0)
         current, positions = given[names[0]], given.get(names[2])
 
         stock = super().__call__
@@ -123,19 +168,7 @@ class TransformersMemoryAttention(MemoryAttentionPart):
             subset = {**given, names[0]: taken, names[2]: places}
             return stock(**subset)
 
-        with (
-            frame_work(view.binding, current, positions),
-            key_plan(
-                view.binding,
-                length=memory.shape[0],
-                pointers=pointers,
-                layers=len(self.layers),  # type: ignore[attr-defined]
-                bank=view.model.num_maskmem,
-                stride=1,
-                device=memory.device,
-            ),
-        ):
-            return conditioned(view.binding, current, positions, len(self.layers), run)  # type: ignore[attr-defined]
+        return self._conditioned(current, positions, memory, pointers, 1, run)
 
 
 class TransformersMaskDecoder(MaskDecoderPart):

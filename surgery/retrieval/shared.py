@@ -26,17 +26,18 @@ class FrameWork:
     @classmethod
     def of(cls, frame: int, features: Tensor, positions: Tensor | None) -> FrameWork:
         """Nothing computed yet."""
-        return cls(frame, features, positions, _cast(features))
+        return cls(frame, features, positions, cast_of(features))
 
     def fits(self, frame: int, features: Tensor, positions: Tensor | None) -> bool:
         """Whether an object with these inputs would compute the very same: the same bytes in the same memory."""
-        if frame != self.frame or self.cast != _cast(features) or (positions is None) != (self.positions is None):
+        if frame != self.frame or self.cast != cast_of(features) or (positions is None) != (self.positions is None):
             return False
         same_positions = positions is None or self.positions is None or _same_memory(positions, self.positions)
         return same_positions and _same_memory(features, self.features)
 
 
-def _cast(tensor: Tensor) -> torch.dtype | None:
+def cast_of(tensor: Tensor) -> torch.dtype | None:
+    """The dtype autocast is on for where `tensor` lies, or None."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 

@@ -1,0 +1,166 @@
+"""Large maps strip by strip, on either host: what comes out is what the whole map gives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import surgery
+from surgery.api import require_view
+from surgery.hosts import strips
+from surgery.hosts.base import BlockInfo
+from surgery.hosts.early import EarlyBlock
+from surgery.hosts.strips import block_in_strips, in_strips
+from surgery.recipe import Recipe
+from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
+from tests.hosts.test_hosts import close, same
+from tests.hosts.test_tiles import TILES
+
+RECIPES = {"stage3": STEADY, "tiles": TILES, "early": TILES.with_overrides(["routing.early=0.5"])}
+
+
+@pytest.fixture(params=("sam2", "transformers"))
+def host(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def early_blocks(driver: Driver) -> list[nn.Module]:
+    return [block for block in require_view(driver.model).blocks() if isinstance(block, EarlyBlock)]
+
+
+def runs_of(driver: Driver, clip: Tensor) -> tuple[list[Tensor], Counter[str]]:
+    """Masks, and how often an early attention and a memory feed-forward ran."""
+    runs: Counter[str] = Counter()
+    layers = require_view(driver.model).memory_layers()
+    parts: dict[str, list[Any]] = {
+        "attention": [block.attn for block in early_blocks(driver)],
+        "feed-forward": [layer.linear1 for layer in layers],
+    }
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: runs.update([name]))
+        for name, modules in parts.items()
+        for module in modules
+    ]
+    masks = driver.track(clip)
+    for hook in hooks:
+        hook.remove()
+    return masks, runs
+
+
+@pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_strips_give_what_the_whole_map_gives(
+    host: str, recipe: Recipe, windows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = make(host, windows)
+    surgery.sparsify(driver.model, recipe)
+    whole, once = runs_of(driver, video(4))
+    layers, blocks = len(require_view(driver.model).memory_layers()), len(early_blocks(driver))
+    assert once == {"attention": 4 * blocks, "feed-forward": 3 * layers}, "small maps go whole"
+    monkeypatch.setattr(strips, "STRIP_BYTES", 20_000)
+    found, often = runs_of(driver, video(4))
+    assert often["attention"] >= 4 * once["attention"]
+    assert often["feed-forward"] >= 2 * once["feed-forward"]
+    close(found, whole, 1e-4)
+
+
+def test_feed_forward_in_strips_without_window_routing(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, "memory-only")
+    whole, once = runs_of(driver, video(4))
+    monkeypatch.setattr(strips, "STRIP_BYTES", 20_000)
+    found, often = runs_of(driver, video(4))
+    assert early_blocks(driver) == []
+    assert often["feed-forward"] >= 2 * once["feed-forward"]
+    close(found, whole, 1e-4)
+
+
+def test_no_strips_where_every_bit_counts(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = make(host)
+    stock = driver.track(video(3))
+    monkeypatch.setattr(strips, "STRIP_BYTES", 1)
+    monkeypatch.setattr(strips, "in_strips", lambda *_: pytest.fail("this must run whole"))
+    surgery.sparsify(driver.model, "exact")
+    assert same(driver.track(video(3)), stock)
+    surgery.sparsify(driver.model, STEADY)
+    with surgery.disabled(driver.model):
+        assert same(driver.track(video(3)), stock)
+
+
+def test_a_model_in_training_mode_keeps_its_dropout(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, STEADY)
+    monkeypatch.setattr(strips, "STRIP_BYTES", 1)
+    layer: Any = require_view(driver.model).memory_layers()[0]
+    assert layer._takes_strips(torch.zeros(1, 4, 4))
+    layer.train()
+    assert not layer._takes_strips(torch.zeros(1, 4, 4))
+    assert not layer.eval()._takes_strips(torch.zeros(1, 4, 4, device="meta"))
+
+
+def test_outside_of_a_video_blocks_run_as_stock(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of attentions would otherwise hold strips."""
+    driver = make(host)
+    surgery.sparsify(driver.model, STEADY)
+    monkeypatch.setattr(strips, "in_strips", lambda *_: pytest.fail("this must run whole"))
+    with torch.no_grad():
+        require_view(driver.model).stride16(video(1))
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_half_precision_goes_in_strips_too(host: str, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, recipe)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = driver.track(video(3))
+        monkeypatch.setattr(strips, "STRIP_BYTES", 20_000)
+        close(driver.track(video(3)), whole, 0.5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 5), windows=st.integers(1, 4), ragged=st.integers(0, 3), width=st.integers(1, 9),
+    window=st.sampled_from([0, 1, 2, 3, 4]), pools=st.booleans(), limit=st.integers(1, 4000),
+)  # fmt: skip
+def test_every_strip_holds_whole_windows(
+    count: int, windows: int, ragged: int, width: int, window: int, pools: bool, limit: int
+) -> None:
+    """A block that sums over each of its windows, pads the last ones and pools like Hiera."""
+    info = BlockInfo(index=0, dim=2, heads=1, window=window, pools=pools)
+    height = max(1, (window or 4) * windows - min(ragged, (window or 1) - 1))
+    feature_map = torch.randn(count, height, width, 2, dtype=torch.float64)
+
+    def run(maps: Tensor) -> Tensor:
+        side = window or max(maps.shape[1:3])
+        rows, cols = -(-maps.shape[1] // side), -(-maps.shape[2] // side)
+        padded = torch.zeros(maps.shape[0], rows * side, cols * side, 2, dtype=maps.dtype)
+        padded[:, : maps.shape[1], : maps.shape[2]] = maps
+        split = padded.reshape(maps.shape[0], rows, side, cols, side, 2)
+        mixed = (split + split.sum((2, 4), keepdim=True)).reshape(padded.shape)[:, : maps.shape[1], : maps.shape[2]]
+        return mixed[:, ::2, ::2] if pools else mixed
+
+    before = strips.STRIP_BYTES
+    strips.STRIP_BYTES = limit
+    try:
+        found = block_in_strips(run, feature_map, info)
+    finally:
+        strips.STRIP_BYTES = before
+    torch.testing.assert_close(found, run(feature_map))
+
+
+def test_strips_are_no_larger_than_asked() -> None:
+    seen: list[int] = []
+    tokens = torch.zeros(1, 5000, 4)
+
+    def run(strip: Tensor) -> Tensor:
+        seen.append(strip.shape[1])
+        return strip * 2
+
+    assert in_strips(run, tokens, 1, 1, 2048).shape == tokens.shape
+    assert seen == [1024] * 4 + [904], "8 MiB of 2048 values of 4 bytes are 1024 rows"
