@@ -24,6 +24,7 @@ from surgery.bench.flops import _full_bank_plan
 from surgery.bench.machine import machine
 from surgery.graft import graft, ungraft
 from surgery.hosts import view_of
+from surgery.hosts.transformers_encoder import TransformersEncoderAttention
 from surgery.loading import load_model
 from surgery.recipe import SparseMemoryRetrieval
 from surgery.retrieval.attention import Projections, pruned_attention, rotate, rotated_query, split_heads
@@ -249,18 +250,19 @@ def dead_product(pairs: int) -> dict[str, Any]:
     view = view_of(base_plus())
     pixels = torch.randn(1, 3, 1024, 1024)
     encoder = view.image_encoder()
+    attentions = [module for module, mixin in view.wasteful() if mixin is TransformersEncoderAttention]
     outputs: list[Tensor] = []
 
     def run() -> None:
         outputs.append(encoder(pixels).fpn_hidden_states[-1])
 
     def lean() -> None:
-        for module, mixin in view.wasteful():
-            graft(module, mixin, view.binding)
+        for module in attentions:
+            graft(module, TransformersEncoderAttention, view.binding)
         try:
             run()
         finally:
-            for module, _ in view.wasteful():
+            for module in attentions:
                 ungraft(module)
 
     found = compared(run, lean, pairs)

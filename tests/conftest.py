@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tests.hosts.sessions")
 SHARED = Path(os.environ.get("SURGERY_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 

@@ -19,7 +19,7 @@ from surgery.api import require_view
 from surgery.hosts import compiled as seam
 from surgery.recipe import CompileParts, Precision, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
-from tests.hosts.test_hosts import close, same
+from tests.hosts.sessions import close, same
 
 HOSTS = ("sam2", "transformers")
 PRUNED = SparseMemoryRetrieval(keep_conditioning=0.3, rebalance=True)

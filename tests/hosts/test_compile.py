@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 import surgery
 from surgery.api import require_view
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
-from tests.hosts.test_hosts import close
+from tests.hosts.sessions import close
 
 
 def encoder(model: Any) -> Any:

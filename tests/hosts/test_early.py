@@ -20,8 +20,8 @@ from surgery.recipe import Recipe
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.span import make_route
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
+from tests.hosts.sessions import close, gather, interleaved, same
 from tests.hosts.test_compile import encoder, graphs_compiled
-from tests.hosts.test_hosts import close, gather, interleaved, same
 from tests.hosts.test_tiles import STAGE3, TILES, dense_memory, levels_of
 
 EARLY = TILES.with_overrides(["routing.early=0.5"])

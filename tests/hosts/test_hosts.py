@@ -15,7 +15,8 @@ from surgery import ModelStateError, UnsupportedModelError, WeightsError
 from surgery.api import require_view
 from surgery.graft import is_grafted
 from surgery.routing.windows import WindowGrid
-from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, square, video
+from tests.hosts.drive import PADDED, STEADY, UNPADDED, make, square, video
+from tests.hosts.sessions import close, copied, gather, interleaved, same
 
 HOSTS = ("sam2", "transformers")
 RECIPES = ("faithful", "balanced", "fast", "turbo", "memory-only", "published-base-plus", "published-large")
@@ -24,20 +25,6 @@ RECIPES = ("faithful", "balanced", "fast", "turbo", "memory-only", "published-ba
 @pytest.fixture(params=HOSTS)
 def host(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-def same(left: list[Tensor], right: list[Tensor]) -> bool:
-    return len(left) == len(right) and all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def close(left: list[Tensor], right: list[Tensor], tolerance: float) -> None:
-    assert len(left) == len(right)
-    for a, b in zip(left, right, strict=True):
-        assert (a - b).abs().max() <= tolerance
-
-
-def gather(driver: Driver, session: Any, **how: Any) -> list[Tensor]:
-    return [mask for _, masks in driver.propagate(session, **how) for mask in masks.values()]
 
 
 # --- exact and undo
@@ -255,25 +242,6 @@ def test_memory_stride_of_stock_sam2(stride: int) -> None:
 # --- sessions
 
 
-def interleaved(driver: Driver, clips: list[Tensor]) -> list[Any]:
-    """Assert that videos tracked in turn, frame by frame, give what each gives alone; returns their sessions."""
-    alone = []
-    for clip in clips:
-        session = driver.session(clip)
-        driver.click(session, 0, {3: (40, 110)})
-        alone.append(gather(driver, session))
-    sessions = [driver.session(clip) for clip in clips]
-    for session in sessions:
-        driver.click(session, 0, {3: (40, 110)})
-    runs = [driver.propagate(session) for session in sessions]
-    together: list[list[Tensor]] = [[] for _ in clips]
-    for _ in range(len(clips[0])):
-        for slot, run in enumerate(runs):
-            together[slot] += next(run)[1].values()
-    assert all(same(together[slot], alone[slot]) for slot in range(len(clips)))
-    return sessions
-
-
 @pytest.mark.parametrize("recipe", ["balanced", "published-large", "faithful"])
 def test_interleaved_videos_equal_each_alone(host: str, recipe: str) -> None:
     driver = make(host)
@@ -305,16 +273,7 @@ def test_a_finished_video_is_freed_at_once(host: str) -> None:
 def test_a_session_can_be_copied(host: str) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, "balanced")
-    session = driver.session(video(8))
-    driver.click(session, 0, {1: (40, 110)})
-    run = driver.propagate(session)
-    for _ in range(4):
-        next(run)
-    run.close()
-    for copied in (copy.deepcopy(session), pickle.loads(pickle.dumps(session))):
-        masks = gather(driver, copied, start=3)
-        assert len(masks) == 5
-        assert all(torch.isfinite(mask).all() for mask in masks)
+    copied(driver)
 
 
 def test_new_object_in_the_middle_gets_a_dense_frame(host: str) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +18,8 @@ from surgery.hosts.late import LateBlock, late_blocks
 from surgery.recipe import Recipe, SparseWindowRouting
 from surgery.routing.span import SpanMemory, make_route
 from tests.hosts.drive import Driver, make, video
+from tests.hosts.sessions import close, copied, gather, interleaved, models_copied, reset_forgets, same, undone
 from tests.hosts.test_compile import encoder, graphs_compiled
-from tests.hosts.test_hosts import close, gather, interleaved, same
 
 HOSTS = ("sam2", "transformers")
 UNPADDED, PADDED = (8, 4, 4, 2), (8, 4, 6, 3)
@@ -268,31 +267,12 @@ def test_state_lives_on_the_session_and_goes_with_it(host: str) -> None:
 @both_spans
 def test_a_session_and_a_model_can_be_copied(host: str, extra: list[str]) -> None:
     driver = late(host, extra=extra)
-    for copied in (copy.deepcopy(driver.model), pickle.loads(pickle.dumps(driver.model))):
-        assert same(type(driver)(copied).track(video(6)), driver.track(video(6)))
-    session = driver.session(video(8))
-    driver.click(session, 0, {1: (40, 110)})
-    run = driver.propagate(session)
-    for _ in range(4):
-        next(run)
-    run.close()
-    for twin in (copy.deepcopy(session), pickle.loads(pickle.dumps(session))):
-        masks = gather(driver, twin, start=3)
-        assert len(masks) == 5
-        assert all(torch.isfinite(mask).all() for mask in masks)
+    models_copied(driver)
+    copied(driver)
 
 
 def test_a_reset_forgets_stage_4(host: str) -> None:
-    driver = late(host)
-    fresh = driver.session(video(8))
-    driver.click(fresh, 2, {1: (40, 110)})
-    expected = gather(driver, fresh, start=2)
-    used = driver.session(video(8))
-    driver.click(used, 0, {1: (200, 50)})
-    gather(driver, used)
-    driver.reset(used)
-    driver.click(used, 2, {1: (40, 110)})
-    assert same(gather(driver, used, start=2), expected)
+    reset_forgets(late(host))
 
 
 def test_removing_one_object_keeps_stage_4_and_removing_all_forgets_it() -> None:
@@ -323,25 +303,15 @@ def test_removing_one_object_keeps_stage_4_and_removing_all_forgets_it() -> None
 
 
 def test_desparsify_gives_the_stock_model_back(host: str) -> None:
-    driver = make(host, blocks=BLOCKS)
-    model = driver.model
-    classes = [type(module) for module in model.modules()]
-    attributes = [set(vars(module)) for module in model.modules()]
-    stock = driver.track(video(6))
-    surgery.sparsify(model, LATE)
-    view = require_view(model)
-    assert view.span_info is not None
-    numbers = late_blocks(view, view.span_info)
-    assert [isinstance(block, LateBlock) for block in view.blocks()] == [
-        i in numbers for i in range(len(view.blocks()))
-    ]
-    assert not same(driver.track(video(6)), stock)
-    with surgery.disabled(model):
-        assert same(driver.track(video(6)), stock)
-    surgery.desparsify(model)
-    assert [type(module) for module in model.modules()] == classes
-    assert [set(vars(module)) for module in model.modules()] == attributes
-    assert same(driver.track(video(6)), stock)
+    def check(model: Any) -> None:
+        view = require_view(model)
+        assert view.span_info is not None
+        numbers = late_blocks(view, view.span_info)
+        assert [isinstance(block, LateBlock) for block in view.blocks()] == [
+            number in numbers for number in range(len(view.blocks()))
+        ]
+
+    undone(make(host, blocks=BLOCKS), LATE, check)
 
 
 def test_setting_another_recipe_moves_between_dense_and_routed(host: str) -> None:

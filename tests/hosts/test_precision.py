@@ -24,7 +24,7 @@ from surgery.hosts import view_of
 from surgery.operations import PARTS
 from surgery.recipe import Precision, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
-from tests.hosts.test_hosts import gather, interleaved, same
+from tests.hosts.sessions import gather, interleaved, same
 
 HOSTS = ("sam2", "transformers")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

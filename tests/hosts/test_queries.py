@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from surgery.hosts import query as query_seam
 from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.retrieval.queries import QueryRoute
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, square, video
-from tests.hosts.test_hosts import close, gather, interleaved, same
+from tests.hosts.sessions import close, copied, gather, interleaved, models_copied, same, undone
 
 HOSTS = ("sam2", "transformers")
 ROUTING = SparseWindowRouting(temporal=True, rolling=1, score_gate=0.0, candidates="best", dilation=1, budget=0.25)
@@ -203,11 +202,9 @@ def test_a_removed_object_is_forgotten() -> None:
 
 def test_interleaved_and_copied_sessions(host: str) -> None:
     driver = cut(host, ROUTING, QUERIES, RETRIEVAL)
-    clips = [video(7, seed) for seed in (1, 2)]
-    sessions = interleaved(driver, clips)
-    assert len(gather(driver, copy.deepcopy(sessions[0]), start=6)) == 1
-    twin = type(driver)(copy.deepcopy(driver.model))
-    assert same(twin.track(clips[0]), driver.track(clips[0]))
+    interleaved(driver, [video(7, seed) for seed in (1, 2)])
+    models_copied(driver)
+    copied(driver)
 
 
 # --- undo, refusals, cost
@@ -215,23 +212,12 @@ def test_interleaved_and_copied_sessions(host: str) -> None:
 
 @pytest.mark.parametrize("retrieval", [(), (RETRIEVAL,)], ids=["alone", "with retrieval"])
 def test_desparsify_gives_the_stock_model_back(host: str, retrieval: tuple[Any, ...]) -> None:
-    driver = make(host)
-    model = driver.model
-    classes = [type(module) for module in model.modules()]
-    stock = driver.track(video(6))
-    attributes = [set(vars(module)) for module in model.modules()]
-    surgery.sparsify(model, recipe(ROUTING, QUERIES, *retrieval))
-    view = require_view(model)
-    assert all(
-        is_grafted(part) for part in (view.memory_attention(), *view.self_attentions(), *view.cross_attentions())
-    )
-    assert not same(driver.track(video(6)), stock)
-    with surgery.disabled(model):
-        assert same(driver.track(video(6)), stock)
-    surgery.desparsify(model)
-    assert [type(module) for module in model.modules()] == classes
-    assert [set(vars(module)) for module in model.modules()] == attributes
-    assert same(driver.track(video(6)), stock)
+    def check(model: Any) -> None:
+        view = require_view(model)
+        parts = (view.memory_attention(), *view.self_attentions(), *view.cross_attentions())
+        assert all(is_grafted(part) for part in parts)
+
+    undone(make(host), recipe(ROUTING, QUERIES, *retrieval), check)
 
 
 def test_a_patched_self_attention_is_refused(host: str) -> None:

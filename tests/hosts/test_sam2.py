@@ -13,7 +13,7 @@ from surgery.api import require_view
 from surgery.demo import model as demo
 from surgery.recipe import CompileParts
 from tests.hosts.drive import StockDriver, make, video
-from tests.hosts.test_hosts import close
+from tests.hosts.sessions import close
 
 
 def vos_twin(monkeypatch: pytest.MonkeyPatch) -> StockDriver:

@@ -20,7 +20,7 @@ from surgery.hosts.transformers_encoder import TransformersEncoderAttention
 from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.retrieval.shared import FrameWork
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, square, video
-from tests.hosts.test_hosts import gather, same
+from tests.hosts.sessions import gather, same
 
 HOSTS = ("sam2", "transformers")
 

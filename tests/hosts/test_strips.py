@@ -19,7 +19,7 @@ from surgery.hosts.early import EarlyBlock
 from surgery.hosts.strips import block_in_strips, in_strips
 from surgery.recipe import Recipe
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
-from tests.hosts.test_hosts import close, same
+from tests.hosts.sessions import close, same
 from tests.hosts.test_tiles import TILES
 
 RECIPES = {"stage3": STEADY, "tiles": TILES, "early": TILES.with_overrides(["routing.early=0.5"])}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +19,8 @@ from surgery.recipe import Recipe, SparseWindowRouting
 from surgery.routing.span import make_route
 from surgery.routing.tiles import TileMemory
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
+from tests.hosts.sessions import close, copied, gather, interleaved, models_copied, reset_forgets, same, undone
 from tests.hosts.test_compile import encoder, graphs_compiled
-from tests.hosts.test_hosts import close, gather, interleaved, same
 
 HOSTS = ("sam2", "transformers")
 TILES = Recipe(
@@ -238,53 +237,24 @@ def test_state_lives_on_the_session_and_goes_with_it(host: str) -> None:
 
 def test_a_session_and_a_model_can_be_copied(host: str) -> None:
     driver = tiled(host)
-    twin = type(driver)(copy.deepcopy(driver.model))
-    assert same(twin.track(video(7)), driver.track(video(7)))
-    session = driver.session(video(8))
-    driver.click(session, 0, {1: (40, 110)})
-    run = driver.propagate(session)
-    for _ in range(4):
-        next(run)
-    run.close()
-    for copied in (copy.deepcopy(session), pickle.loads(pickle.dumps(session))):
-        masks = gather(driver, copied, start=3)
-        assert len(masks) == 5
-        assert all(torch.isfinite(mask).all() for mask in masks)
+    models_copied(driver)
+    copied(driver)
 
 
 def test_a_reset_forgets_the_tiles(host: str) -> None:
-    driver = tiled(host)
-    fresh = driver.session(video(8))
-    driver.click(fresh, 2, {1: (40, 110)})
-    expected = gather(driver, fresh, start=2)
-    used = driver.session(video(8))
-    driver.click(used, 0, {1: (200, 50)})
-    gather(driver, used)
-    driver.reset(used)
-    driver.click(used, 2, {1: (40, 110)})
-    assert same(gather(driver, used, start=2), expected)
+    reset_forgets(tiled(host))
 
 
 # --- undo, settings, refusals
 
 
 def test_desparsify_gives_the_stock_model_back(host: str) -> None:
-    driver = make(host)
-    model = driver.model
-    classes = [type(module) for module in model.modules()]
-    attributes = [set(vars(module)) for module in model.modules()]
-    stock = driver.track(video(6))
-    surgery.sparsify(model, TILES)
-    span = require_view(model).span_info
-    assert span is not None
-    assert all(isinstance(block, EarlyBlock) for block in require_view(model).blocks()[: span.entry])
-    assert not same(driver.track(video(6)), stock)
-    with surgery.disabled(model):
-        assert same(driver.track(video(6)), stock)
-    surgery.desparsify(model)
-    assert [type(module) for module in model.modules()] == classes
-    assert [set(vars(module)) for module in model.modules()] == attributes
-    assert same(driver.track(video(6)), stock)
+    def check(model: Any) -> None:
+        span = require_view(model).span_info
+        assert span is not None
+        assert all(isinstance(block, EarlyBlock) for block in require_view(model).blocks()[: span.entry])
+
+    undone(make(host), TILES, check)
 
 
 def test_setting_another_recipe_moves_between_spans(host: str) -> None:

@@ -18,7 +18,7 @@ import surgery
 from surgery import UnsupportedModelError
 from surgery.demo import model as demo
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, TransformersDriver, make, square, video
-from tests.hosts.test_hosts import close, same
+from tests.hosts.sessions import close, same
 
 
 def stream(driver: TransformersDriver, frames: torch.Tensor) -> list[torch.Tensor]:

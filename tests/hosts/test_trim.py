@@ -15,7 +15,7 @@ from surgery.api import require_view
 from surgery.hosts import view_of
 from surgery.recipe import Recipe, SparseWindowRouting, TrimCaches
 from tests.hosts.drive import STEADY, Driver, TransformersDriver, make, square, video
-from tests.hosts.test_hosts import gather, same
+from tests.hosts.sessions import gather, same
 
 HOSTS = ("sam2", "transformers")
 SPOTS = {1: (70, 120), 3: (200, 60), 5: (60, 210)}
