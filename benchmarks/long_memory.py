@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import surgery.demo.model as architecture
 from surgery import Recipe, sparsify
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock, resident_mb
 from surgery.bench.machine import machine
+from surgery.bench.work import held_bytes
 from surgery.hosts.sam2_video import frames_instead_of_files, without_bar
 from surgery.hosts.transformers_video import new_processor, new_session
 
@@ -134,27 +134,6 @@ def streamed(model: Any, clip: LoopingClip) -> Iterator[tuple[int, Any]]:
     for frame in range(len(clip)):
         model(session, frame=clip[frame][None].clone())
         yield frame, session
-
-
-def held_bytes(session: Any) -> int:
-    """Bytes of every tensor storage reachable from a session, each storage once."""
-    storages: dict[int, int] = {}
-    seen: set[int] = set()
-    waiting = [session]
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, Tensor):
-            storages[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
-        elif isinstance(item, dict):
-            waiting += item.values()
-        elif isinstance(item, (list, tuple, set)):
-            waiting += item
-        elif type(item).__module__.startswith(("surgery.", "transformers.")) and hasattr(item, "__dict__"):
-            waiting += vars(item).values()
-    return sum(storages.values())
 
 
 if __name__ == "__main__":

@@ -83,3 +83,24 @@ def _to_cpu(tensor: Tensor, target: Any) -> bool:
     if isinstance(target, str):
         return target == "cpu"
     return isinstance(target, torch.device) and target.type == "cpu" != tensor.device.type
+
+
+def held_bytes(session: Any) -> int:
+    """Bytes of every tensor storage reachable from a session, each storage once."""
+    storages: dict[int, int] = {}
+    seen: set[int] = set()
+    waiting = [session]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            storages[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
+        elif isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, (list, tuple, set)):
+            waiting += item
+        elif type(item).__module__.startswith(("surgery.", "transformers.")) and hasattr(item, "__dict__"):
+            waiting += vars(item).values()
+    return sum(storages.values())

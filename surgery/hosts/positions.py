@@ -34,7 +34,8 @@ class Trunk(Graft):
         weights = tuple((weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in own)
         made_for = (int(hw[0]), int(hw[1]), cast_of(own[0]), weights)
         if state.trunk_code is None or state.trunk_code.made_for != made_for:
-            state.trunk_code = TrunkCode(made_for, own, super()._get_pos_embed(hw))  # type: ignore[misc]
+            held = tuple(weight.detach() for weight in own)
+            state.trunk_code = TrunkCode(made_for, held, super()._get_pos_embed(hw))  # type: ignore[misc]
         return state.trunk_code.code
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 import surgery
 from surgery import ModelStateError, RecipeError
 from surgery.api import require_view
+from surgery.bench.work import held_bytes
 from surgery.hosts import view_of
 from surgery.recipe import Recipe, SparseWindowRouting, TrimCaches
 from tests.hosts.drive import STEADY, Driver, TransformersDriver, make, square, video
@@ -32,28 +33,6 @@ def trimmed(*operations: Any, **fields: Any) -> Recipe:
     )
 
 
-def held(session: Any) -> int:
-    """Bytes of every tensor storage reachable from a session, each storage once."""
-    storages: dict[int, int] = {}
-    seen: set[int] = set()
-    waiting = [session]
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, Tensor):
-            storage = item.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(item, dict):
-            waiting += item.values()
-        elif isinstance(item, (list, tuple, set)):
-            waiting += item
-        elif type(item).__module__.startswith(("surgery.", "transformers.")):
-            waiting += vars(item).values()
-    return sum(storages.values())
-
-
 def stores(session: Any) -> dict[int, dict[str, dict[int, Any]]]:
     found: dict[int, dict[str, dict[int, Any]]]
     found = session["output_dict_per_obj"] if isinstance(session, dict) else session.output_dict_per_obj
@@ -64,12 +43,12 @@ def stream(driver: Driver, session: Any, frames: Tensor) -> list[tuple[list[Tens
     """Masks and bytes held after every frame; frames are given one by one where the host streams."""
     if not isinstance(driver, TransformersDriver):
         steps = driver.propagate(session)
-        return [(list(masks.values()), held(session)) for _, masks in steps]
+        return [(list(masks.values()), held_bytes(session)) for _, masks in steps]
     driver.click(session, 0, SPOTS)
     out = []
     for number in range(len(frames)):
         masks = driver.model(session, frame=frames[number].clone()).pred_masks
-        out.append(([each[0].clone() for each in masks], held(session)))
+        out.append(([each[0].clone() for each in masks], held_bytes(session)))
     return out
 
 
