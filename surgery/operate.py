@@ -35,8 +35,7 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
         RecipeError: the recipe would drop frames that the model reads again, or a compile backend that torch does not
             know.
     """
-    parts: list[nn.Module] = [view.memory_attention(), *view.memory_layers(), *view.cross_attentions()]
-    parts.append(view.self_attentions()[0])
+    parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions(), view.self_attentions()[0]]
     parts += [module for module, _ in view.wasteful()]
     routed: list[int] = []
     span = None
@@ -130,8 +129,6 @@ def operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Sho
         for module, lean in view.wasteful():
             _graft(view, module, lean, binding)
         _graft(view, view.memory_attention(), view.memory_attention_mixin, view)
-        for number, layer in enumerate(view.memory_layers()):
-            _graft(view, layer, view.memory_layer, LayerPart(binding, number))
         _graft(view, view.self_attentions()[0], view.self_attention, LayerPart(binding, 0))
         retune(view, recipe)
         _graft(view, view.model, view.root, view)

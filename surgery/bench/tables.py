@@ -65,9 +65,12 @@ def _cells(row: Row) -> list[str]:
 
 
 def limits(rows: Sequence[Row]) -> str:
-    """For every model, host and recipe, at the share next to a quarter of the windows: the parts that take longest."""
+    """Of the smallest and the largest model, for every host and recipe, at the share next to a quarter of the windows:
+    the parts that take longest."""
     chosen: dict[tuple[str, ...], Row] = {}
-    for row in sorted(rows, key=_place):
+    ordered = sorted(rows, key=_place)
+    extremes = {ordered[0]["model"], ordered[-1]["model"]} if ordered else set()
+    for row in (row for row in ordered if row["model"] in extremes):
         key = tuple(str(row[name]) for name in ("model", "host", "device", "precision", "compile", "objects", "recipe"))
         held = chosen.get(key)
         if row["modules"] and (held is None or _from_quarter(row) < _from_quarter(held)):

@@ -247,7 +247,6 @@ class HostView(ABC):
     late_block: ClassVar[type[Graft]]
     cross_attention: ClassVar[type[Graft]]
     self_attention: ClassVar[type[Graft]]
-    memory_layer: ClassVar[type[Graft]]
     memory_attention_mixin: ClassVar[type[Graft]]
     decoder_attention: ClassVar[type[Graft]]
     root: ClassVar[type[Graft]]
@@ -336,10 +335,6 @@ class HostView(ABC):
         """The self-attention of every memory attention layer, in order."""
 
     @abstractmethod
-    def memory_layers(self) -> list[nn.Module]:
-        """The layers of memory attention, in order."""
-
-    @abstractmethod
     def token_to_image(self) -> list[nn.Module]:
         """The decoder's token-to-image attentions, in order, the final one last."""
 
@@ -349,7 +344,8 @@ class HostView(ABC):
 
     @abstractmethod
     def wasteful(self) -> list[tuple[nn.Module, type[Graft]]]:
-        """Modules in which the host computes what it never reads or knows already, with the mixins that do not."""
+        """Modules in which the host computes what it never reads, knows already, or could compute faster to the same
+        effect, with the mixins that do not."""
 
     def mask_decoder(self) -> nn.Module | None:
         """The mask decoder where it must be grafted, else None."""

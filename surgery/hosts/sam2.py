@@ -184,7 +184,6 @@ class Sam2View(HostView):
     late_block = Sam2LateBlock
     cross_attention = Sam2CrossAttention
     self_attention = Sam2SelfAttention
-    memory_layer = Sam2MemoryLayer
     memory_attention_mixin = Sam2MemoryAttention
     decoder_attention = Sam2DecoderTap
     root = Sam2Root
@@ -270,20 +269,22 @@ class Sam2View(HostView):
         )
 
     def cross_attentions(self) -> list[nn.Module]:
-        return [layer.cross_attn_image for layer in self.memory_layers()]
+        return [layer.cross_attn_image for layer in self.model.memory_attention.layers]
 
     def self_attentions(self) -> list[nn.Module]:
-        return [layer.self_attn for layer in self.memory_layers()]
-
-    def memory_layers(self) -> list[Any]:
-        return list(self.model.memory_attention.layers)
+        return [layer.self_attn for layer in self.model.memory_attention.layers]
 
     def wasteful(self) -> list[tuple[nn.Module, type[Graft]]]:
         from sam2.modeling.backbones.hieradet import Hiera
+        from sam2.modeling.memory_attention import MemoryAttentionLayer
         from sam2.modeling.position_encoding import PositionEmbeddingSine
 
-        lean: dict[type, type[Graft]] = {Hiera: Trunk, PositionEmbeddingSine: Sam2NeckCodes}
-        parts = self.image_encoder().modules()
+        lean: dict[type, type[Graft]] = {
+            Hiera: Trunk,
+            PositionEmbeddingSine: Sam2NeckCodes,
+            MemoryAttentionLayer: Sam2MemoryLayer,
+        }
+        parts = [*self.image_encoder().modules(), *self.memory_attention().modules()]
         return [(part, lean[host_class(part)]) for part in parts if host_class(part) in lean]
 
     def token_to_image(self) -> list[nn.Module]:

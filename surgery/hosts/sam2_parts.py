@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgery.graft import Graft
+from surgery.hosts.base import Binding
 from surgery.hosts.blocks import DecoderTap, HieraBlock, MemoryCrossAttention, SpanBlock
 from surgery.hosts.late import LateBlock
 from surgery.hosts.parts import MemoryAttentionPart
 from surgery.hosts.positions import NeckCodes
 from surgery.hosts.query import MemorySelfAttention
-from surgery.hosts.strips import MemoryLayer
+from surgery.hosts.strips import in_strips, strips_pay
 from surgery.retrieval.attention import Projections
 
 
@@ -97,21 +99,27 @@ class Sam2NeckCodes(NeckCodes):
         return known.to(device)[None].expand(B, -1, -1, -1)
 
 
-class Sam2MemoryLayer(MemoryLayer):
-    """`MemoryAttentionLayer`."""
+class Sam2MemoryLayer(Graft):
+    """`MemoryAttentionLayer`: on a CPU its feed-forward goes strip by strip. (The layer of transformers has no seam
+    before its feed-forward.)"""
+
+    _surgery: Binding
 
     def forward(
         self, tgt: Tensor, memory: Tensor, pos: Tensor | None = None, query_pos: Tensor | None = None,
         num_k_exclude_rope: int = 0,
     ) -> Tensor:  # fmt: skip
-        if not self._takes_strips(tgt):
+        if self.training or not strips_pay(self._surgery, tgt):  # type: ignore[attr-defined]
             return super().forward(tgt, memory, pos, query_pos, num_k_exclude_rope)  # type: ignore[misc]
         tgt = self._forward_sa(tgt, query_pos)  # type: ignore[attr-defined]
         tgt = self._forward_ca(tgt, memory, query_pos, pos, num_k_exclude_rope)  # type: ignore[attr-defined]
-        return self._fed_forward(tgt)
+        hidden: int = self.linear1.out_features  # type: ignore[attr-defined]
+        return in_strips(self._feed, tgt, 1, 1, hidden)
 
-    def _norm3(self, tokens: Tensor) -> Tensor:
-        return self.norm3(tokens)  # type: ignore[attr-defined]
+    def _feed(self, tokens: Tensor) -> Tensor:
+        own: Any = self
+        out: Tensor = tokens + own.linear2(own.activation(own.linear1(own.norm3(tokens))))
+        return out
 
 
 class Sam2MemoryAttention(MemoryAttentionPart):

@@ -1,5 +1,5 @@
 """On a CPU, large maps strip by strip: windows do not see each other before the routed span, nor tokens each other in a
-feed-forward, so a strip of them computes what the whole map would.
+feed-forward, so a strip of them computes what the whole map would, to rounding.
 
 Buffers of 32 MiB and more are what glibc maps and unmaps on every operation, each page of them zeroed first, and what
 is larger than a core's cache is read from memory by every operation in turn. Accelerators have neither trouble.
@@ -12,9 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from surgery.graft import Graft
 from surgery.hosts.base import Binding, BlockInfo
-from surgery.hosts.blocks import LayerPart
 
 STRIP_BYTES = 8 * 2**20
 """Bytes of the widest buffer of a strip. Measured on SAM 2.1 base+ and large: 2 to 16 MiB are alike, 30 are slower."""
@@ -54,24 +52,3 @@ def block_in_strips(run: Callable[[Tensor], Tensor], feature_map: Tensor, info: 
     if info.window == 0 or (info.pools and info.window % 2):
         return run(feature_map)
     return in_strips(run, feature_map, 1, info.window, wide)
-
-
-class MemoryLayer(Graft):
-    """A memory attention layer: on a CPU its feed-forward goes strip by strip. A host adds what comes before."""
-
-    _surgery: LayerPart
-
-    def _takes_strips(self, tokens: Tensor) -> bool:
-        return strips_pay(self._surgery.binding, tokens) and not self.training  # type: ignore[attr-defined]
-
-    def _fed_forward(self, tokens: Tensor) -> Tensor:
-        """Residual stream [..., T, C] -> with the feed-forward's part added."""
-        hidden: int = self.linear1.weight.shape[0]  # type: ignore[attr-defined]
-        return in_strips(self._feed, tokens, tokens.ndim - 2, 1, hidden)
-
-    def _feed(self, tokens: Tensor) -> Tensor:
-        hidden = self.activation(self.linear1(self._norm3(tokens)))  # type: ignore[attr-defined]
-        return tokens + self.linear2(hidden)  # type: ignore[attr-defined]
-
-    def _norm3(self, tokens: Tensor) -> Tensor:
-        raise NotImplementedError

@@ -22,7 +22,6 @@ from surgery.hosts.transformers_parts import (
     TransformersLateBlock,
     TransformersMaskDecoder,
     TransformersMemoryAttention,
-    TransformersMemoryLayer,
     TransformersNeckCodes,
     TransformersSelfAttention,
     TransformersSpanBlock,
@@ -151,7 +150,6 @@ class TransformersView(HostView):
     late_block = TransformersLateBlock
     cross_attention = TransformersCrossAttention
     self_attention = TransformersSelfAttention
-    memory_layer = TransformersMemoryLayer
     memory_attention_mixin = TransformersMemoryAttention
     decoder_attention = TransformersDecoderTap
     root = TransformersRoot
@@ -241,7 +239,7 @@ class TransformersView(HostView):
         )
 
     def cross_attentions(self) -> list[nn.Module]:
-        return [layer.cross_attn_image for layer in self.memory_layers()]
+        return [layer.cross_attn_image for layer in self.model.memory_attention.layers]
 
     def wasteful(self) -> list[tuple[nn.Module, type[Graft]]]:
         from transformers.models.sam2.modeling_sam2 import (
@@ -264,10 +262,7 @@ class TransformersView(HostView):
         return self.model.mask_decoder
 
     def self_attentions(self) -> list[nn.Module]:
-        return [layer.self_attn for layer in self.memory_layers()]
-
-    def memory_layers(self) -> list[Any]:
-        return list(self.model.memory_attention.layers)
+        return [layer.self_attn for layer in self.model.memory_attention.layers]
 
     def token_to_image(self) -> list[nn.Module]:
         transformer = self.model.mask_decoder.transformer

@@ -13,7 +13,6 @@ from surgery.hosts.late import LateBlock
 from surgery.hosts.parts import MaskDecoderPart, MemoryAttentionPart
 from surgery.hosts.positions import NeckCodes
 from surgery.hosts.query import MemorySelfAttention
-from surgery.hosts.strips import MemoryLayer
 from surgery.retrieval.attention import Projections
 
 
@@ -111,38 +110,6 @@ class TransformersNeckCodes(NeckCodes):
             code: Tensor = make(shape, device, dtype, mask)
             return code
         return self._kept((id(self), tuple(shape), torch.device(device), dtype), lambda: make(shape, device, dtype))
-
-
-class TransformersMemoryLayer(MemoryLayer):
-    """`Sam2VideoMemoryAttentionLayer`, which has no seam between its attentions and its feed-forward."""
-
-    def forward(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        key_point_embedding: Tensor,
-        rope_position_embeddings: tuple[Tensor, Tensor],
-        num_k_exclude_rope: int = 0,
-    ) -> Tensor:
-        if not self._takes_strips(queries):
-            return super().forward(  # type: ignore[misc]
-                queries, keys, key_point_embedding, rope_position_embeddings, num_k_exclude_rope
-            )
-        own: Any = self
-        normed = own.layer_norm1(queries)
-        seen, _ = own.self_attn(query=normed, key=normed, value=normed, position_embeddings=rope_position_embeddings)
-        queries = queries + seen
-        recalled, _ = own.cross_attn_image(
-            query=own.layer_norm2(queries),
-            key=keys + key_point_embedding,
-            value=keys,
-            position_embeddings=rope_position_embeddings,
-            num_k_exclude_rope=num_k_exclude_rope,
-        )
-        return self._fed_forward(queries + recalled)
-
-    def _norm3(self, tokens: Tensor) -> Tensor:
-        return self.layer_norm3(tokens)  # type: ignore[attr-defined]
 
 
 class TransformersMemoryAttention(MemoryAttentionPart):

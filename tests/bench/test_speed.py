@@ -193,6 +193,8 @@ def test_tables_say_what_the_rows_say() -> None:
     text = limits(rows)
     assert "25 % of the windows" in text and "50 %" not in text
     assert "| encoder: stage 3 | 60.0 | 20.0 | 100% | 3.00x | 4.00x |" in text
+    sizes = limits([row(model=f"random:{size}") for size in ("base-plus", "large", "tiny", "small")])
+    assert [line.split(",")[0] for line in sizes.splitlines() if "of the windows" in line] == ["tiny", "large"]
     facts = {"cpu": "c", "device": "cpu", "threads": 1, "cores": 2, "versions": {"torch": "2"}}
     made = sections([("f.json", {"machine": facts, "rows": rows})])
     assert tuple(made) == SECTIONS and "`f.json`" in made["speed-cpu"] and made["speed-cuda"].startswith("Not measured")
