@@ -55,10 +55,12 @@ def _split(text: str, kind: str, form: str) -> tuple[list[str], int, int]:
     seen = set()
     for sign, value in zip(tail[::2], tail[1::2], strict=True):
         name = _TARGET[sign]
+        # What strip takes off, int need not: a unit separator, for one.
+        value = value.strip()
         if sign in seen:
             raise PromptError(f"{kind} {text!r} names the {name} twice, expected it once: {form}")
         seen.add(sign)
-        if not _INTEGER.fullmatch(value.strip()):
+        if not _INTEGER.fullmatch(value):
             raise PromptError(f"{kind} {text!r} has {name} {value!r} after {sign!r}, expected an integer: {form}")
         target[name] = int(value)
     return [item.strip() for item in head.split(",")], target["frame"], target["id"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -88,6 +88,7 @@ almost = st.text(st.sampled_from("0123456789.,@#+- eEinfa"), max_size=30)
 
 
 @given(st.text(max_size=40) | almost | st.from_regex(r"[0-9.]{1,12}(,-?[0-9.]{1,12}){1,3}(@[0-9]+)?(#[0-9]+)?"))
+@example("1,2,3,4#5\x1f")
 def test_any_text_parses_or_is_a_prompt_error(text: str) -> None:
     parsers: tuple[Callable[[str], BoxPrompt | PointPrompt], ...] = (parse_box, parse_point)
     for parse in parsers:
