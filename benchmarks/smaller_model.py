@@ -20,6 +20,7 @@ import torch
 from surgery import Recipe, sparsify
 from surgery.api import require_view
 from surgery.bench import Settings, figures
+from surgery.bench.arms import in_turn
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.machine import machine
@@ -46,7 +47,6 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     place = torch.device("cpu")
-    clock = Clock(place, processor=True)
     small = load_model(f"random:{options.small}", options.host, "cpu")
     large = load_model(f"random:{options.large}", options.host, "cpu")
     recipes = [Recipe.load(name) for name in options.recipes.split(",")]
@@ -55,17 +55,14 @@ def main() -> None:
     settings = Settings(frames=options.frames, warm=WARM, clock="processor")
     clip = LoopingClip(views[0].image_size(), WARM + options.frames + 2, 1, place)
     models = [small, *sparse]
-    series: list[list[float]] = [[] for _ in models]
     with inference(place), ExitStack() as stack:
         for view in views:
             stack.enter_context(forced_windows(view, options.share))
         runs = [stepped(feed(model, clip, clip.masks), place, settings, False) for model in models]
         gc.disable()
-        for number in range(1 + WARM + options.frames):
-            for which in [*range(number % len(models), len(models)), *range(number % len(models))]:
-                _, ms = clock.timed(lambda run=runs[which]: (next(run) > 0).cpu())  # type: ignore[misc]
-                series[which].append(ms)
-            print(number, [round(times[-1]) for times in series], flush=True)
+        series = in_turn(
+            runs, Clock(place, processor=True), 1 + WARM + options.frames, lambda: print(end=".", flush=True)
+        )
     measured = [times[1 + WARM :] for times in series]
     document = {
         "kind": "smaller-model",

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,19 @@ def of_model(name: str, pairs: int) -> dict[str, Any]:
     }
 
 
-def switched(view: HostView, strips: bool, run: Any) -> Any:
-    """`run` as a call that sets strips first."""
+def whole_and_strips(view: HostView, call: Callable[[], Tensor], pairs: int) -> dict[str, float]:
+    """`call` without strips and with them, and how far its outputs differ."""
+    outputs: list[Tensor] = []
 
-    def call() -> Any:
-        view.binding.strips = strips
-        return run()
+    def way(strips: bool) -> Callable[[], None]:
+        def run() -> None:
+            view.binding.strips = strips
+            outputs.append(call())
 
-    return call
+        return run
+
+    found = compared(way(False), way(True), pairs)
+    return {**found, "largest_difference": max(float((one - outputs[0]).abs().max()) for one in outputs)}
 
 
 def early(view: HostView, pairs: int) -> dict[str, float]:
@@ -95,36 +101,28 @@ def early(view: HostView, pairs: int) -> dict[str, float]:
     blocks = view.blocks()[: view.span_info.entry]
     side = view.image_size() // view.patch_stride()
     embedding = torch.randn(1, side, side, view.block_info(0).dim)
-    outputs: list[Tensor] = []
 
-    def run() -> None:
+    def call() -> Tensor:
         tokens = embedding
         for block in blocks:
             tokens = block(tokens)
-        outputs.append(tokens)
+        return tokens
 
     view.binding.route = dense_route(False)
     try:
-        found = compared(switched(view, False, run), switched(view, True, run), pairs)
+        return whole_and_strips(view, call, pairs)
     finally:
         view.binding.route = None
-    return {**found, "largest_difference": max(float((one - outputs[0]).abs().max()) for one in outputs)}
 
 
 def memory(view: HostView, pairs: int) -> dict[str, float]:
     """All layers; what strips change is their feed-forwards."""
     current, rows = bank()
-    outputs: list[Tensor] = []
-
-    def run() -> None:
-        outputs.append(view.run_memory_attention(current, rows, POINTERS))
-
     view.binding.plan = bank_plan(Recipe.load("balanced").retrieval)
     try:
-        found = compared(switched(view, False, run), switched(view, True, run), pairs)
+        return whole_and_strips(view, lambda: view.run_memory_attention(current, rows, POINTERS), pairs)
     finally:
         view.binding.plan = None
-    return {**found, "largest_difference": max(float((one - outputs[0]).abs().max()) for one in outputs)}
 
 
 def codes(view: HostView, pairs: int) -> dict[str, float]:

@@ -18,6 +18,7 @@ from surgery.hosts.parts import part_mixin
 from surgery.hosts.precision import require_castable
 from surgery.hosts.trim import check_caches
 from surgery.recipe import CompileParts, Recipe
+from surgery.routing.correction import Corrections
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.windows import WindowGrid
 
@@ -147,24 +148,17 @@ def retune(view: HostView, recipe: Recipe) -> None:
             stage 4 and its windows are not those of stage 3.
     """
     binding = view.binding
-    tiles, late, corrections = binding.tiles, binding.late, None
+    tiles, late, routing, span = binding.tiles, binding.late, recipe.routing, view.span_info
     parts: list[tuple[nn.Module, type, Any]] = []
-    if recipe.routing is not None and recipe.routing.span == "tiles":
-        assert view.span_info is not None
-        tiles = tile_grid(view, view.span_info)
-        if recipe.routing.correction == "patch":
-            corrections = view.shortcut_module(view.span_info).corrections
-            if corrections is None:
-                raise ModelStateError(
-                    "routing.correction: patch on a model whose shortcut was made without corrections; call sparsify "
-                    "with this recipe"
-                )
-    if recipe.routing is not None and view.span_info is not None:
-        parts += [(block, EarlyBlock, part) for block, part in early_parts(view, view.span_info, corrections)]
-    if recipe.routing is not None and recipe.routing.stage4 == "routed":
-        assert view.span_info is not None
-        late = late_grid(view, view.span_info)
-        parts += [(block, view.late_block, part) for block, part in late_parts(view, view.span_info)]
+    if routing is not None:
+        assert span is not None
+        if routing.span == "tiles":
+            tiles = tile_grid(view, span)
+        corrections = _corrections(view, span) if routing.correction == "patch" else None
+        parts += [(block, EarlyBlock, part) for block, part in early_parts(view, span, corrections)]
+        if routing.stage4 == "routed":
+            late = late_grid(view, span)
+            parts += [(block, view.late_block, part) for block, part in late_parts(view, span)]
     binding.tiles, binding.late = tiles, late
     for module, mixin, payload in parts:
         _graft(view, module, mixin, payload)
@@ -187,6 +181,16 @@ def retune(view: HostView, recipe: Recipe) -> None:
     binding.caches, binding.compiled = recipe.caches, recipe.compilation
     binding.strips = recipe.approximate
     binding.token = object()
+
+
+def _corrections(view: HostView, span: SpanInfo) -> Corrections:
+    corrections = view.shortcut_module(span).corrections
+    if corrections is None:
+        raise ModelStateError(
+            "routing.correction: patch on a model whose shortcut was made without corrections; call sparsify with this "
+            "recipe"
+        )
+    return corrections
 
 
 def _graft(view: HostView, module: nn.Module, mixin: type, payload: Any) -> None:

@@ -130,29 +130,15 @@ class Arms:
                 stack.enter_context(forced_windows(view, share))
             yield
 
-    def _order(self, number: int) -> list[int]:
-        """Who goes when: rotating, and the other way round every second turn, so that no model follows the same one."""
-        arms = list(range(len(self.views)))
-        first = number % len(arms)
-        turned = arms[first:] + arms[:first]
-        return turned if number // len(arms) % 2 == 0 else turned[::-1]
-
     def _rounds(self, count: int) -> list[list[float]]:
-        """Milliseconds of every frame, by model."""
-        series: list[list[float]] = [[] for _ in self.views]
-        for number in range(count):
-            for arm in self._order(number):
-                # A mask is had when it is in the host's memory.
-                series[arm].append(self.clock.timed(lambda arm=arm: (next(self.runs[arm]) > 0).cpu())[1])  # type: ignore[misc]
-            self.step()
-        return series
+        return in_turn(self.runs, self.clock, count, self.step)
 
     def _spans(self, meter: Callable[[], Meter], count: int) -> list[dict[str, float]]:
         """Mean per frame of every part, by model."""
         probes = [Probe(meter()) for _ in self.views]
         inside = self.settings.compile == "none" and not self.compiles_itself
         for number in range(count):
-            for arm in self._order(number):
+            for arm in _order(number, len(self.views)):
                 with probed(self.views[arm], probes[arm], inside):
                     self.clock.synchronise()
                     probes[arm].enter(REST)
@@ -192,6 +178,27 @@ class Arms:
                 for name, which in (("dense", _STOCK), ("sparse", arm))
             ],
         }
+
+
+def in_turn(
+    runs: Sequence[Iterator[Tensor]], clock: Clock, count: int, step: Callable[[], None] = lambda: None
+) -> list[list[float]]:
+    """Milliseconds of `count` frames of every run, taken in rotating order; `step` is called after every round."""
+    series: list[list[float]] = [[] for _ in runs]
+    for number in range(count):
+        for arm in _order(number, len(runs)):
+            # A mask is had when it is in the host's memory.
+            series[arm].append(clock.timed(lambda arm=arm: (next(runs[arm]) > 0).cpu())[1])  # type: ignore[misc]
+        step()
+    return series
+
+
+def _order(number: int, count: int) -> list[int]:
+    """Who goes when: rotating, and the other way round every second turn, so that no model follows the same one."""
+    arms = list(range(count))
+    first = number % count
+    turned = arms[first:] + arms[:first]
+    return turned if number // count % 2 == 0 else turned[::-1]
 
 
 def rounds(settings: Settings, shares: int) -> int:

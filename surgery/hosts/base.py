@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.errors import UnsupportedModelError
-from surgery.graft import Graft
+from surgery.graft import Graft, host_class
 from surgery.hosts.compiled import Compilation, SetAside
 from surgery.operations import PARTS
 from surgery.recipe import (
@@ -343,9 +343,15 @@ class HostView(ABC):
         """Query projection, key projection and head count of a token-to-image attention."""
 
     @abstractmethod
+    def lean(self) -> dict[type, type[Graft]]:
+        """Classes of the host that compute what nobody reads, what is known already, or could compute faster to the
+        same effect, with the mixins that do not."""
+
     def wasteful(self) -> list[tuple[nn.Module, type[Graft]]]:
-        """Modules in which the host computes what it never reads, knows already, or could compute faster to the same
-        effect, with the mixins that do not."""
+        """Modules of the `lean` classes in image encoder and memory attention, each with its mixin."""
+        lean, parts = self.lean(), (self.image_encoder(), self.memory_attention())
+        modules = (module for part in parts for module in part.modules())
+        return [(module, lean[host_class(module)]) for module in modules if host_class(module) in lean]
 
     def mask_decoder(self) -> nn.Module | None:
         """The mask decoder where it must be grafted, else None."""

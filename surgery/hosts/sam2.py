@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.errors import ModelStateError, UnsupportedModelError
-from surgery.graft import Graft, host_class
+from surgery.graft import Graft
 from surgery.hosts.base import BlockInfo, HostView, Turn
 from surgery.hosts.control import encode, image_features, record_evidence, turn_of
 from surgery.hosts.positions import Trunk
@@ -274,18 +274,12 @@ class Sam2View(HostView):
     def self_attentions(self) -> list[nn.Module]:
         return [layer.self_attn for layer in self.model.memory_attention.layers]
 
-    def wasteful(self) -> list[tuple[nn.Module, type[Graft]]]:
+    def lean(self) -> dict[type, type[Graft]]:
         from sam2.modeling.backbones.hieradet import Hiera
         from sam2.modeling.memory_attention import MemoryAttentionLayer
         from sam2.modeling.position_encoding import PositionEmbeddingSine
 
-        lean: dict[type, type[Graft]] = {
-            Hiera: Trunk,
-            PositionEmbeddingSine: Sam2NeckCodes,
-            MemoryAttentionLayer: Sam2MemoryLayer,
-        }
-        parts = [*self.image_encoder().modules(), *self.memory_attention().modules()]
-        return [(part, lean[host_class(part)]) for part in parts if host_class(part) in lean]
+        return {Hiera: Trunk, PositionEmbeddingSine: Sam2NeckCodes, MemoryAttentionLayer: Sam2MemoryLayer}
 
     def token_to_image(self) -> list[nn.Module]:
         transformer = self.model.sam_mask_decoder.transformer

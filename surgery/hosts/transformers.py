@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.errors import UnsupportedModelError
-from surgery.graft import Graft, host_class
+from surgery.graft import Graft
 from surgery.hosts.base import BlockInfo, HostView, Turn
 from surgery.hosts.control import encode, image_features, record_evidence, turn_of
 from surgery.hosts.keys import transformers_block_key
@@ -241,7 +241,7 @@ class TransformersView(HostView):
     def cross_attentions(self) -> list[nn.Module]:
         return [layer.cross_attn_image for layer in self.model.memory_attention.layers]
 
-    def wasteful(self) -> list[tuple[nn.Module, type[Graft]]]:
+    def lean(self) -> dict[type, type[Graft]]:
         from transformers.models.sam2.modeling_sam2 import (
             Sam2HieraDetModel,
             Sam2MultiScaleAttention,
@@ -250,13 +250,11 @@ class TransformersView(HostView):
 
         from surgery.hosts.transformers_encoder import TransformersEncoderAttention
 
-        lean: dict[type, type[Graft]] = {
+        return {
             Sam2MultiScaleAttention: TransformersEncoderAttention,
             Sam2HieraDetModel: Trunk,
             Sam2SinePositionEmbedding: TransformersNeckCodes,
         }
-        parts = self.image_encoder().modules()
-        return [(part, lean[host_class(part)]) for part in parts if host_class(part) in lean]
 
     def mask_decoder(self) -> nn.Module | None:
         return self.model.mask_decoder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any
 
 import torch
@@ -49,13 +48,20 @@ def interleaved(driver: Driver, clips: list[Tensor]) -> list[Any]:
     return sessions
 
 
+def begun(driver: Driver, clip: Tensor, frames: int, points: dict[int, tuple[int, int]], **how: Any) -> tuple[Any, Any]:
+    """A session whose objects were clicked on frame 0, and its propagation after so many frames."""
+    session = driver.session(clip)
+    driver.click(session, 0, points)
+    run = driver.propagate(session, **how)
+    for _ in range(frames):
+        next(run)
+    return session, run
+
+
 def copied(driver: Driver) -> None:
     """Assert that a session in progress can be copied and pickled, and that the copies go on."""
-    session = driver.session(video(8))
-    driver.click(session, 0, {1: (40, 110)})
-    with closing(driver.propagate(session)) as run:  # type: ignore[type-var]
-        for _ in range(4):
-            next(run)
+    session, run = begun(driver, video(8), 4, {1: (40, 110)})
+    run.close()
     for twin in (copy.deepcopy(session), pickle.loads(pickle.dumps(session))):
         masks = gather(driver, twin, start=3)
         assert len(masks) == 5

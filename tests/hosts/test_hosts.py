@@ -16,7 +16,7 @@ from surgery.api import require_view
 from surgery.graft import is_grafted
 from surgery.routing.windows import WindowGrid
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, make, square, video
-from tests.hosts.sessions import close, copied, gather, interleaved, same
+from tests.hosts.sessions import begun, close, copied, gather, interleaved, same
 
 HOSTS = ("sam2", "transformers")
 RECIPES = ("faithful", "balanced", "fast", "turbo", "memory-only", "published-base-plus", "published-large")
@@ -279,11 +279,7 @@ def test_a_session_can_be_copied(host: str) -> None:
 def test_new_object_in_the_middle_gets_a_dense_frame(host: str) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, "balanced")
-    session = driver.session(video(12))
-    driver.click(session, 0, {1: (40, 110)})
-    run = driver.propagate(session)
-    for _ in range(6):
-        next(run)
+    session, run = begun(driver, video(12), 6, {1: (40, 110)})
     run.close()
     state = driver.state(session)
     assert 5 in state.routed
@@ -314,11 +310,7 @@ def test_reprompt_and_reset_leave_no_stale_state(host: str) -> None:
 def test_removed_object_is_forgotten() -> None:
     driver = make("sam2")
     surgery.sparsify(driver.model, "balanced")
-    session = driver.session(video(12))
-    driver.click(session, 0, {4: (40, 110), 9: (200, 60)})
-    run = driver.propagate(session)
-    for _ in range(7):
-        next(run)
+    session, run = begun(driver, video(12), 7, {4: (40, 110), 9: (200, 60)})
     run.close()
     driver.model.remove_object(session, 4)
     rest = list(driver.propagate(session, start=7))

@@ -18,7 +18,7 @@ from surgery.hosts.late import LateBlock, late_blocks
 from surgery.recipe import Recipe, SparseWindowRouting
 from surgery.routing.span import SpanMemory, make_route
 from tests.hosts.drive import Driver, make, video
-from tests.hosts.sessions import close, copied, gather, interleaved, models_copied, reset_forgets, same, undone
+from tests.hosts.sessions import begun, close, copied, gather, interleaved, models_copied, reset_forgets, same, undone
 from tests.hosts.test_compile import encoder, graphs_compiled
 
 HOSTS = ("sam2", "transformers")
@@ -277,11 +277,7 @@ def test_a_reset_forgets_stage_4(host: str) -> None:
 
 def test_removing_one_object_keeps_stage_4_and_removing_all_forgets_it() -> None:
     driver = late("sam2")
-    session = driver.session(video(10))
-    driver.click(session, 0, {4: (40, 110), 9: (200, 60)})
-    run = driver.propagate(session)
-    for _ in range(5):
-        next(run)
+    session, run = begun(driver, video(10), 5, {4: (40, 110), 9: (200, 60)})
     run.close()
     kept = driver.state(session).stage4
     driver.model.remove_object(session, 4)

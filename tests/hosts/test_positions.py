@@ -16,7 +16,7 @@ from surgery.graft import host_class
 from surgery.hosts import view_of
 from surgery.hosts.positions import MOST_CODES, NeckCodes, Trunk
 from tests.hosts.drive import STEADY, Driver, make, video
-from tests.hosts.sessions import copied, interleaved, same
+from tests.hosts.sessions import begun, copied, interleaved, same
 
 
 @pytest.fixture(params=("sam2", "transformers"))
@@ -71,11 +71,7 @@ def test_changed_weights_make_a_new_code(host: str, made: Counter[str]) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, "exact")
     trunk = part(driver, Trunk)
-    session = driver.session(video(7))
-    driver.click(session, 0, {1: (70, 120)})
-    run = driver.propagate(session)
-    for _ in range(3):
-        next(run)
+    session, run = begun(driver, video(7), 3, {1: (70, 120)})
     assert made["Trunk"] == 1
     with torch.no_grad():
         trunk.pos_embed.add_(1.0)
@@ -98,10 +94,7 @@ def test_changed_weights_make_a_new_code(host: str, made: Counter[str]) -> None:
 def test_precision_and_gradients_have_codes_of_their_own(host: str) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, "exact")
-    session = driver.session(video(4))
-    driver.click(session, 0, {1: (70, 120)})
-    run = driver.propagate(session)
-    next(run)
+    session, run = begun(driver, video(4), 1, {1: (70, 120)})
     before = driver.state(session).trunk_code
     with torch.autocast("cpu", torch.bfloat16):
         next(run)

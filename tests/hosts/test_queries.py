@@ -18,7 +18,7 @@ from surgery.hosts import query as query_seam
 from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.retrieval.queries import QueryRoute
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, square, video
-from tests.hosts.sessions import close, copied, gather, interleaved, models_copied, same, undone
+from tests.hosts.sessions import begun, close, copied, gather, interleaved, models_copied, same, undone
 
 HOSTS = ("sam2", "transformers")
 ROUTING = SparseWindowRouting(temporal=True, rolling=1, score_gate=0.0, candidates="best", dilation=1, budget=0.25)
@@ -189,11 +189,7 @@ def test_a_jump_and_a_prompt_ask_for_every_token(host: str) -> None:
 
 def test_a_removed_object_is_forgotten() -> None:
     driver = cut("sam2")
-    session = driver.session(video(8))
-    driver.click(session, 0, {4: (40, 110), 9: (200, 60)})
-    run = driver.propagate(session)
-    for _ in range(5):
-        next(run)
+    session, run = begun(driver, video(8), 5, {4: (40, 110), 9: (200, 60)})
     run.close()
     driver.model.remove_object(session, 4)
     list(driver.propagate(session, start=5))

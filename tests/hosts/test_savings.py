@@ -20,7 +20,7 @@ from surgery.hosts.transformers_encoder import TransformersEncoderAttention
 from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.retrieval.shared import FrameWork
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, square, video
-from tests.hosts.sessions import gather, same
+from tests.hosts.sessions import begun, gather, same
 
 HOSTS = ("sam2", "transformers")
 
@@ -124,11 +124,7 @@ def test_features_encoded_again_are_not_shared(host: str, monkeypatch: pytest.Mo
 def test_a_prompt_and_a_jump_drop_what_was_shared(host: str) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, "balanced")
-    session = driver.session(video(6))
-    driver.click(session, 0, {1: (70, 120), 3: (200, 60)})
-    run = driver.propagate(session, count=3)
-    for _ in range(3):
-        next(run)
+    session, _run = begun(driver, video(6), 3, {1: (70, 120), 3: (200, 60)}, count=3)
     stale = FrameWork.of(2, torch.zeros(1), None)
     driver.state(session).shared = stale
     driver.mask(session, 2, {1: square(80, 80)})
