@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import nn
 
+from surgery.access import access_to, paused
 from surgery.errors import CalibrationError, ModelStateError
 from surgery.graft import is_grafted
 from surgery.hosts import view_of
 from surgery.hosts.base import HostView, SpanInfo
 from surgery.hosts.early import tile_grid
-from surgery.operate import inspect, operate, undo
+from surgery.operate import inspect, operate, undo, undo_copies
 from surgery.recipe import CompileParts, Recipe
 from surgery.routing.shortcut import Shortcut, make_shortcut
 from surgery.session import SessionStats
@@ -129,7 +130,8 @@ def sparsify(
         HubError: an adapter named by its Hub id could not be fetched.
         WeightsError: a weight the surgery relies on is not finite, or is out of range of the recipe's precision.
         ModelStateError: blocks already carry an instance `forward` (dispatched by accelerate or patched by others), or
-            the recipe has a precision and the model is not in fp32.
+            the recipe has a precision and the model is not in fp32, a module carries the surgery of another model, or
+            this is called from inside a frame. Other threads' frames are waited for.
         CalibrationError: too few usable clips, or no setting keeps the recipe's promise.
         After any of these the model is as it was.
     """
@@ -146,29 +148,37 @@ def sparsify(
     loaded = _load(adapter)
     chosen = _with_compile(_choose_recipe(recipe, loaded), compile)
     view = view_of(model)
-    span = inspect(view, chosen)
-    shortcut = _shortcut(view, span, chosen, loaded, force) if span is not None else None
-    before = current_view(model)
-    old = before.shortcut_module(before.span_info) if before is not None and before.span_info is not None else None
-    desparsify(model)
-    try:
-        operate(view, chosen, span, shortcut)
-    except BaseException:
-        if before is not None and before.recipe is not None:
-            operate(before, before.recipe, before.span_info, old)
-        raise
-    view.adapter = loaded.source if loaded is not None else None
+    with access_to(view.model).change():
+        before = current_view(model)
+        span = inspect(view, chosen, before.binding if before is not None else None)
+        shortcut = _shortcut(view, span, chosen, loaded, force) if span is not None else None
+        old = before.shortcut_module(before.span_info) if before is not None and before.span_info is not None else None
+        desparsify(model)
+        try:
+            operate(view, chosen, span, shortcut)
+        except BaseException:
+            if before is not None and before.recipe is not None:
+                operate(before, before.recipe, before.span_info, old)
+            raise
+        view.adapter = loaded.source if loaded is not None else None
     return model
 
 
 def desparsify(model: M) -> M:
     """Give the stock model back, bit for bit: classes, state-dict keys, attributes, and every session it touched.
 
-    A stock model is returned unchanged.
+    A stock model is returned unchanged. Other threads' frames are waited for.
+
+    Raises:
+        ModelStateError: called from inside a frame.
     """
-    view = current_view(model)
-    if view is not None:
-        undo(view)
+    if isinstance(model, nn.Module):
+        with access_to(model).change():
+            view = current_view(model)
+            if view is not None:
+                undo(view)
+            else:
+                undo_copies(model)
     return model
 
 
@@ -176,10 +186,13 @@ def desparsify(model: M) -> M:
 def disabled(model: nn.Module) -> Iterator[None]:
     """Dense inside, sparse again after; a video may go on across both.
 
+    It belongs to the caller: other threads and asyncio tasks track sparse meanwhile. Contexts may be nested, and closed
+    in any order.
+
     Raises:
         ModelStateError: the model is not under surgery.
     """
-    with require_view(model).binding.paused():
+    with paused(require_view(model).binding):
         yield
 
 

@@ -9,11 +9,12 @@ from torch import nn
 
 from surgery.errors import ModelStateError, UnsupportedModelError, WeightsError
 from surgery.graft import graft, is_grafted, own_forward, ungraft
-from surgery.hosts.base import HostView, SpanInfo, finite
+from surgery.hosts.base import Binding, HostView, SpanInfo, finite
 from surgery.hosts.blocks import BlockPart, LayerPart
 from surgery.hosts.compiled import check_backend, must_keep_forward
 from surgery.hosts.early import EarlyBlock, early_parts, tile_grid
 from surgery.hosts.late import late_blocks, late_grid, late_parts
+from surgery.hosts.ownership import Structure, is_orphan, require_own, strangers
 from surgery.hosts.parts import part_mixin
 from surgery.hosts.precision import require_castable
 from surgery.hosts.trim import check_caches
@@ -21,10 +22,14 @@ from surgery.recipe import CompileParts, Recipe
 from surgery.routing.correction import Corrections
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.windows import WindowGrid
+from surgery.session import Generation
 
 
-def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
+def inspect(view: HostView, recipe: Recipe, own: Binding | None = None) -> SpanInfo | None:
     """Every check that needs the model, before anything is touched.
+
+    Args:
+        own: binding of the surgery the model is under, None for a stock model.
 
     Returns:
         The span when the recipe routes windows, else None.
@@ -32,10 +37,12 @@ def inspect(view: HostView, recipe: Recipe) -> SpanInfo | None:
     Raises:
         UnsupportedModelError: the model's structure cannot be routed as the recipe asks.
         WeightsError: a weight the surgery relies on is not finite, or is out of range of the recipe's precision.
-        ModelStateError: a part carries an instance `forward` of its own, or weights that precision cannot start from.
+        ModelStateError: a part carries an instance `forward` of its own, weights that precision cannot start from, or
+            the surgery of another model.
         RecipeError: the recipe would drop frames that the model reads again, or a compile backend that torch does not
             know.
     """
+    require_own(view.model, own)
     parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions(), view.self_attentions()[0]]
     parts += [module for module, _ in view.wasteful()]
     routed: list[int] = []
@@ -180,7 +187,8 @@ def retune(view: HostView, recipe: Recipe) -> None:
     binding.routing, binding.retrieval, binding.queries = recipe.routing, recipe.retrieval, recipe.queries
     binding.caches, binding.compiled = recipe.caches, recipe.compilation
     binding.strips = recipe.approximate
-    binding.token = object()
+    view.structure = Structure.of(view.model, view.grafted)
+    binding.generation = Generation(binding.states)
 
 
 def _corrections(view: HostView, span: SpanInfo) -> Corrections:
@@ -215,3 +223,14 @@ def undo(view: HostView) -> None:
     if view.shortcut_holder is not None:
         view.shortcut_holder._modules.pop("shortcut", None)
         view.shortcut_holder = None
+    undo_copies(view.model)
+
+
+def undo_copies(model: nn.Module) -> None:
+    """Give copies of modules under surgery, which came into `model` without it, their host class back."""
+    for _, module in list(strangers(model, None)):
+        if is_orphan(module):
+            payload = vars(module)["_surgery"]
+            ungraft(module)
+            if isinstance(payload, BlockPart) and payload.entry:
+                module._modules.pop("shortcut", None)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from surgery.access import access_to
 from surgery.api import require_view
 from surgery.errors import ModelStateError
 from surgery.hosts.base import HostView
@@ -105,7 +106,7 @@ def window_counts(view: HostView) -> tuple[int, ...]:
 def _aside(view: HostView) -> Iterator[None]:
     """Other threads wait, and what the model says of its last session stays."""
     binding = view.binding
-    with binding.lock:
+    with access_to(view.model).frame():
         before = binding.forced, binding.stats
         try:
             yield

@@ -56,7 +56,7 @@ class Candidate:
     frames: int = 0
     ages: list[int] = field(default_factory=list)
     since_dense: int = 0
-    state: VideoState = field(default_factory=lambda: VideoState(token=None))
+    state: VideoState = field(default_factory=lambda: VideoState(generation=None))
 
 
 @dataclass(eq=False)
@@ -104,7 +104,7 @@ class Observer(Watcher):
         self._errors: list[list[float]] = []
         for candidate in self.candidates:
             candidate.ages, candidate.since_dense = [0] * self._grid.count, 0
-            candidate.state = VideoState(token=None)
+            candidate.state = VideoState(generation=None)
 
     def frame(self, state: VideoState, frame: int, turn: Turn | None, pixels: Tensor) -> None:
         evidence = list(state.evidence.values())

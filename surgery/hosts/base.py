@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from surgery.access import is_paused
 from surgery.errors import UnsupportedModelError
 from surgery.graft import Graft, host_class
 from surgery.hosts.compiled import Compilation, SetAside
+from surgery.hosts.ownership import Structure
 from surgery.operations import PARTS
 from surgery.recipe import (
     CompileParts,
@@ -34,7 +36,7 @@ from surgery.routing.shortcut import Shortcut
 from surgery.routing.span import Route
 from surgery.routing.tiles import TileGrid
 from surgery.routing.windows import WindowGrid
-from surgery.session import SessionHandle, SessionStats, VideoState
+from surgery.session import Generation, SessionHandle, SessionStats, VideoState
 
 if TYPE_CHECKING:
     from surgery.hosts.precision import HalfWeights
@@ -95,7 +97,7 @@ class Watcher:
 
 
 _SETTINGS = (
-    "enabled", "routing", "retrieval", "queries", "precision", "caches", "compiled", "strips", "grid",
+    "routing", "retrieval", "queries", "precision", "caches", "compiled", "strips", "grid",
     "tiles", "late",
 )  # fmt: skip
 """What a copy of a binding takes over; everything else belongs to calls, sessions or the model it was bound to."""
@@ -105,18 +107,20 @@ class Binding:
     """What the grafted modules of one model share: settings, and what is bound for the call in progress.
 
     Everything about a video lives in its `VideoState`. `route`, `plan`, `query`, `shared`, `inputs` (of the
-    self-attentions in memory attention) and `taps` are set only while a host call is in progress, under `lock`, so two
-    threads that share a model take turns frame by frame. `forced` replaces the router's choice on frames that may be
-    routed: speed does not depend on which windows are kept, so benchmarks fix them. `watcher`: see `Watcher`. `halves`:
-    half-precision copies of weights by part, made again when they are missing. `warned`: the caller's autocast was
-    noticed. `compilation`: the compiled forwards, or None; `eager`: they are left out for now. `strips`: large maps may
-    go strip by strip, see `surgery.hosts.strips`. `codes`: see `surgery.hosts.positions`.
+    self-attentions in memory attention) and `taps` are set only while a host call is in progress; threads that share a
+    model take turns frame by frame (`seam`). `root`: the model. `weights`: held while a part has other weights than its
+    own. `forced` replaces the router's choice on frames that may be routed: speed does not depend on which windows are
+    kept, so benchmarks fix them. `watcher`: see `Watcher`. `halves`: half-precision copies of weights by part, made
+    again when they are missing. `warned`: the caller's autocast was noticed. `compilation`: the compiled forwards, or
+    None; `eager`: they are left out for now. `strips`: large maps may go strip by strip, see `surgery.hosts.strips`.
+    `codes`: see `surgery.hosts.positions`.
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.token = object()
-        self.enabled = True
+        self.weights = threading.RLock()
+        self.root: weakref.ref[nn.Module] | None = None
+        self.states: weakref.WeakKeyDictionary[VideoState, Any] = weakref.WeakKeyDictionary()
+        self.generation = Generation(self.states)
         self.routing: SparseWindowRouting | None = None
         self.retrieval: SparseMemoryRetrieval | None = None
         self.queries: SparseQueryRouting | None = None
@@ -142,7 +146,6 @@ class Binding:
         self.chunks: list[Chunk] | None = None
         self.forced: Sequence[int] | None = None
         self.watcher: Watcher | None = None
-        self.states: weakref.WeakKeyDictionary[VideoState, Any] = weakref.WeakKeyDictionary()
         self.stats: SessionStats | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Binding:
@@ -161,24 +164,22 @@ class Binding:
     def compiled(self, settings: CompileParts | None) -> None:
         self.compilation = Compilation(settings) if settings is not None else None
 
+    @property
+    def enabled(self) -> bool:
+        """False for callers inside `disabled`."""
+        return not is_paused(self)
+
     def state_of(self, handle: SessionHandle) -> VideoState:
         """The video state of a session, made anew when absent or when it belongs to another surgery."""
         state = handle.holder.get(handle.key)
-        if not isinstance(state, VideoState) or state.token is not self.token:
-            state = VideoState(token=self.token)
+        if not isinstance(state, VideoState) or state.generation is not self.generation:
+            if isinstance(state, VideoState):
+                handle.unguard(state)
+            state = VideoState(generation=self.generation)
             handle.holder[handle.key] = state
             self.states[state] = handle.home()
         self.stats = state.stats
         return state
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Dense inside; nested uses are fine."""
-        before, self.enabled = self.enabled, False
-        try:
-            yield
-        finally:
-            self.enabled = before
 
     @contextmanager
     def stock_precision(self) -> Iterator[None]:
@@ -255,6 +256,8 @@ class HostView(ABC):
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
         self.binding = Binding()
+        self.binding.root = weakref.ref(model)
+        self.structure = Structure()
         self.recipe: Recipe | None = None
         self.span_info: SpanInfo | None = None
         self.grafted: list[nn.Module] = []
@@ -262,22 +265,24 @@ class HostView(ABC):
         self.adapter: str | None = None
         self.set_aside = SetAside()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.binding.root = weakref.ref(self.model)  # of the copy
+
     @classmethod
     @abstractmethod
     def matches(cls, model: object) -> bool:
         """Whether `model` is a video model of this host. Raises UnsupportedModelError for a near miss."""
 
     @abstractmethod
-    def session_of(self, state: VideoState) -> SessionHandle | None:
-        """The live session that holds `state`, or None."""
+    def sessions_of(self, state: VideoState) -> list[SessionHandle]:
+        """The live sessions that hold `state`: one, more where a session was copied shallowly."""
 
     def release_sessions(self) -> None:
         """Leave nothing of this surgery in any session: neither a state nor routed features in the host's cache."""
         for state in list(self.binding.states):
-            handle = self.session_of(state)
-            if handle is not None:
-                for frame in state.routed | state.halved:
-                    handle.evict(frame)
+            for handle in self.sessions_of(state):
+                handle.unguard(state)
                 handle.holder.pop(handle.key, None)
         self.binding.states.clear()
 

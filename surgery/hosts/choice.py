@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,19 +56,21 @@ class Glance:
 
 
 def choose_windows(
-    binding: Binding, view: HostView, state: VideoState, frame: int, glance: Glance, device: torch.device
-) -> tuple[list[int] | None, str | None]:
+    binding: Binding, view: HostView, state: VideoState, known: Mapping[int, Evidence], frame: int, glance: Glance,
+    device: torch.device,
+) -> tuple[list[int] | None, str | None]:  # fmt: skip
     """Windows to compute on this frame, or None and the reason for a dense one.
 
-    One device-to-host copy on a confident frame; a second one on frames where the score gate fires.
+    known: evidence of every object on the frame before. One device-to-host copy on a confident frame; a second one on
+    frames where the score gate fires.
     """
     settings, grid, turn = binding.routing, binding.grid, binding.turn
     assert settings is not None and grid is not None
-    reason = _must_be_dense(settings, state, turn, frame, device)
+    reason = _must_be_dense(settings, state, known, turn, frame, device)
     if reason is not None:
         return None, reason
     assert turn is not None
-    evidence = [state.evidence[obj_id] for obj_id in turn.objects]
+    evidence = [known[obj_id] for obj_id in turn.objects]
     facts: dict[str, Tensor] = {}
     near = None
     if binding.queries is not None:
@@ -104,15 +107,16 @@ def choose_windows(
 
 
 def tile_route(
-    tiles: TileGrid, settings: SparseWindowRouting, state: VideoState, windows: list[int], glance: Glance
-) -> TileRoute | None:
+    tiles: TileGrid, settings: SparseWindowRouting, state: VideoState, known: Mapping[int, Evidence],
+    windows: list[int], glance: Glance,
+) -> TileRoute | None:  # fmt: skip
     """The route through the blocks before the span, with the extra pieces that `early` leaves room for."""
     memory = state.tiles
     if memory is None:
         return None
     if glance.picture is None or memory.picture is None or memory.ages is None:
         return tiles.route(windows, memory.output.device, memory)
-    union = torch.stack([item.mask for item in state.evidence.values()]).any(0)
+    union = torch.stack([item.mask for item in known.values()]).any(0)
     near = tiles.near(union, settings.dilation)
     urgency = piece_urgency(near, tiles.changes(glance.picture, memory.picture), memory.ages)
     return tiles.route(windows, memory.output.device, memory, urgency, round(settings.early * tiles.count))
@@ -139,8 +143,9 @@ def _reaches(turn: Turn, near: Tensor, counts: list[float], grid: WindowGrid) ->
 
 
 def _must_be_dense(
-    settings: SparseWindowRouting, state: VideoState, turn: Turn | None, frame: int, device: torch.device
-) -> str | None:
+    settings: SparseWindowRouting, state: VideoState, known: Mapping[int, Evidence], turn: Turn | None, frame: int,
+    device: torch.device,
+) -> str | None:  # fmt: skip
     """Reasons that need no look at the device."""
     if turn is None or turn.dense:
         return "prompted frame"
@@ -148,8 +153,8 @@ def _must_be_dense(
     if state.encoded != previous or (settings.refresh.start and not state.continuous):
         return "first frame or jump"
     for obj_id in turn.objects:
-        known = state.evidence.get(obj_id)
-        if known is None or known.frame != previous:
+        evidence = known.get(obj_id)
+        if evidence is None or evidence.frame != previous:
             return "object without evidence"
     if settings.refresh.every and state.since_dense >= settings.refresh.every:
         return "refresh interval"

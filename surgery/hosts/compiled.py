@@ -66,9 +66,9 @@ class Compilation:
         Not inside `disabled` or `uncompiled`, while a watcher looks on, with gradients, or inside somebody else's
         compilation. Prompted frames run the decoder as it is: every number of clicks is another shape.
         """
-        if part not in self.spent or not binding.enabled or binding.eager or binding.watcher is not None:
+        if part not in self.spent or torch.compiler.is_compiling() or torch.is_grad_enabled():
             return False
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not binding.enabled or binding.eager or binding.watcher is not None:
             return False
         return part != DECODER or (binding.turn is not None and not binding.turn.prompted)
 

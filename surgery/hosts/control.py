@@ -33,40 +33,26 @@ def turn_of(binding: Binding, turn: Turn, taps: int) -> Iterator[None]:
 
     taps: token-to-image attentions of the decoder.
     """
-    with binding.lock:
-        state, before = binding.state_of(turn.handle), binding.turn
-        state.sync_objects(turn.objects)
-        for direction in (False, True):
-            state.memory_of(turn.obj_id, direction).forget(turn.frame)
-        if turn.prompted:
-            state.shared = None
-        if not turn.prompted and state.cursor != (turn.frame, turn.reverse):
-            _advance(state, turn)
-        routing = binding.routing
-        binding.turn = turn
-        binding.taps = [None] * taps if routing is not None and routing.windows == "object" else None
-        try:
-            yield
-        finally:
-            binding.turn = before
-            binding.taps = None
-            binding.chunks = None
-
-
-def _advance(state: VideoState, turn: Turn) -> None:
-    """Move to a new tracked frame; a jump starts a new pass, whose memory saliency is measured afresh."""
-    frame, reverse = turn.frame, turn.reverse
-    step = -1 if reverse else 1
-    _drop_routed(state, turn.handle, frame)
-    state.shared = None
-    state.continuous = state.cursor == (frame - step, reverse)
-    state.cursor = (frame, reverse)
-    state.stats.frames += 1
-    state.stats.windows_kept += 1.0
-    if not state.continuous:
-        for (_, direction), memory in state.memories.items():
-            if direction == reverse:
-                memory.clear()
+    state, before = binding.state_of(turn.handle), binding.turn
+    state.sync_objects(turn.objects)
+    if turn.prompted:
+        state.shared = None
+    else:
+        if state.cursor != (turn.frame, turn.reverse):
+            _drop_routed(state, turn.handle, turn.frame)
+            state.advance(turn.frame, turn.reverse)
+        state.begin(turn.obj_id, turn.reverse)
+    for direction in (False, True):
+        state.memory_of(turn.obj_id, direction).forget(turn.frame)
+    routing = binding.routing
+    binding.turn = turn
+    binding.taps = [None] * taps if routing is not None and routing.windows == "object" else None
+    try:
+        yield
+    finally:
+        binding.turn = before
+        binding.taps = None
+        binding.chunks = None
 
 
 def _drop_routed(state: VideoState, handle: SessionHandle, frame: int) -> None:
@@ -85,26 +71,26 @@ def _drop_halved(state: VideoState, handle: SessionHandle, frame: int) -> None:
 
 def image_features(binding: Binding, handle: SessionHandle, frame: int, run: Callable[[], T]) -> T:
     """Wrap the host's "features of this frame, cached or encoded" call."""
-    with binding.lock:
-        if not binding.enabled:
-            state = handle.holder.get(handle.key)
-            if isinstance(state, VideoState):
-                _drop_routed(state, handle, frame)
-                _drop_halved(state, handle, frame)
-            return run()
-        state = binding.state_of(handle)
-        turn = binding.turn
-        if turn is not None and turn.dense:
+    if not binding.enabled:
+        state = handle.holder.get(handle.key)
+        if isinstance(state, VideoState):
             _drop_routed(state, handle, frame)
-        before, binding.pending = binding.pending, (state, frame, handle)
-        held = frame in handle.cached()
-        try:
-            features = run()
-        finally:
-            binding.pending = before
-        if not held and is_half(binding, "encoder"):
-            state.halved = (state.halved | {frame}) & handle.cached()
-        return features
+            _drop_halved(state, handle, frame)
+        return run()
+    state = binding.state_of(handle)
+    turn = binding.turn
+    if turn is not None and turn.dense:
+        _drop_routed(state, handle, frame)
+    before, binding.pending = binding.pending, (state, frame, handle)
+    held = frame in handle.cached()
+    try:
+        features = run()
+    finally:
+        binding.pending = before
+    if not held and is_half(binding, "encoder"):
+        state.halved = (state.halved | {frame}) & handle.cached()
+    handle.guard(state)
+    return features
 
 
 def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
@@ -124,13 +110,14 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
     watcher = binding.watcher
     if watcher is not None:
         watcher.frame(state, frame, binding.turn, pixels)
+    evidence = state.encode(frame, binding.turn is None or binding.turn.dense)
     windows: list[int] | None = None
     reason: str | None = "watched" if watcher is not None else "every window asked for"
     if observe and watcher is None:
-        windows, reason = choose_windows(binding, view, state, frame, glance, pixels.device)
+        windows, reason = choose_windows(binding, view, state, evidence, frame, glance, pixels.device)
     if windows is not None:
         memory = state.span if settings.temporal and tiles is None else None
-        early = tile_route(tiles, settings, state, windows, glance) if tiles is not None else None
+        early = tile_route(tiles, settings, state, evidence, windows, glance) if tiles is not None else None
         late_route = None
         if late is not None and state.stage4 is not None:
             late_route = late.route(windows, pixels.device, state.stage4)
@@ -199,8 +186,9 @@ def _note(
         state.routed.add(frame)
         state.ages = [0 if window in chosen else age + 1 for window, age in enumerate(state.ages)]
         state.since_dense += 1
-    tracked = turn is not None and not turn.prompted
-    if tracked:
+    assert state.found is not None
+    if turn is not None and not turn.prompted and not state.found.counted:
+        state.found.counted = True
         computed = tuple(range(grid.count)) if windows is None else tuple(windows)
         state.stats.windows_kept += len(computed) / grid.count - 1.0
         state.stats.last = FrameRecord(
@@ -294,9 +282,11 @@ def key_plan(
     if plan is not None and binding.watcher is not None:
         plan.listener = binding.watcher.saliency
     stats = state.stats
-    if not turn.prompted:
+    begun = state.begun.get(turn.obj_id)
+    if not turn.prompted and begun is not None and begun.keys is None:
+        begun.keys = 1.0 if plan is None else plan.kept / plan.total
         stats.key_calls += 1
-        stats.keys_kept += 1.0 if plan is None else plan.kept / plan.total
+        stats.keys_kept += begun.keys
     binding.plan = plan
     try:
         yield plan

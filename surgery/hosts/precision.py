@@ -100,7 +100,11 @@ def _entered(binding: Binding, name: str, module: nn.Module, settings: Precision
             yield dtype
     else:
         # The lock, because another thread would meet half-precision weights where the model's own should be.
-        with binding.lock, torch.autocast(device, enabled=False), _half_weights(binding, name, module, dtype).bound():
+        with (
+            binding.weights,
+            torch.autocast(device, enabled=False),
+            _half_weights(binding, name, module, dtype).bound(),
+        ):
             yield dtype
 
 

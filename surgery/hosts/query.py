@@ -64,7 +64,7 @@ def frame_work(binding: Binding, features: Tensor, positions: Tensor | None) -> 
     turn = binding.turn
     # A compiled graph must not keep tensors from one call to the next, and fuses as it likes.
     compiled = binding.compiled is not None and "memory_attention" in binding.compiled.parts
-    if not binding.enabled or compiled or turn is None or len(turn.objects) < 2 or features.shape[1] != 1:
+    if turn is None or compiled or not binding.enabled or len(turn.objects) < 2 or features.shape[1] != 1:
         yield
         return
     state = binding.state_of(turn.handle)
@@ -101,9 +101,11 @@ def conditioned(binding: Binding, current: Tensor, positions: Tensor | None, lay
     route = None
     if windows is not None:
         route = _route(binding, state, turn, windows, current.device)
-    if not turn.prompted:
+    begun = state.begun.get(turn.obj_id)
+    if not turn.prompted and begun is not None and begun.tokens is None:
+        begun.tokens = 1.0 if route is None else route.index.shape[0] / route.tokens
         state.stats.query_calls += 1
-        state.stats.queries_kept += 1.0 if route is None else route.index.shape[0] / route.tokens
+        state.stats.queries_kept += begun.tokens
     ages = [0] * grid.count
     noted: list[Tensor | None] = [None] * layers
     before = binding.query, binding.inputs

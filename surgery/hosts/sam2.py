@@ -24,6 +24,7 @@ from surgery.hosts.sam2_parts import (
     Sam2SelfAttention,
     Sam2SpanBlock,
 )
+from surgery.hosts.seam import in_turn, seam
 from surgery.hosts.trim import drop_far
 from surgery.retrieval.bank import Chunk, Conditioning
 from surgery.session import SessionHandle, VideoState
@@ -48,11 +49,12 @@ class Sam2Session(SessionHandle):
     def __init__(self, inference_state: dict[str, Any]) -> None:
         super().__init__(inference_state, _STATE_KEY)
 
-    def cached(self) -> set[int]:
-        return set(self.holder["cached_features"])
+    def features(self) -> dict[int, Any]:
+        found: dict[int, Any] = self.holder["cached_features"]
+        return found
 
-    def evict(self, frame: int) -> None:
-        self.holder["cached_features"].pop(frame, None)
+    def keep(self, features: dict[int, Any]) -> None:
+        self.holder["cached_features"] = features
 
 
 class _TracedFrame(dict[str, Any]):
@@ -92,10 +94,16 @@ class _TracedFrames:
 
 
 class Sam2Root(Graft):
-    """The predictor: five of its own seams, each calling the host's."""
+    """The predictor: some of its own methods, each calling the host's."""
 
     _surgery: Sam2View
 
+    @seam
+    def propagate_in_video(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As the host's; the objects of a frame are tracked under one and the same surgery."""
+        return in_turn(self, super().propagate_in_video(*args, **kwargs))  # type: ignore[misc, arg-type]
+
+    @seam
     def _run_single_frame_inference(
         self, inference_state: dict[str, Any], output_dict: Any, frame_idx: int, *args: Any, **kwargs: Any
     ) -> Any:
@@ -107,6 +115,7 @@ class Sam2Root(Graft):
         binding = self._surgery.binding
         if not binding.enabled:
             return run()
+        self._surgery.structure.require()
         names = ("batch_size", "is_init_cond_frame", "point_inputs", "mask_inputs", "reverse", "run_mem_encoder")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         per_object = inference_state["output_dict_per_obj"]
@@ -132,18 +141,21 @@ class Sam2Root(Graft):
             drop_far(inference_state["frames_tracked_per_obj"][position], frame_idx, keep)
         return outputs
 
+    @seam
     def _get_image_feature(self, inference_state: dict[str, Any], frame_idx: int, batch_size: int) -> Any:
         def run() -> Any:
             return super(Sam2Root, self)._get_image_feature(inference_state, frame_idx, batch_size)  # type: ignore[misc]
 
         return image_features(self._surgery.binding, Sam2Session(inference_state), frame_idx, run)
 
+    @seam
     def forward_image(self, img_batch: Tensor) -> Any:
         def run() -> Any:
             return super(Sam2Root, self).forward_image(img_batch)  # type: ignore[misc]
 
         return encode(self._surgery, img_batch, run)
 
+    @seam
     def _prepare_memory_conditioned_features(self, *args: Any, **kwargs: Any) -> Any:
         binding = self._surgery.binding
         if binding.enabled and binding.retrieval is not None and binding.turn is not None:
@@ -159,11 +171,13 @@ class Sam2Root(Graft):
             binding.chunks = log
         return super()._prepare_memory_conditioned_features(*args, **kwargs)  # type: ignore[misc]
 
+    @seam
     def _forward_sam_heads(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super()._forward_sam_heads(*args, **kwargs)  # type: ignore[misc]
         self._record(outputs)
         return outputs
 
+    @seam
     def _use_mask_as_output(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super()._use_mask_as_output(*args, **kwargs)  # type: ignore[misc]
         self._record(outputs)
@@ -208,12 +222,10 @@ class Sam2View(HostView):
             "sam2.build_sam.build_sam2_video_predictor(config, checkpoint)"
         )
 
-    def session_of(self, state: VideoState) -> SessionHandle | None:
+    def sessions_of(self, state: VideoState) -> list[SessionHandle]:
         # A plain dict takes no weak reference, so the garbage collector is asked who holds the state.
-        for holder in gc.get_referrers(state):
-            if isinstance(holder, dict) and holder.get(_STATE_KEY) is state:
-                return Sam2Session(holder)
-        return None
+        holders = (each for each in gc.get_referrers(state) if isinstance(each, dict))
+        return [Sam2Session(each) for each in holders if each.get(_STATE_KEY) is state]
 
     def blocks(self) -> Sequence[nn.Module]:
         trunk: Any = self.image_encoder().trunk

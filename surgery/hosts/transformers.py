@@ -16,6 +16,7 @@ from surgery.hosts.base import BlockInfo, HostView, Turn
 from surgery.hosts.control import encode, image_features, record_evidence, turn_of
 from surgery.hosts.keys import transformers_block_key
 from surgery.hosts.positions import Trunk
+from surgery.hosts.seam import seam
 from surgery.hosts.transformers_parts import (
     TransformersCrossAttention,
     TransformersDecoderTap,
@@ -43,18 +44,24 @@ class TransformersSession(SessionHandle):
     def home(self) -> weakref.ref[Any]:
         return weakref.ref(self._session)
 
-    def cached(self) -> set[int]:
-        return set(self.holder["cache"]._vision_features)
+    def features(self) -> dict[int, Any]:
+        found: dict[int, Any] = self.holder["cache"]._vision_features
+        return found
 
-    def evict(self, frame: int) -> None:
-        self.holder["cache"]._vision_features.pop(frame, None)
+    def keep(self, features: dict[int, Any]) -> None:
+        self.holder["cache"]._vision_features = features
 
 
 class TransformersRoot(Graft):
-    """The model: five of its own seams, each calling the host's."""
+    """The model: some of its own methods, each calling the host's."""
 
     _surgery: TransformersView
 
+    @seam
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    @seam
     def _run_single_frame_inference(self, *args: Any, **kwargs: Any) -> Any:
         def run() -> Any:
             return super(TransformersRoot, self)._run_single_frame_inference(*args, **kwargs)  # type: ignore[misc]
@@ -62,6 +69,7 @@ class TransformersRoot(Graft):
         binding = self._surgery.binding
         if not binding.enabled:
             return run()
+        self._surgery.structure.require()
         names = (
             "inference_session",
             "frame_idx",
@@ -91,6 +99,7 @@ class TransformersRoot(Graft):
         with turn_of(binding, turn, len(self._surgery.token_to_image())):
             return run()
 
+    @seam
     def _prepare_vision_features(self, inference_session: Any, frame_idx: int, batch_size: int) -> Any:
         session = TransformersSession(inference_session)
         require_image(inference_session, session.cached(), frame_idx)
@@ -102,12 +111,14 @@ class TransformersRoot(Graft):
 
         return image_features(self._surgery.binding, session, frame_idx, run)
 
+    @seam
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Any:
         def run() -> Any:
             return super(TransformersRoot, self).get_image_features(pixel_values, **kwargs)  # type: ignore[misc]
 
         return encode(self._surgery, pixel_values, run)
 
+    @seam
     def _gather_memory_frame_outputs(
         self, inference_session: Any, obj_idx: int, frame_idx: int, track_in_reverse_time: bool = False
     ) -> Any:
@@ -126,14 +137,15 @@ class TransformersRoot(Graft):
             ]
         return gathered
 
+    @seam
     def _batch_encode_memories(self, inference_session: Any, frame_idx: int, *args: Any, **kwargs: Any) -> None:
         super()._batch_encode_memories(inference_session, frame_idx, *args, **kwargs)  # type: ignore[misc]
         binding = self._surgery.binding
         if binding.enabled and binding.caches is not None:
-            with binding.lock:
-                state = binding.state_of(TransformersSession(inference_session))
-                trim(binding.caches, inference_session, state, frame_idx)
+            state = binding.state_of(TransformersSession(inference_session))
+            trim(binding.caches, inference_session, state, frame_idx)
 
+    @seam
     def _use_mask_as_output(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super()._use_mask_as_output(*args, **kwargs)  # type: ignore[misc]
         view = self._surgery
@@ -181,10 +193,10 @@ class TransformersView(HostView):
             "Sam2VideoModel (EdgeTAM and SAM 3 are not supported yet)"
         )
 
-    def session_of(self, state: VideoState) -> SessionHandle | None:
+    def sessions_of(self, state: VideoState) -> list[SessionHandle]:
         session = self.binding.states[state]()
         held = session is not None and vars(session).get(_STATE_KEY) is state
-        return TransformersSession(session) if held else None
+        return [TransformersSession(session)] if held else []
 
     def blocks(self) -> Sequence[nn.Module]:
         backbone = self.model.vision_encoder.backbone

@@ -49,6 +49,10 @@ class ObjectMemory:
         self.frames.pop(frame, None)
         self.offsets.pop(frame, None)
 
+    def copied(self) -> ObjectMemory:
+        """A copy that shares the tensors, which are never written to."""
+        return ObjectMemory(dict(self.frames), dict(self.offsets), self.measured)
+
     def clear(self) -> None:
         """Drop everything: a new pass measures afresh."""
         self.frames.clear()

@@ -132,6 +132,14 @@ class Driver:
         """Keys of the session that the surgery put there."""
         raise NotImplementedError
 
+    def features(self, session: Any) -> dict[int, Any]:
+        """Image features that the host holds, by frame."""
+        raise NotImplementedError
+
+    def forget_features(self, session: Any) -> None:
+        """As when another frame takes their place."""
+        self.features(session).clear()
+
     def state(self, session: Any) -> Any:
         """The surgery's own state of the session."""
         holder = session if isinstance(session, dict) else vars(session)
@@ -177,6 +185,9 @@ class StockDriver(Driver):
     def extras(self, session: Any) -> set[str]:
         return {key for key in session if "surgery" in key}
 
+    def features(self, session: Any) -> dict[int, Any]:
+        return session["cached_features"]
+
 
 class TransformersDriver(Driver):
     host = "transformers"
@@ -217,3 +228,6 @@ class TransformersDriver(Driver):
 
     def extras(self, session: Any) -> set[str]:
         return {key for key in vars(session) if "surgery" in key}
+
+    def features(self, session: Any) -> dict[int, Any]:
+        return session.cache._vision_features

@@ -1,0 +1,135 @@
+"""Modules that carry the surgery of another model, or a copy of it. Both hosts."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import surgery
+from surgery import ModelStateError
+from surgery.api import require_view
+from surgery.graft import is_grafted
+from tests.hosts.drive import Driver, make, video
+from tests.hosts.sessions import same
+
+
+@pytest.fixture(params=("sam2", "transformers"))
+def driver(request: pytest.FixtureRequest) -> Driver:
+    return make(request.param)
+
+
+def encoder_name(model: Any) -> str:
+    return "image_encoder" if hasattr(model, "image_encoder") else "vision_encoder"
+
+
+def test_a_shared_encoder_is_refused_and_keeps_its_shortcut(driver: Driver) -> None:
+    other = make(driver.host)
+    setattr(other.model, encoder_name(other.model), getattr(driver.model, encoder_name(driver.model)))
+    surgery.sparsify(driver.model, "balanced")
+    view = require_view(driver.model)
+    shortcut = view.shortcut_module(view.span_info)
+    expected = driver.track(video(5))
+    with pytest.raises(ModelStateError, match="another model"):
+        surgery.sparsify(other.model, "balanced")
+    assert not surgery.status(other.model).sparse
+    assert view.shortcut_module(view.span_info) is shortcut
+    surgery.desparsify(other.model)  # not its own to undo
+    assert same(driver.track(video(5)), expected)
+    surgery.desparsify(driver.model)
+    surgery.sparsify(other.model, "balanced")
+
+
+def test_a_part_of_another_sparse_model_is_refused_on_the_next_frame(driver: Driver) -> None:
+    other = make(driver.host)
+    surgery.sparsify(driver.model, "balanced")
+    surgery.sparsify(other.model, "balanced")
+    expected, own = other.track(video(5)), driver.model.memory_attention
+    driver.model.memory_attention = other.model.memory_attention
+    with pytest.raises(ModelStateError, match="memory_attention"):
+        driver.track(video(5))
+    surgery.desparsify(driver.model)
+    assert is_grafted(other.model.memory_attention)
+    assert not is_grafted(own)
+    assert same(other.track(video(5)), expected)
+
+
+@pytest.mark.parametrize("index", [3, 4, 6])
+def test_a_block_replaced_by_its_copy_is_refused_and_undone(driver: Driver, index: int) -> None:
+    """3 is the entry, which holds the shortcut."""
+    model = driver.model
+    names, stock = list(model.state_dict()), driver.track(video(5))
+    surgery.sparsify(model, "balanced")
+    blocks = require_view(model).blocks
+    assert require_view(model).span_info.entry == 3
+    home = _home(model)
+    home[index] = copy.deepcopy(home[index])
+    for call in (lambda: driver.track(video(5)), lambda: surgery.sparsify(model, "turbo")):
+        with pytest.raises(ModelStateError, match=rf"blocks\.{index}"):
+            call()
+    assert surgery.status(model).recipe.metadata.name == "balanced"
+    assert is_grafted(blocks()[index])
+    surgery.desparsify(model)
+    assert not any(is_grafted(module) for module in model.modules())
+    assert list(model.state_dict()) == names
+    assert same(driver.track(video(5)), stock)
+
+
+def test_a_stock_block_in_a_sparse_model_is_refused(driver: Driver) -> None:
+    fresh = _home(make(driver.host).model)[4]
+    surgery.sparsify(driver.model, "balanced")
+    _home(driver.model)[4] = fresh
+    with pytest.raises(ModelStateError, match=r"blocks\.4"):
+        driver.track(video(5))
+
+
+def test_a_copied_part_in_a_stock_model_is_refused_and_undone(driver: Driver) -> None:
+    other = make(driver.host)
+    stock = other.track(video(5))
+    surgery.sparsify(driver.model, "balanced")
+    _home(other.model)[4] = copy.deepcopy(_home(driver.model)[4])
+    with pytest.raises(ModelStateError, match=r"blocks\.4"):
+        surgery.sparsify(other.model, "balanced")
+    surgery.desparsify(other.model)
+    assert not any(is_grafted(module) for module in other.model.modules())
+    assert same(other.track(video(5)), stock)
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        own = super().__getattr__
+        return own(name) if name == "inner" else getattr(own("inner"), name)
+
+
+def test_a_part_inside_a_wrapper_is_still_there(driver: Driver) -> None:
+    """As torch.compile, checkpointing and parallel wrappers leave it."""
+    surgery.sparsify(driver.model, "balanced")
+    expected = driver.track(video(5))
+    driver.model.memory_attention = Wrapper(driver.model.memory_attention)
+    assert same(driver.track(video(5)), expected)
+
+
+def test_a_copy_of_a_sparse_model_is_its_own(driver: Driver) -> None:
+    surgery.sparsify(driver.model, "balanced")
+    expected = driver.track(video(5))
+    twin = copy.deepcopy(driver.model)
+    surgery.desparsify(driver.model)
+    assert same(type(driver)(twin).track(video(5)), expected)
+    assert not surgery.status(surgery.desparsify(twin)).sparse
+    assert not any(is_grafted(module) for module in twin.modules())
+    assert torch.equal(next(twin.parameters()), next(driver.model.parameters()))
+
+
+def _home(model: Any) -> nn.ModuleList:
+    encoder = getattr(model, encoder_name(model))
+    return getattr(encoder, "trunk", None).blocks if hasattr(encoder, "trunk") else encoder.backbone.blocks
