@@ -92,9 +92,8 @@ def calibration_headline(document: Document, data: dict[str, Any]) -> None:
             tiles.append((_points(-chosen["drop"]), "of quality", "J&F against the stock model's own masks"))
         tiles.append(work_tile(chosen.get("windows_kept"), chosen.get("keys_kept")))
     roles = [clip["role"] for clip in data["clips"]]
-    document.headline(
-        f"Settings were fitted on {roles.count('fit')} clips and measured on {roles.count('held-out')} others.", tiles
-    )
+    text = f"Settings were searched. Clips: {roles.count('fit')} to fit, {roles.count('held-out')} held out to measure."
+    document.headline(text, tiles)
 
 
 def recipe_name(settings: dict[str, Any]) -> str:

