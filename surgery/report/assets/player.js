@@ -158,8 +158,8 @@ class Player {
     const pen = view.canvas.getContext("2d"), [height, width] = this.trace.size;
     pen.clearRect(0, 0, width, height);
     if (image) pen.drawImage(image, 0, 0, width, height);
-    if (this.masks.checked) this.drawMasks(pen, view.arm, frame);
     if (this.windows.checked && view.arm === "sparse" && this.trace.grid) this.drawWindows(pen, frame);
+    if (this.masks.checked) this.drawMasks(pen, view.arm, frame);
     if (this.trace.tokens && this.memory.checked && view.arm === "sparse" && frame.tokens_kept) this.drawTokens(pen, frame.tokens_kept);
     view.canvas.setAttribute("aria-label", `${view.arm === "dense" ? "Stock" : "Sparse"}, frame ${frame.name}: ` +
       `${Object.keys(frame.masks).length} objects`);
