@@ -102,7 +102,7 @@ def test_every_file_keeps_the_rules() -> None:
         ("surgery/routing/span.py", "from surgery.retrieval import bank"),
         ("surgery/retrieval/bank.py", "def f():\n    import yaml"),
         ("surgery/video/frames.py", "from surgery.cli.main import main"),
-        ("surgery/report/page.py", "from surgery.hosts import sam2"),
+        ("surgery/report/build.py", "from surgery.hosts import sam2"),
         ("surgery/bench/timing.py", "import surgery.hosts.transformers_video"),
         ("surgery/errors.py", "x = 1\n" * (MAX_LINES + 1)),
     ],

@@ -36,6 +36,7 @@ def demo(
     import torch
 
     from surgery.demo import model as demo_model
+    from surgery.demo.page import arms, write_page
     from surgery.demo.show import calibrated, run
     from surgery.recipe import Recipe
 
@@ -80,41 +81,34 @@ def demo(
     }
     (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     _pictures(result.pictures, target)
-    _page(summary, result.pictures, target)
+    write_page(target / "report.html", summary, result)
     if as_json:
         print_json(summary)
         return
     table = Table(*_COLUMNS, box=None, pad_edge=False)
-    for row in _rows(summary):
-        table.add_row(*row)
+    for name, figures in arms(summary):
+        table.add_row(*_row(name, figures))
     out.print(table)
     for name, what in _FILES.items():
         out.print(f"  {target / name}  [dim]{what}[/]", highlight=False, soft_wrap=True)
 
 
 _FILES = {
-    "report.html": "the table, pictures and video on one page",
+    "report.html": "what came out, and a player of the first clip",
     "side-by-side.mp4": "first clip, stock and under surgery; dark windows were not computed",
     "windows.png": "four frames of it",
     "summary.json": "the figures",
 }
 
 
-def _rows(summary: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    ours = f"{summary['recipe']}, " + ("calibrated" if summary["adapter"] else "not calibrated")
-    for name, key in (("stock", "dense"), ("published, identity shortcut", "published"), (ours, "sparse")):
-        part = summary[key]
-        kept = [part["windows_kept"], part["keys_kept"]]
-        rows.append(
-            [
-                name,
-                *(f"{part[field]:.3f}" for field in ("j_and_f", "j", "f")),
-                f"{part['ms_per_frame']:.1f}",
-                *("100 %" if value is None else f"{100 * value:.0f} %" for value in kept),
-            ]
-        )
-    return rows
+def _row(name: str, figures: dict[str, Any]) -> list[str]:
+    kept = [figures["windows_kept"], figures["keys_kept"]]
+    return [
+        name,
+        *(f"{figures[field]:.3f}" for field in ("j_and_f", "j", "f")),
+        f"{figures['ms_per_frame']:.1f}",
+        *("100 %" if value is None else f"{100 * value:.0f} %" for value in kept),
+    ]
 
 
 def _pictures(pictures: list[Any], target: Path) -> None:
@@ -122,32 +116,3 @@ def _pictures(pictures: list[Any], target: Path) -> None:
 
     rows = [np.concatenate(pictures[start : start + 2], axis=1) for start in (0, 2)]
     Image.fromarray(np.concatenate(rows)).resize((1024, 544)).save(target / "windows.png", optimize=True)
-
-
-def _page(summary: dict[str, Any], pictures: list[Any], target: Path) -> None:
-    from surgery.report.page import Page
-
-    page = Page("SAM 2 under surgery: the demo run")
-    page.text(
-        f"{summary['clips']} synthetic clips of {summary['frames']} frames, difficulty {summary['difficulty']}, "
-        f"tracked from the masks of the first frame by the embedded miniature SAM 2 ({summary['host']} host), stock "
-        f"and under recipe {summary['recipe']}, frame by frame in turn in one process."
-    )
-    if not summary["trained"]:
-        page.text("The model has random weights: speed and routing are real, quality is not.")
-    page.table(_COLUMNS, _rows(summary))
-    page.text(
-        "J&F against exact masks, mean over objects; ms/frame is the median on this machine; windows: stage-3 windows "
-        "computed, keys: spatial memory keys read, of all. A miniature at 256 px "
-        "has little to save: the fixed costs of a frame weigh more than the skipped windows. At 1024 px the balance is "
-        "another one, see docs/benchmarks.md."
-    )
-    page.heading("Which windows were computed")
-    page.text("Left stock, right under surgery. Dark windows were skipped and reuse their last output.")
-    page.video(target / "side-by-side.mp4", pictures[0], "First clip: stock on the left, under surgery on the right")
-    for number, picture in enumerate(pictures):
-        page.picture(picture, f"Frame sample {number + 1} of {len(pictures)} of the first clip")
-    if summary["dense_frames"]:
-        page.heading("Why some frames were computed whole")
-        page.table(("reason", "frames"), [[reason, str(count)] for reason, count in summary["dense_frames"].items()])
-    page.write(target / "report.html")

@@ -22,6 +22,9 @@ PROMPTS = ("mask", "box", "point")
 ABSENT = -1000.0
 """Hosts set every mask logit to -1024 when the object score is not positive; interpolation keeps a constant map."""
 
+FPS = 12.0
+"""Frames per second at which a clip is shown."""
+
 Picture = npt.NDArray[np.uint8]
 CAPTIONS = ("stock", "under surgery")
 
@@ -63,13 +66,18 @@ class Score:
 
 @dataclass
 class DemoRun:
-    """Scores of the stock model, the sparse one and further recipes; reasons for dense frames; pictures of clip one."""
+    """Scores of the stock model, the sparse one and further recipes, and reasons for dense frames.
+
+    Of clip one, where a video was asked for: four pictures of it, its RGB frames [H, W, 3], and its trace.
+    """
 
     dense: Score
     sparse: Score
     dense_frames: dict[str, int]
     pictures: list[Picture]
     also: list[Score] = field(default_factory=list)
+    frames: list[Picture] = field(default_factory=list)
+    trace: dict[str, Any] = field(default_factory=dict)
 
 
 def run(
@@ -98,8 +106,9 @@ def run(
         adapter: of `recipe`, or None for an untrained shortcut. also: recipes to run besides, without adapter.
     """
     from surgery import sparsify, status
+    from surgery.evaluation.trace import Trace
     from surgery.tracking import track
-    from surgery.video import VideoWriter, open_video, side_by_side
+    from surgery.video import VideoWriter, labels_from_logits, open_video, side_by_side
 
     models = [model, sparsify(copy.deepcopy(model), recipe, adapter=adapter)]
     models += [sparsify(copy.deepcopy(model), other) for other in also]
@@ -110,7 +119,9 @@ def run(
         prompts = [prompt_for(prompt, clip.labels[0] == label, label) for label in range(1, clip.visible.shape[1] + 1)]
         runs = [track(which, open_video(clip.frames), prompts) for which in models]
         guesses: list[list[Any]] = [[] for _ in models]
-        writer = VideoWriter(video, 12.0) if video is not None and number == 0 else None
+        writer = VideoWriter(video, FPS) if video is not None and number == 0 else None
+        names = {label: str(label) for label in range(1, clip.visible.shape[1] + 1)}
+        trace = Trace(clip.name, clip.frames.shape[1:3], FPS, list(names.values()), models[1])
         shown = []
         for index in range(frames):
             now: list[Any] = [None] * len(models)
@@ -123,10 +134,15 @@ def run(
                 step()
             if writer is not None:
                 shown.append(side_by_side(_overlay(now[0]), _overlay(now[1]), CAPTIONS))
+                pair = {"dense": now[0], "sparse": now[1]}
+                labels = {arm: labels_from_logits(found.logits) for arm, found in pair.items()}
+                masks = {arm: {name: found == label for label, name in names.items()} for arm, found in labels.items()}
+                trace.add(index, f"{index:05d}", masks, pair, index == 0)
         if writer is not None:
             with writer:
                 for picture in shown:
                     writer.write(picture)
+            result.frames, result.trace = list(clip.frames), trace.result()
             result.pictures = [shown[index] for index in np.linspace(1, frames - 1, 4).astype(int)]
         for which, (score, found) in enumerate(zip(scores, guesses, strict=True)):
             _score(score, clip, found)

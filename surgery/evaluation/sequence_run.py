@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from surgery.api import current_view, status
+from surgery.api import status
 from surgery.errors import DatasetError, VideoError
 from surgery.evaluation.dataset import Annotated, Sequence
 from surgery.evaluation.scoring import FIELDS, Scorer
 from surgery.evaluation.trace import Trace
 from surgery.evaluation.truth import Mask
-from surgery.session import SessionStats
 from surgery.tracking import TrackedFrame, track
 from surgery.video import MaskPrompt, Video, first_frames, labels_from_logits, open_video, write_label_png
 
@@ -54,16 +53,21 @@ class SequenceRun:
         """
         video, prompts = self._video(), self._prompts()
         prompted = {prompt.frame for prompt in prompts}
-        trace = Trace(self.sequence.name, video.size, self.sequence.fps, [thing.name for thing in self.objects])
+        trace = Trace(
+            self.sequence.name,
+            video.size,
+            self.sequence.fps,
+            [thing.name for thing in self.objects],
+            self.arms.get("sparse"),
+        )
         runs = {arm: track(model, video, prompts) for arm, model in self.arms.items()}
         try:
             for index in range(self.count):
                 truth = self._truth(index)
                 if index < min(prompted):
                     results: dict[str, TrackedFrame] = {}
-                    kept: dict[str, float | None] = {}
                 else:
-                    results, kept = self._advance(runs, index)
+                    results = self._advance(runs, index)
                 masks = {arm: self._masks(results.get(arm)) for arm in self.arms}
                 for arm in self.arms:
                     self._score(arm, masks[arm], truth)
@@ -72,13 +76,7 @@ class SequenceRun:
                     if results and index not in prompted:
                         self.ms[arm].append(1000 * results[arm].seconds)
                 if record and results:
-                    ms = {arm: 1000 * result.seconds for arm, result in results.items()}
-                    name = self.sequence.frames[index].stem
-                    sparse = results.get("sparse")
-                    trace.add(index, name, masks, ms, index in prompted, sparse.record if sparse else None, kept)
-                    tokens = _tokens_kept(self.arms.get("sparse"), index - 1)
-                    if tokens is not None:
-                        trace.keep(index - 1, *tokens)
+                    trace.add(index, self.sequence.frames[index].stem, masks, results, index in prompted)
                 step()
         except VideoError as error:
             raise DatasetError(f"{self.sequence.name}: {error}") from error
@@ -112,12 +110,9 @@ class SequenceRun:
         wanted = set().union(*(scorer.wanted(index) for scorer in self.scorers.values()))
         return list(self.sequence.truth(index, [thing for thing in self.objects if thing.name in wanted]))
 
-    def _advance(
-        self, runs: dict[str, Iterator[TrackedFrame]], index: int
-    ) -> tuple[dict[str, TrackedFrame], dict[str, float | None]]:
-        """One frame of every arm, in turn; who goes first changes with every frame. And what the sparse arm kept."""
+    def _advance(self, runs: dict[str, Iterator[TrackedFrame]], index: int) -> dict[str, TrackedFrame]:
+        """One frame of every arm, in turn; who goes first changes with every frame."""
         results = {}
-        before = _totals(self.arms.get("sparse"))
         for arm in list(runs) if index % 2 else list(runs)[::-1]:
             result = next(runs[arm], None)
             if result is None:
@@ -125,13 +120,7 @@ class SequenceRun:
                     f"{self.sequence.name}: the video ended at frame {index}, expected {self.count} frames"
                 )
             results[arm] = result
-        after = _totals(self.arms.get("sparse"))
-        kept: dict[str, float | None] = {}
-        for name, (total, calls) in after[1].items():
-            total, calls = total - before[1][name][0], calls - before[1][name][1]
-            # Another session's totals start anew.
-            kept[name] = total / calls if after[0] == before[0] and calls else None
-        return results, kept
+        return results
 
     def _masks(self, result: TrackedFrame | None) -> dict[str, Mask]:
         """Masks by object name; disjoint unless the data set's may overlap. Objects not yet prompted are absent."""
@@ -195,30 +184,3 @@ class SequenceRun:
         row["windows_kept"], row["keys_kept"] = sparse.get("windows_kept"), sparse.get("keys_kept")
         row["ms"] = {**{arm: row[arm]["ms"] for arm in self.arms}, "alternating": len(self.arms) > 1}
         return {"row": row, "not_scored": not_scored}
-
-
-def _totals(model: Any) -> tuple[int, dict[str, tuple[float, int]]]:
-    """Which session the model ran last, and its totals: fractions kept, and calls of memory attention they are over."""
-    view = current_view(model)
-    found = view.binding.stats if view is not None else None
-    known, stats = id(found), found or SessionStats()
-    return known, {
-        "keys_kept": (stats.keys_kept, stats.key_calls),
-        "queries_kept": (stats.queries_kept, stats.query_calls),
-    }
-
-
-def _tokens_kept(model: Any, frame: int) -> tuple[list[int], int] | None:
-    """Tokens of `frame` that the first layer of memory attention keeps, over all objects, and the side of their grid.
-
-    A frame is measured when it is first read, one frame later. None where it was not.
-    """
-    view = current_view(model)
-    if view is None:
-        return None
-    state = next((state for state in view.binding.states if state.stats is view.binding.stats), None)
-    memories = state.memories.items() if state is not None else ()
-    found = [memory.frames[frame][0] for (_, reverse), memory in memories if not reverse and frame in memory.frames]
-    if not found:
-        return None
-    return sorted({token for ids in found for token in ids.tolist()}), view.image_size() // 16

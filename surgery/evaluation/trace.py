@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from surgery.api import current_view
 from surgery.evaluation.truth import Mask
-from surgery.session import FrameRecord
+from surgery.session import SessionStats
+from surgery.tracking import TrackedFrame
 
 
 def run_lengths(mask: Mask) -> list[int]:
@@ -30,28 +32,35 @@ class Trace:
     """Collects one sequence frame by frame. Format: docs/evaluation.md.
 
     Args:
-        sequence: name. size: (height, width). fps: or None. objects: names.
+        sequence: name. size: (height, width). fps: or None. objects: names. sparse: the model under surgery, if one
+            tracks; what it reads is taken from it.
     """
 
-    def __init__(self, sequence: str, size: tuple[int, int], fps: float | None, objects: list[str]) -> None:
+    def __init__(
+        self, sequence: str, size: tuple[int, int], fps: float | None, objects: list[str], sparse: Any = None
+    ) -> None:
         self.head = {"kind": "trace", "schema": 1, "sequence": sequence, "size": list(size), "fps": fps}
-        self.objects = objects
+        self.objects, self.sparse = objects, sparse
         self.grid: list[int] | None = None
         self.cover = 1.0
         self.tokens: list[int] | None = None
         self.frames: list[dict[str, Any]] = []
+        self._totals = _totals(sparse)
 
     def add(
-        self, index: int, name: str, masks: dict[str, dict[str, Mask]], ms: dict[str, float], prompted: bool,
-        record: FrameRecord | None, kept: Mapping[str, float | None],
-    ) -> None:  # fmt: skip
-        """Add a frame.
+        self,
+        index: int,
+        name: str,
+        masks: Mapping[str, Mapping[str, Mask]],
+        results: Mapping[str, TrackedFrame],
+        prompted: bool,
+    ) -> None:
+        """Add a frame, as soon as it is tracked: the sparse model is asked what it read since the last one.
 
         Args:
-            masks: bool [H, W] by arm and object name. ms: by arm. prompted: whether an object was prompted here.
-            record: how the sparse arm encoded the frame, if it routed. kept: `keys_kept` and `queries_kept` of this
-                frame; absent or None where it read no memory, or nothing was pruned or routed there.
+            masks: bool [H, W] by arm and object name. results: by arm. prompted: whether an object was prompted here.
         """
+        record = results["sparse"].record if "sparse" in results else None
         if record is not None:
             self.grid, self.cover = list(record.grid), record.cover
         objects: dict[str, dict[str, list[int]]] = {}
@@ -65,24 +74,27 @@ class Trace:
                 "name": name,
                 "windows": list(record.windows) if record is not None else None,
                 "dense_reason": reason,
-                "keys_kept": kept.get("keys_kept"),
-                "queries_kept": kept.get("queries_kept"),
+                **self._kept(),
                 "tokens_kept": None,
                 "masks": objects,
-                "ms": {arm: round(value, 3) for arm, value in ms.items()},
+                "ms": {arm: round(1000 * result.seconds, 3) for arm, result in results.items()},
             }
         )
+        # Which tokens of a frame are kept is decided when it is first read, one frame later.
+        tokens = _tokens_kept(self.sparse, index - 1)
+        if tokens is not None and len(self.frames) > 1:
+            self.frames[-2]["tokens_kept"], side = tokens
+            self.tokens = [side, side]
 
-    def keep(self, index: int, ids: list[int], side: int) -> None:
-        """Note which tokens of frame `index` memory attention will go on reading, once that is known.
-
-        Args:
-            ids: token indices, row by row on the `side` x `side` grid of memory.
-        """
-        self.tokens = [side, side]
-        for frame in self.frames:
-            if frame["index"] == index:
-                frame["tokens_kept"] = ids
+    def _kept(self) -> dict[str, float | None]:
+        """`keys_kept` and `queries_kept` since the last frame; None where no memory was read."""
+        before, self._totals = self._totals, _totals(self.sparse)
+        kept: dict[str, float | None] = {}
+        for name, (total, calls) in self._totals[1].items():
+            total, calls = total - before[1][name][0], calls - before[1][name][1]
+            # Another session's totals start anew.
+            kept[name] = total / calls if self._totals[0] == before[0] and calls else None
+        return kept
 
     def result(self) -> dict[str, Any]:
         """The finished trace as plain data."""
@@ -94,3 +106,30 @@ class Trace:
             "objects": self.objects,
             "frames": self.frames,
         }
+
+
+def _totals(model: Any) -> tuple[int, dict[str, tuple[float, int]]]:
+    """Which session the model ran last, and its totals: fractions kept, and calls of memory attention they are over."""
+    view = current_view(model)
+    found = view.binding.stats if view is not None else None
+    known, stats = id(found), found or SessionStats()
+    return known, {
+        "keys_kept": (stats.keys_kept, stats.key_calls),
+        "queries_kept": (stats.queries_kept, stats.query_calls),
+    }
+
+
+def _tokens_kept(model: Any, frame: int) -> tuple[list[int], int] | None:
+    """Tokens of `frame` that the first layer of memory attention keeps, over all objects, and the side of their grid.
+
+    None where the frame was not measured.
+    """
+    view = current_view(model)
+    if view is None:
+        return None
+    state = next((state for state in view.binding.states if state.stats is view.binding.stats), None)
+    memories = state.memories.items() if state is not None else ()
+    found = [memory.frames[frame][0] for (_, reverse), memory in memories if not reverse and frame in memory.frames]
+    if not found:
+        return None
+    return sorted({token for ids in found for token in ids.tolist()}), view.image_size() // 16

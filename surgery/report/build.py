@@ -1,17 +1,15 @@
-"""A report made of result files: what each kind shows, in which order."""
+"""A report made of result files: the outcome first, then the clips, then the details of every file."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from surgery.report.document import Document
 from surgery.report.frames import embedded
-from surgery.report.published import DENSE_SIZES, SOURCE, beside, size_of
+from surgery.report.headline import bench_headline, calibration_headline, eval_headline
 from surgery.report.read import ReportError, Result, read_result
-from surgery.report.sections import bench_section, calibration_section, eval_section, trace_section
+from surgery.report.sections import bench_section, calibration_section, compromise, eval_section, trace_part
 
 
 def write_report(
@@ -33,28 +31,36 @@ def write_report(
     results = [read_result(Path(file)) for file in files]
     traces = [result for result in results if result.kind == "trace"]
     pictures = embedded(traces, Path(frames)) if frames is not None else {}
-    page = make_report(results, pictures, title)
     target = Path(out)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        scratch.write_text(page, encoding="utf-8")
-        scratch.replace(target)
+        _document(results, pictures, title).write(target)
     except OSError as error:
         raise ReportError(f"{target}: cannot be written ({error.strerror})") from error
     return target
 
 
-def make_report(results: Sequence[Result], pictures: dict[Path, list[str | None]], title: str) -> str:
+def _document(results: Sequence[Result], pictures: dict[Path, list[str | None]], title: str) -> Document:
     """The page of checked results; `pictures` has data URIs by trace file."""
     document = Document(title)
-    _compromise(document, [result.data for result in results if result.kind == "eval"])
-    for kind, section in (("eval", eval_section), ("bench", bench_section), ("calibration", calibration_section)):
-        for result in results:
-            if result.kind == kind:
-                section(document, result)
-    for result in results:
-        if result.kind == "trace":
-            trace_section(document, result, pictures.get(result.path))
+    kinds = {
+        "eval": (eval_headline, eval_section),
+        "bench": (bench_headline, bench_section),
+        "calibration": (calibration_headline, calibration_section),
+    }
+    ordered = [result for kind in kinds for result in results if result.kind == kind]
+    for result in ordered[:1]:
+        document.section("Result")
+        kinds[result.kind][0](document, result.data)
+    traces = [result for result in results if result.kind == "trace"]
+    if traces:
+        document.section("Stock and sparse side by side")
+        cases = document.cases("Clip", [result.data["sequence"] for result in traces])
+        for result in traces:
+            with cases:
+                trace_part(document, result.data, f"From {result.path.name}.", pictures.get(result.path, []))
+    compromise(document, [result.data for result in results if result.kind == "eval"])
+    for place, result in enumerate(ordered):
+        kinds[result.kind][1](document, result, place > 0)
     document.section("Files")
     document.table(
         "What this page was made of",
@@ -67,68 +73,4 @@ def make_report(results: Sequence[Result], pictures: dict[Path, list[str | None]
             for result in results
         ],
     )  # fmt: skip
-    return document.render()
-
-
-def _compromise(document: Document, evals: list[dict[str, Any]]) -> None:
-    """Quality against speed: the stock sizes are the line that a sparse model has to beat."""
-    document.section("Quality and speed")
-    own: list[dict[str, Any]] = []
-    changes: list[list[Any]] = []
-    anchor = "L"
-    for data in evals:
-        summary, settings = data["summary"], data["settings"]
-        name = f"{settings['model']} on {settings.get('dataset') or 'own data'}"
-        for arm, hollow in (("dense", True), ("sparse", False)):
-            side = summary.get(arm) or {}
-            if side.get("ms") and side.get("j_and_f") is not None:
-                own.append(
-                    {
-                        "name": f"measured, {'stock' if arm == 'dense' else 'sparse'}: {name}",
-                        "hollow": hollow,
-                        "colour": 2 if hollow else 1,
-                        "points": [[1000 / side["ms"], 100 * side["j_and_f"], "", None, None]],
-                    }
-                )
-        speed, change = summary.get("speedup"), (summary.get("difference") or {}).get("j_and_f")
-        if speed and change:
-            values = [100 * change[key] for key in ("mean", "low", "high")]
-            changes.append([speed["mean"], values[0], name, values[1], values[2]])
-            anchor = size_of(settings["model"]) or anchor
-    line = {"name": "published: stock SAM 2.1", "joined": True, "hollow": True, "stagger": True, "colour": 0}
-    document.raw('<div class="charts">')
-    document.chart(
-        "Stock sizes: quality and speed as published" + (", with the measured points of this report." if own else "."),
-        {
-            "type": "points",
-            "x": {"label": "frames per second, log scale", "log": True},
-            "y": {"label": "J&F, %"},
-            "series": [{**line, "points": [[fps, score, name, None, None] for name, fps, score in DENSE_SIZES]}, *own],
-        },
-    )
-    document.chart(
-        f"Taking another stock size instead of {anchor}, as published" + (", and going sparse." if changes else "."),
-        {
-            "type": "points",
-            "x": {"label": "times as fast"},
-            "y": {"label": "change of J&F, points"},
-            "series": [
-                {**line, "points": [[ratio, change, name, None, None] for name, ratio, change in beside(anchor)]},
-                *([{"name": "measured: sparse", "colour": 1, "below": True, "points": changes}] if changes else []),
-            ],
-        },
-    )
-    document.raw("</div>")
-    document.text(SOURCE, "note")
-    if own:
-        document.text(
-            "Measured points are of the machine and data set named under Files. On another data set or device they "
-            "cannot be set against the published line; the second chart, whose values are relative to the same "
-            "model's stock run, is the fairer one.",
-            "note",
-        )
-    document.table(
-        "Stock SAM 2.1, as published",
-        [("size", ""), ("frames per second, A100", ".1f"), ("J&F, SA-V test", ".1f|%")],
-        [[name, fps, score] for name, fps, score in DENSE_SIZES],
-    )
+    return document

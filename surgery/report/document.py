@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 Cell = str | float | int | None
@@ -41,17 +43,34 @@ class Document:
         """A paragraph; kind "note" is set smaller."""
         self._parts.append(f"<p{_class(kind)}>{html.escape(text)}</p>")
 
+    def headline(self, sentence: str, tiles: Sequence[tuple[str, str, str]]) -> None:
+        """What was done, in a sentence, and its main figures: (figure, what it is, detail)."""
+        items = "".join(
+            f"<li><strong>{html.escape(figure)}</strong> <span>{html.escape(what)}</span>"
+            f"<small>{html.escape(detail)}</small></li>"
+            for figure, what, detail in tiles
+        )
+        self._parts.append(f'<p class="lead">{html.escape(sentence)}</p><ul class="tiles">{items}</ul>')
+
     def facts(self, pairs: Sequence[tuple[str, str]]) -> None:
         """A list of names and values."""
         rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in pairs)
         self._parts.append(f"<dl>{rows}</dl>")
 
-    def table(self, caption: str, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[Cell]]) -> None:
+    def table(
+        self,
+        caption: str,
+        columns: Sequence[tuple[str, str]],
+        rows: Sequence[Sequence[Cell]],
+        *,
+        folded: bool = False,
+    ) -> None:
         """A table that sorts by any column; the first column names the row.
 
         Args:
             caption: what it shows. columns: (heading, format), the format being "" for text or as of `format`, with an
-                optional suffix after a bar: ".1%", ".2f|x". rows: numbers or texts; None is shown as a dash.
+                optional suffix after a bar: ".1%", ".2f|x". rows: numbers or texts; None is shown as a dash. folded:
+                only the caption is shown until it is clicked.
         """
         head = "".join(
             f'<th scope="col"{"" if form else _class("text")}><button type="button">{html.escape(name)}</button></th>'
@@ -68,9 +87,12 @@ class Document:
                 cells.append(f'<{tag}{scope}{kind} data-value="{order}">{_shown(value, form)}</{tag}>')
             body.append(f"<tr>{''.join(cells)}</tr>")
         words = html.escape(caption)
+        # The caption stands outside: inside, a table wider than the page would carry it out of sight.
+        outer, title = ("details", "summary") if folded else ("figure", "figcaption")
         self._parts.append(
+            f'<{outer} class="table"><{title}>{words}</{title}><div class="edge">'
             f'<div class="scroll" tabindex="0" role="region" aria-label="{words}"><table class="sortable">'
-            f"<caption>{words}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div></div></{outer}>"
         )
 
     def chart(self, caption: str, spec: dict[str, Any], follow: str | None = None) -> None:
@@ -79,13 +101,32 @@ class Document:
         follow: key of the player whose frame it marks.
         """
         key = self._keep("chart", spec)
-        x, y = spec["x"]["label"], spec.get("y", {}).get("label")
-        alt = f"{caption} Axes: {x}{f', {y}' if y else ''}. Series: {', '.join(s['name'] for s in spec['series'])}."
+        alt = f"{caption} Axes: {spec['x']['label']}, {spec['y']['label']}. "
+        alt += f"Series: {', '.join(one['name'] for one in spec['series'])}."
+        legend = [(_mark(spec["type"], one), one["name"], one["colour"]) for one in spec["series"]]
+        if follow:
+            legend.append((_CURSOR, "frame in the player", 0))
         following = f' data-follow="{follow}"' if follow else ""
         self._parts.append(
             f'<figure class="chart" data-chart="{key}" data-alt="{html.escape(alt)}"{following}>'
-            f'<div class="plot"></div>'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+            f"<figcaption>{html.escape(caption)}</figcaption>{_legend(legend)}"
+            f'<div class="plot"></div></figure>'
+        )
+
+    def bars(self, caption: str, names: Sequence[str], series: Sequence[tuple[str, int, Sequence[float]]]) -> None:
+        """Bars from zero, a group per name: series are (name, colour, values at least 0, one per name)."""
+        high = max((value for _, _, values in series for value in values), default=0.0) or 1.0
+        rows = []
+        for number, name in enumerate(names):
+            bars = "".join(
+                f'<dd class="s{colour}" style="--share:{values[number] / high:.4f}"><i></i>{values[number]:.2f}</dd>'
+                for _, colour, values in series
+            )
+            rows.append(f"<dt>{html.escape(name)}</dt>{bars}")
+        legend = _legend([(_BAR, name, colour) for name, colour, _ in series])
+        self._parts.append(
+            f'<figure class="bars"><figcaption>{html.escape(caption)}</figcaption>{legend}'
+            f"<dl>{''.join(rows)}</dl></figure>"
         )
 
     def cases(self, label: str, names: Sequence[str]) -> Cases:
@@ -97,6 +138,15 @@ class Document:
         key = self._keep("player", trace)
         self._parts.append(f'<div class="player" data-player="{key}"></div>')
         return key
+
+    def write(self, path: Path) -> None:
+        """Write the page to `path`, whole or not at all. Raises OSError."""
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            scratch.write_text(self.render(), encoding="utf-8")
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
     def raw(self, text: str) -> None:
         """Markup made by this package."""
@@ -160,6 +210,27 @@ def _shown(value: Cell, form: str) -> str:
         return html.escape(str(value))
     form, _, suffix = form.partition("|")
     return html.escape(f"{value:{form}}{suffix}")
+
+
+_CURSOR = '<line x1="12" x2="12" y1="0" y2="14" class="cursor"/>'
+_BAR = '<rect x="2" y="2" width="20" height="10" class="fill"/>'
+
+
+def _mark(kind: str, series: dict[str, Any]) -> str:
+    """The mark of a series as `charts.js` draws it, in a box of 24 x 14."""
+    if kind == "lines":
+        return '<line x1="1" x2="23" y1="7" y2="7" class="stroke"/>'
+    whisker = any(point[3] is not None for point in series["points"])
+    line = '<line x1="12" x2="12" y1="0" y2="14" class="stroke"/>' if whisker else ""
+    return f'{line}<circle cx="12" cy="7" r="5" class="{"hollow" if series.get("hollow") else "fill"}"/>'
+
+
+def _legend(entries: Sequence[tuple[str, str, int]]) -> str:
+    items = "".join(
+        f'<li><svg class="s{colour}" viewBox="0 0 24 14" aria-hidden="true">{mark}</svg>{html.escape(name)}</li>'
+        for mark, name, colour in entries
+    )
+    return f'<ul class="legend">{items}</ul>'
 
 
 def _class(name: str) -> str:

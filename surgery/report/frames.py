@@ -45,15 +45,19 @@ def embedded(traces: Sequence[Result], folder: Path) -> dict[Path, list[str | No
 
 
 def data_uri(path: Path) -> str:
-    """A picture file as a JPEG data URI of at most `WIDTH` pixels. Raises ReportError when it is not a picture."""
+    """A picture file, see `encoded`. Raises ReportError when it is not a picture."""
     try:
         with Image.open(path) as image:
-            small = image.convert("RGB")
+            return encoded(image.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
         raise ReportError(f"{path}: not a picture ({error})") from error
-    small.thumbnail((WIDTH, 4 * WIDTH))
+
+
+def encoded(image: Image.Image) -> str:
+    """An RGB picture as a JPEG data URI of at most `WIDTH` pixels; `image` itself is made that small."""
+    image.thumbnail((WIDTH, 4 * WIDTH))
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=75, optimize=True)
+    image.save(buffer, "JPEG", quality=75, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

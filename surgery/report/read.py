@@ -25,7 +25,8 @@ class Optional:
 NUMBER, TEXT, WHOLE, FLAG, ANY = "a number", "text", "a whole number", "true or false", "anything"
 _MAYBE = Optional(NUMBER)
 _SIDE = {"median": NUMBER, "p95": NUMBER, "p99": NUMBER, "first": _MAYBE}
-_SCORES = Optional({"j_and_f": _MAYBE, "j": _MAYBE, "f": _MAYBE, "ms": _MAYBE})
+_KEPT = {"windows_kept": _MAYBE, "keys_kept": _MAYBE}
+_SCORES = Optional({"j_and_f": _MAYBE, "j": _MAYBE, "f": _MAYBE, "ms": _MAYBE, **_KEPT})
 _SPREAD = Optional({"mean": NUMBER, "low": NUMBER, "high": NUMBER})
 _MACHINE = {"cpu": Optional(TEXT), "device": Optional(TEXT), "threads": Optional(WHOLE)}
 _HEAD = {"command": Optional(TEXT), "date": Optional(TEXT), "machine": Optional(_MACHINE)}
@@ -58,7 +59,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "sequences": [
             {
                 "sequence": TEXT, "frames": WHOLE, "dense": _SCORES, "sparse": _SCORES,
-                "difference": Optional({"j_and_f": _MAYBE}), "windows_kept": _MAYBE, "keys_kept": _MAYBE,
+                "difference": Optional({"j_and_f": _MAYBE}), **_KEPT,
             }
         ],
         "summary": {
@@ -67,7 +68,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
         },
     },
     "trace": {
-        "sequence": TEXT, "size": [WHOLE], "grid": Optional([WHOLE]), "cover": _MAYBE, "objects": [TEXT],
+        "sequence": TEXT, "size": [WHOLE], "fps": _MAYBE, "grid": Optional([WHOLE]), "cover": _MAYBE, "objects": [TEXT],
         "tokens": Optional([WHOLE]),
         "frames": [
             {

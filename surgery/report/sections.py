@@ -6,40 +6,67 @@ import json
 from typing import Any
 
 from surgery.report.document import Document
+from surgery.report.headline import bench_headline, calibration_headline, eval_headline, recipe_name
 from surgery.report.read import Result
 
-ARMS = ("dense", "sparse")
+ARMS = {"dense": "stock", "sparse": "sparse"}
+COLOURS = {"stock": 0, "sparse": 1, "windows computed": 1, "memory keys read": 2}
 _UNITS = ("ms", "gflop", "gb_per_s")
 
 
-def eval_section(document: Document, result: Result) -> None:
-    """Scores of both arms, clips with the worst first, why frames were whole."""
-    data = result.data
-    settings, summary = data["settings"], data["summary"]
-    recipe = settings.get("recipe")
-    name = recipe.get("metadata", {}).get("name") or recipe.get("name") if isinstance(recipe, dict) else recipe
-    dataset = settings.get("dataset") or "own data"
-    document.section(f"Quality: {settings['model']} on {dataset}")
-    document.text(f"Recipe {name or 'none'}; {summary['sequences']} sequences. From {result.path.name}.", "note")
-    arms = [(arm, summary[arm]) for arm in ("dense", "sparse") if summary.get(arm)]
+def compromise(document: Document, evals: list[dict[str, Any]]) -> None:
+    """Quality against speed of several evaluations. Only runs on the same data and machine share a chart."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for data in evals:
+        machine = data.get("machine") or {}
+        same = (data["settings"].get("dataset") or "own data", machine.get("cpu"), machine.get("device"))
+        groups.setdefault((*same, machine.get("threads")), []).append(data)
+    for (dataset, *machine, _), group in groups.items():
+        series = [
+            {"name": name, "hollow": arm == "dense", "colour": COLOURS[name], "points": _speed_and_quality(group, arm)}
+            for arm, name in ARMS.items()
+        ]
+        series = [one for one in series if one["points"]]
+        if len(group) < 2 or not series:
+            continue
+        document.section(f"Quality and speed on {dataset}")
+        document.text(f"Higher and further right is better. Measured on {', '.join(filter(None, machine))}.", "note")
+        axes = {"x": {"label": "frames per second"}, "y": {"label": "J&F, %"}}
+        document.chart("Every evaluation: stock and sparse.", {"type": "points", **axes, "series": series})
+
+
+def _speed_and_quality(evals: list[dict[str, Any]], arm: str) -> list[list[Any]]:
+    """Points of one arm, named by what differs: the model, the recipe or both."""
+    names = [(data["settings"]["model"].rpartition("/")[2], recipe_name(data["settings"])) for data in evals]
+    differing = [place for place in (0, 1) if len({name[place] for name in names}) > 1]
+    points = []
+    for data, name in zip(evals, names, strict=True):
+        side = data["summary"].get(arm) or {}
+        if side.get("ms") and side.get("j_and_f") is not None:
+            words = ", ".join(name[place] for place in differing or (1,))
+            points.append([1000 / side["ms"], 100 * side["j_and_f"], words, None, None])
+    return points
+
+
+def eval_section(document: Document, result: Result, lead: bool) -> None:
+    """Scores of both arms, clips with the worst first, why frames were whole; lead: its headline comes before them."""
+    settings, summary = result.data["settings"], result.data["summary"]
+    document.section(f"Quality: {settings['model']}, recipe {recipe_name(settings)}")
+    if lead:
+        eval_headline(document, result.data)
+    document.text(f"On {settings.get('dataset') or 'own data'}. From {result.path.name}.", "note")
+    arms = [(name, summary[arm]) for arm, name in ARMS.items() if summary.get(arm)]
     document.table(
-        "Means over objects; milliseconds are the median of the sequences' medians",
-        [("arm", ""), ("J&F", ".3f"), ("J", ".3f"), ("F", ".3f"), ("ms per frame", ".1f"), ("windows computed", ".0%"),
+        "Means over objects; milliseconds are the median of the sequences' medians; a dash: all",
+        [("run", ""), ("J&F", ".3f"), ("J", ".3f"), ("F", ".3f"), ("ms per frame", ".1f"), ("windows computed", ".0%"),
          ("memory keys read", ".0%")],
         [
-            ["stock" if arm == "dense" else arm, *(side.get(key) for key in ("j_and_f", "j", "f", "ms")),
+            [name, *(side.get(key) for key in ("j_and_f", "j", "f", "ms")),
              side.get("windows_kept"), side.get("keys_kept")]
-            for arm, side in arms
+            for name, side in arms
         ],
     )  # fmt: skip
-    change, speed = (summary.get("difference") or {}).get("j_and_f"), summary.get("speedup")
-    if change:
-        mean, low, high = (100 * change[key] for key in ("mean", "low", "high"))
-        text = f"J&F changes by {mean:+.2f} points [{low:+.2f}, {high:+.2f}]"
-        if speed:
-            text += f"; {speed['mean']:.2f} times as fast [{speed['low']:.2f}, {speed['high']:.2f}]"
-        document.text(text + ", mean over sequences and 95 % bootstrap interval.")
-    rows = [_clip(row) for row in data["sequences"]]
+    rows = [_clip(row) for row in result.data["sequences"]]
     # Worst first: by the change where both arms ran, else by the score itself; clips without a score come last.
     by = 3 if any(row[3] is not None for row in rows) else 2 if any(row[2] is not None for row in rows) else 1
     rows.sort(key=lambda row: (row[by] is None, row[by] or 0.0))
@@ -63,11 +90,13 @@ def _clip(row: dict[str, Any]) -> list[Any]:
     ]  # fmt: skip
 
 
-def bench_section(document: Document, result: Result) -> None:
-    """Cases, and for each its modules, latency and memory over time."""
+def bench_section(document: Document, result: Result, lead: bool) -> None:
+    """Cases, and for each its modules, latency and memory over time; lead: as in `eval_section`."""
     data = result.data
     rows, machine = data["rows"], data.get("machine") or {}
     document.section(f"Speed: {', '.join(dict.fromkeys(row['model'] for row in rows)) or 'no finished case'}")
+    if lead:
+        bench_headline(document, data)
     where = ", ".join(str(machine[key]) for key in ("cpu", "device") if machine.get(key))
     threads = machine.get("threads")
     count = "" if threads is None else f", {threads} thread{'s' * (threads != 1)}"
@@ -77,8 +106,8 @@ def bench_section(document: Document, result: Result) -> None:
     if not rows:
         return
     document.table(
-        "Whole frames, milliseconds; faster: dense / sparse with its 95 % interval; FLOPs: the ratio they predict",
-        [("case", ""), ("dense", ".1f"), ("sparse", ".1f"), ("faster", ".2f|x"), ("low", ".2f|x"), ("high", ".2f|x"),
+        "Whole frames, milliseconds; faster: stock / sparse with its 95% interval; FLOPs: the ratio they predict",
+        [("case", ""), ("stock", ".1f"), ("sparse", ".1f"), ("faster", ".2f|x"), ("low", ".2f|x"), ("high", ".2f|x"),
          ("FLOPs", ".2f|x"), ("measured / predicted", ".2f"), ("sparse p95", ".1f"), ("sparse p99", ".1f"),
          ("first frame", ".0f"), ("compile, s", ".1f"), ("windows", ".0f"), ("of", "d"), ("keys", ".0f"),
          ("peak MB", ".0f")],
@@ -92,7 +121,7 @@ def bench_section(document: Document, result: Result) -> None:
 
 def _case_name(row: dict[str, Any]) -> str:
     kept = row.get("windows")
-    share = f"{100 * kept['share']:.0f} % of windows" if kept else "all windows"
+    share = f"{kept['share']:.0%} of windows" if kept else "all windows"
     if kept and row.get("windows_share") is None:
         share += " (routed)"
     objects = f"{row['objects']} object{'s' * (row['objects'] != 1)}"
@@ -119,14 +148,10 @@ def _case(document: Document, row: dict[str, Any]) -> None:
     modules = row["modules"]
     document.raw('<div class="charts">')
     if modules:
-        document.chart(
-            "Where a frame's time goes; the rows add up to the frame.",
-            {
-                "type": "bars",
-                "x": {"label": "milliseconds per frame", "unit": "ms"},
-                "names": [part["name"] for part in modules],
-                "series": [{"name": arm, "values": [part[f"{arm}_ms"] for part in modules]} for arm in ARMS],
-            },
+        document.bars(
+            "Where a frame's time goes, milliseconds. The rows add up to the frame.",
+            [part["name"] for part in modules],
+            [(name, COLOURS[name], [part[f"{arm}_ms"] for part in modules]) for arm, name in ARMS.items()],
         )
     document.raw("<div>")
     if any(one["ms"] for one in row["latency"]):
@@ -144,8 +169,8 @@ def _case(document: Document, row: dict[str, Any]) -> None:
     if modules:
         document.table(
             "Modules, without the modules inside them",
-            [("module", ""), ("dense ms", ".2f"), ("sparse ms", ".2f"), ("dense GFLOP", ".2f"), ("sparse GFLOP", ".2f"),
-             ("dense GB/s", ".1f"), ("sparse GB/s", ".1f")],
+            [("module", ""), ("stock ms", ".2f"), ("sparse ms", ".2f"), ("stock GFLOP", ".2f"), ("sparse GFLOP", ".2f"),
+             ("stock GB/s", ".1f"), ("sparse GB/s", ".1f")],
             [
                 [part["name"], *(part.get(f"{arm}_{unit}") for unit in _UNITS for arm in ARMS)]
                 for part in modules
@@ -160,19 +185,23 @@ def _lines(x: str, y: str, series: list[tuple[str, list[int] | None, list[float]
         "x": {"label": x},
         "y": {"label": y, "zero": True},
         "series": [
-            {"name": name, "points": [list(pair) for pair in zip(frames or range(len(values)), values, strict=False)]}
+            {
+                "name": ARMS.get(name, name),
+                "colour": COLOURS.get(ARMS.get(name, name), 3),
+                "points": [list(pair) for pair in zip(frames or range(len(values)), values, strict=False)],
+            }
             for name, frames, values in series
             if values
         ],
     }
 
 
-def calibration_section(document: Document, result: Result) -> None:
-    """Candidates against their drop, the clips, the loss and what is promised."""
+def calibration_section(document: Document, result: Result, lead: bool) -> None:
+    """Candidates against their drop, the clips, the loss and what is promised; lead: as in `eval_section`."""
     data = result.data
-    document.section(f"Calibration: {result.path.stem}")
-    if data.get("kept") is not None:
-        document.text(f"The promise was {'met' if data['kept'] else 'not met'} on the held-out clips.")
+    document.section("Calibration")
+    if lead:
+        calibration_headline(document, data)
     if isinstance(data.get("promise"), dict):
         document.heading("Promise")
         document.facts([(name, _plain(value)) for name, value in data["promise"].items()])
@@ -181,7 +210,7 @@ def calibration_section(document: Document, result: Result) -> None:
     for key, what in (("windows_kept", "windows computed, %"), ("keys_kept", "memory keys read, %")):
         spec = _drops(candidates, key, what)
         if spec["series"]:
-            document.chart(f"Candidates: {what.split(',')[0]} against drop, with their 95 % intervals.", spec)
+            document.chart(f"Candidates: {what.split(',')[0]} against drop, with their 95% intervals.", spec)
     losses = [[row["step"], row["loss"]] for row in data.get("loss") or ()]
     if losses:
         document.chart(
@@ -244,16 +273,13 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def trace_section(document: Document, result: Result, pictures: list[str | None] | None) -> None:
-    """A player, and windows, keys and time of every frame."""
-    data = result.data
+def trace_part(document: Document, data: dict[str, Any], origin: str, pictures: list[str | None]) -> None:
+    """A player, and windows, keys and time of every frame. origin: a sentence on where it is from."""
     frames, grid = data["frames"], data.get("grid")
-    document.section(f"Clip: {data['sequence']}")
-    words = f"{len(frames)} frames of {data['size'][1]} x {data['size'][0]}. From {result.path.name}."
-    document.text(words if pictures else f"{words} No frames were given: masks and windows only.", "note")
     parts = ("sequence", "size", "fps", "grid", "cover", "tokens", "objects", "frames")
-    shown = {key: data.get(key) for key in parts}
-    key = document.player({**shown, "images": pictures or []})
+    key = document.player({**{key: data.get(key) for key in parts}, "images": pictures})
+    words = f"{data['sequence']}, {len(frames)} frames of {data['size'][1]} x {data['size'][0]}. {origin}"
+    document.text(words if pictures else f"{words} No frames were given: masks and windows only.", "note")
     document.raw('<div class="charts">')
     numbers = [frame["index"] for frame in frames]
     if grid is not None:
@@ -264,18 +290,18 @@ def trace_section(document: Document, result: Result, pictures: list[str | None]
         if read:
             series.append(("memory keys read", [number for number, _ in read], [share for _, share in read]))
         document.chart(
-            "Windows and keys over time; frames computed whole are at 100 %.", _lines("frame", "%", series), follow=key
+            "Work left on every frame. Frames computed whole are at 100%.", _lines("frame", "%", series), follow=key
         )
     times: list[tuple[str, list[int] | None, list[float]]] = []
-    for arm, name in (("dense", "stock"), ("sparse", "sparse")):
+    for arm in ARMS:
         timed = [(frame["index"], frame["ms"][arm]) for frame in frames if (frame.get("ms") or {}).get(arm) is not None]
         if timed:
-            times.append((name, [number for number, _ in timed], [ms for _, ms in timed]))
+            times.append((arm, [number for number, _ in timed], [ms for _, ms in timed]))
     if times:
         document.chart("Time of every frame, prompts included.", _lines("frame", "ms", times), follow=key)
     document.raw("</div>")
     document.table(
-        "Frames",
+        "All frames",
         [("frame", ""), ("windows computed", "d"), ("computed whole because", ""), ("memory keys read", ".0%"),
          ("stock ms", ".1f"), ("sparse ms", ".1f")],
         [
@@ -285,4 +311,5 @@ def trace_section(document: Document, result: Result, pictures: list[str | None]
             ]
             for frame in frames
         ],
+        folded=True,
     )  # fmt: skip

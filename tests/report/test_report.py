@@ -16,7 +16,6 @@ from PIL import Image
 from surgery.cli.main import main
 from surgery.evaluation.trace import run_lengths
 from surgery.report.build import write_report
-from surgery.report.published import DENSE_SIZES, beside, size_of
 from surgery.report.read import ReportError, read_result
 from tests.report.results import HOSTILE, bench, calibration, evaluation, trace
 
@@ -46,7 +45,7 @@ class Cells(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.append(tag)
-        if tag == "caption":
+        if tag in ("figcaption", "summary"):
             self._caption = []
         elif tag == "tr":
             self._rows.append([])
@@ -54,7 +53,7 @@ class Cells(HTMLParser):
             self._rows[-1].append("")
 
     def handle_endtag(self, tag: str) -> None:
-        if tag == "caption":
+        if tag in ("figcaption", "summary"):
             self._rows = self.tables.setdefault("".join(self._caption or ()), [])
             self._caption = None
 
@@ -79,11 +78,10 @@ def test_every_kind_is_on_one_page_that_needs_nothing_else(tmp_path: Path) -> No
     assert outside == []
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", page)
     for words in (
-        "Quality and speed",
+        "Stock and sparse side by side",
+        "Quality: sam2.1-hiera-base-plus, recipe balanced",
         "Speed: demo",
         "Calibration",
-        "Clip: clip",
-        "published: stock SAM 2.1",
         "not measured",
     ):
         assert words in page
@@ -161,6 +159,8 @@ def change(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("bench", "rows", {}, "key 'rows': expected a list, found an object"),
         ("bench", "rows.0.latency.0.ms.1", None, "key 'rows[0].latency[0].ms[1]': expected a number, found null"),
         ("eval", "summary", ..., "key 'summary' is missing"),
+        ("eval", "summary.sparse.windows_kept", "all", "key 'summary.sparse.windows_kept': expected a number"),
+        ("trace", "fps", "30", "key 'fps': expected a number, found '30'"),
         ("eval", "sequences.2.sequence", 3, "key 'sequences[2].sequence': expected text, found 3"),
         ("trace", "frames.0.tokens_kept", [0], "key 'frames[0].tokens_kept': token 0 is not in the grid None"),
         ("trace", "tokens", [16], "key 'tokens': expected [rows, columns], found [16]"),
@@ -204,14 +204,45 @@ def test_what_is_not_json_is_refused(tmp_path: Path, text: str, message: str) ->
         write_report([save(tmp_path, bench())], tmp_path / "no" / "folder.html")
 
 
-def test_published_figures_are_labelled_and_relative_to_the_model_at_hand(tmp_path: Path) -> None:
-    assert [name for name, _, _ in DENSE_SIZES] == ["T", "S", "B+", "L"]
-    assert size_of("facebook/sam2.1-hiera-base-plus") == "B+" and size_of("demo") is None
-    ratios = {name: (speed, points) for name, speed, points in beside("B+")}
-    assert ratios["B+"] == (1, 0)
-    assert ratios["T"] == (pytest.approx(91.2 / 64.1), pytest.approx(-1.7))
-    page = page_of(tmp_path, evaluation())
-    assert "instead of B+, as published" in page and "facebookresearch" not in re.sub("<.*?>", "", page)
+def test_the_outcome_comes_first_then_the_player(tmp_path: Path) -> None:
+    page = page_of(tmp_path, trace(), bench(), calibration(), evaluation())
+    marks = ["tracked 4 clips of davis2017 twice", "<strong>1.50x</strong>", "<strong>-2.0 points</strong>",
+             'class="player"', "<table", "was timed on"]  # fmt: skip
+    places = [page.index(mark) for mark in marks]
+    assert places == sorted(places)
+    assert [page.count(mark) for mark in marks[:3]] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        (bench(), ["1.30x to 1.30x", "2 cases", "measures no quality"]),
+        (calibration(), ["Met", "-1.0 points", "40%", "1 to fit, 1 held out"]),
+        (trace(), ["side by side"]),
+    ],
+)
+def test_every_kind_says_what_came_out(tmp_path: Path, result: Any, shown: list[str]) -> None:
+    page = page_of(tmp_path, result)
+    assert [words for words in shown if words not in page] == []
+
+
+def test_one_model_alone_claims_no_gain(tmp_path: Path) -> None:
+    data = evaluation()
+    for key in ("dense", "difference", "speedup"):
+        del data["summary"][key]
+    page = page_of(tmp_path, data)
+    assert "No other model ran beside it." in page and "<strong>78.0</strong>" in page
+    assert "as fast as stock" not in page
+
+
+def test_only_runs_on_the_same_data_and_machine_share_a_chart(tmp_path: Path) -> None:
+    def charts(*results: Any) -> int:
+        return page_of(tmp_path, *results).count("Every evaluation: stock and sparse.</figcaption>")
+
+    other = change(evaluation(), "machine.cpu", "another CPU")
+    assert charts(evaluation()) == charts(evaluation(), other) == 0
+    assert charts(evaluation(), other, evaluation()) == 1
+    assert "A100" not in page_of(tmp_path, evaluation(), bench(), evaluation())
 
 
 def test_the_command(tmp_path: Path) -> None:

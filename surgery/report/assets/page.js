@@ -1,5 +1,5 @@
 "use strict";
-// Sorting, choices and the first drawing of every chart.
+// Sorting, choices, tables that scroll, and the first drawing of every chart.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
@@ -27,12 +27,25 @@ for (const cases of document.querySelectorAll(".cases")) {
     [...cases.querySelectorAll(":scope > .case")].forEach((part, number) => { part.hidden = number !== +choice.value; }));
 }
 
+// Where a table goes on beyond an edge, that edge is marked.
+function mark(box) {
+  const edge = box.parentElement.classList;
+  edge.toggle("left", box.scrollLeft > 1);
+  edge.toggle("right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  edge.toggle("up", box.scrollTop > 1);
+  edge.toggle("down", box.scrollTop + box.clientHeight < box.scrollHeight - 1);
+}
+
 const watch = new ResizeObserver(entries => {
-  for (const entry of entries) {
-    const figure = entry.target.parentElement;
-    drawChart(figure, DATA[figure.dataset.chart]);
+  for (const { target } of entries) {
+    if (target.matches(".scroll")) mark(target);
+    else drawChart(target.parentElement, DATA[target.parentElement.dataset.chart]);
   }
 });
+for (const box of document.querySelectorAll(".scroll")) {
+  box.addEventListener("scroll", () => mark(box), { passive: true });
+  watch.observe(box);
+}
 for (const figure of document.querySelectorAll("figure.chart")) {
   drawChart(figure, DATA[figure.dataset.chart]);
   watch.observe(figure.querySelector(".plot"));
