@@ -10,7 +10,7 @@ from surgery.video.masks import (
     write_label_png,
 )
 from surgery.video.overlay import draw_masks, draw_windows, side_by_side
-from surgery.video.prompt_text import parse_box, parse_point
+from surgery.video.prompt_text import parse_box, parse_mask, parse_point
 from surgery.video.prompts import (
     BoxPrompt,
     MaskPrompt,
@@ -42,6 +42,7 @@ __all__ = [
     "merge_points",
     "open_video",
     "parse_box",
+    "parse_mask",
     "parse_point",
     "read_label_png",
     "side_by_side",
