@@ -17,6 +17,7 @@ from surgery.video.prompts import (
     PointPrompt,
     Prompt,
     check,
+    continued,
     load_mask_prompts,
     merge_points,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "VideoSource",
     "VideoWriter",
     "check",
+    "continued",
     "davis_palette",
     "deepest_pixel",
     "draw_masks",
