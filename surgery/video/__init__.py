@@ -9,7 +9,7 @@ from surgery.video.masks import (
     read_label_png,
     write_label_png,
 )
-from surgery.video.overlay import draw_masks, draw_windows, side_by_side
+from surgery.video.overlay import draw_ids, draw_masks, draw_windows, side_by_side, with_legend
 from surgery.video.prompt_text import parse_box, parse_mask, parse_point
 from surgery.video.prompts import (
     BoxPrompt,
@@ -35,6 +35,7 @@ __all__ = [
     "continued",
     "davis_palette",
     "deepest_pixel",
+    "draw_ids",
     "draw_masks",
     "draw_windows",
     "first_frames",
@@ -48,6 +49,7 @@ __all__ = [
     "parse_point",
     "read_label_png",
     "side_by_side",
+    "with_legend",
     "write_label_png",
     "write_video",
 ]
