@@ -73,10 +73,8 @@ class SequenceRun:
                         self.ms[arm].append(1000 * results[arm].seconds)
                 if record and results:
                     ms = {arm: 1000 * result.seconds for arm, result in results.items()}
-                    sparse = results.get("sparse")
-                    trace.add(
-                        index, video.name_of(index), masks, ms, index in prompted, sparse.record if sparse else None, kept
-                    )
+                    name, sparse = video.name_of(index), results.get("sparse")
+                    trace.add(index, name, masks, ms, index in prompted, sparse.record if sparse else None, kept)
                     tokens = _tokens_kept(self.arms.get("sparse"), index - 1)
                     if tokens is not None:
                         trace.keep(index - 1, *tokens)

@@ -140,7 +140,7 @@ def with_legend(frame: Frame, obj_ids: Sequence[int], shown: Set[int], note: str
     """
     require_rgb(frame, "the frame to draw on")
     font = _font(frame)
-    height, width = frame.shape[:2]
+    width = frame.shape[1]
     gap, line = font.size // 2, round(font.size * 1.2)
     places, left, top = [], gap, gap
     for obj_id in obj_ids:

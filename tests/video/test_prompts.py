@@ -109,7 +109,9 @@ coordinate = st.integers(-99999, 99999) | st.floats(-99999, 99999).map(lambda va
 NAMES = ("00001", "00002", "00003", "shot-7")
 
 
-@pytest.mark.parametrize(("typed", "index"), [("00001", 0), ("00003", 2), ("shot-7", 3), ("3", 3), ("0", 0), ("002", 2)])
+@pytest.mark.parametrize(
+    ("typed", "index"), [("00001", 0), ("00003", 2), ("shot-7", 3), ("3", 3), ("0", 0), ("002", 2)]
+)
 def test_a_frame_is_meant_by_its_exact_name_first_and_else_by_its_index(typed: str, index: int) -> None:
     assert parse_box(f"1,2,3,4@{typed}#5", NAMES) == BoxPrompt(1, 2, 3, 4, 5, index)
     assert parse_box(f"1,2,3,4#5@{typed}", NAMES).frame == parse_point(f"1,2@{typed}", NAMES).frame == index
@@ -130,7 +132,7 @@ def test_a_mask_and_its_frame(tmp_path: Path) -> None:
     assert [(one.obj_id, one.frame) for one in parse_mask(str(path))] == [(7, 0)]
     assert parse_mask(f"{path}@3")[0].frame == 3
     assert parse_mask(f"{path}@00003", NAMES)[0].frame == 2
-    with pytest.raises(PromptError, match="mask '.*@²' has frame '²' after '@', expected an integer"):
+    with pytest.raises(PromptError, match=r"mask '.*@²' has frame '²' after '@', expected an integer"):
         parse_mask(f"{path}@²")
     for text in ("nowhere.png@3", "x" * 300, "nul\0"):
         with pytest.raises(PromptError, match="no mask file at"):
