@@ -36,7 +36,7 @@ from surgery.video.prompts import Prompt
     "prompts and the last masks; other memory is lost, so masks may differ from those of a run in one go.",
 )
 @click.option("--overwrite", is_flag=True, help="Start the run in OUT over: its masks and overlay are removed.")
-@click.option("--max-frames", type=click.IntRange(min=1), help="Stop after this many frames.")
+@click.option("--max-frames", type=click.IntRange(min=1), help="Stop after this many frames, resumed ones included.")
 @click.option("--fps", type=click.FloatRange(min=0.1), help="Overlay frame rate; default the video's, else 24.")
 @click.option("--show-windows", is_flag=True, help="Darken the windows that were not computed in the overlay.")
 @click.option("--overlay/--no-overlay", default=True, help="Write overlay.mp4.", show_default=True)

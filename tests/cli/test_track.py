@@ -22,8 +22,10 @@ from rich.console import Console
 from surgery.cli import display as display_module
 from surgery.cli.display import Display
 from surgery.cli.main import main
+from surgery.cli.run_folder import RunFolder
 from surgery.cli.stops import Stopped, held, stoppable
 from surgery.demo import load
+from surgery.errors import VideoError
 from surgery.tracking import track
 from surgery.video import BoxPrompt, continued, labels_from_logits, open_video, read_label_png
 from tests.cli.test_cli import clip
@@ -203,6 +205,16 @@ def test_a_signal_leaves_whole_files_and_says_which(tmp_path: Path, number: sign
     assert (summary["complete"], summary["frames"], summary["runs"][0]["stopped"]) == (False, len(found), number.name)
     assert len(list(open_video(out / "overlay.mp4"))) == len(found)
     assert not list(out.rglob(".*"))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, frames: Path) -> None:
+    first, second = (RunFolder(tmp_path / "out", open_video(frames), 0, False, False) for _ in range(2))
+    first.begin(overlay=True)
+    with pytest.raises(VideoError, match="another process is writing there"):
+        second.begin(overlay=True)
+    first.end()
+    second.begin(overlay=True)
+    second.end()
 
 
 def test_a_signal_waits_for_what_belongs_together() -> None:
