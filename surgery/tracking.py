@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from surgery.video.rgb import Frame
 
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+_ENDLESS = 10**9
 
 
 @dataclass
@@ -43,19 +44,24 @@ class TrackedFrame:
     record: FrameRecord | None
 
 
-def track(model: Any, video: Video, prompts: Sequence[Prompt]) -> Iterator[TrackedFrame]:
+def track(model: Any, video: Video, prompts: Sequence[Prompt], after: int = -1) -> Iterator[TrackedFrame]:
     """Track `prompts` forward through `video`, starting at the first prompted frame.
 
     Prompts on later frames add objects or correct them when that frame is reached.
 
+    Args:
+        after: only frames after this one are yielded; those up to it are run where they are prompted and left out
+            elsewhere, so nothing is remembered of the others. With `surgery.video.continued` this goes on with a
+            video from masks.
+
     Raises:
         PromptError: the prompts do not fit the video or each other.
-        VideoError: a frame cannot be read.
+        VideoError: a frame cannot be read, or the video ends before a prompted frame.
         UnsupportedModelError: not a SAM 2 video model.
     """
     check(prompts, video.size, video.num_frames)
     runs: dict[str, type[_Transformers] | type[_Stock]] = {"transformers": _Transformers, "sam2": _Stock}
-    return runs[view_of(model).name](model, video, prompts).run()
+    return runs[view_of(model).name](model, video, prompts, after).run()
 
 
 def windows_drawn(frame: Frame, record: FrameRecord) -> Frame:
@@ -72,8 +78,8 @@ def pixels_of(frame: Frame, size: int) -> Tensor:
 
 
 class _Run:
-    def __init__(self, model: Any, video: Video, prompts: Sequence[Prompt]) -> None:
-        self.model, self.video = model, video
+    def __init__(self, model: Any, video: Video, prompts: Sequence[Prompt], after: int) -> None:
+        self.model, self.video, self.after = model, video, after
         self.side = view_of(model).image_size()
         self.by_frame: dict[int, list[Prompt]] = {}
         for prompt in prompts:
@@ -81,6 +87,12 @@ class _Run:
         self.first = min(self.by_frame)
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
+
+    def ended(self, count: int) -> None:
+        """The video turned out to have `count` frames; whether it declares so many, or any number, depends on it."""
+        missed = min((frame for frame in self.by_frame if frame >= count), default=None)
+        if missed is not None:
+            raise VideoError(f"{self.video.name}: ended after {count} frames, before the prompt on frame {missed}")
 
     def timed(self, call: Callable[[], Any]) -> tuple[Any, float]:
         self.wait()
@@ -115,20 +127,20 @@ class _Transformers(_Run):
 
         session = new_session(self.video.size, self.device, self.dtype)
         processor = new_processor(self.side)
-        found = False
+        count = 0
         for index, frame in enumerate(self.video):
-            if index < self.first:
+            count = index + 1
+            if index < self.first or (index <= self.after and index not in self.by_frame):
                 continue
-            found = True
             self._prompt(processor, session, index)
             pixels = pixels_of(frame, self.side).to(self.device, self.dtype)
             out, seconds = self.timed(
                 lambda pixels=pixels, index=index: self.model(session, frame=pixels, frame_idx=index)  # type: ignore[misc]
             )
             session.processed_frames.pop(index)
-            yield self.result(index, frame, out.object_ids, out.pred_masks, seconds)
-        if not found:
-            raise VideoError(f"{self.video.name}: ended before the first prompted frame {self.first}")
+            if index > self.after:
+                yield self.result(index, frame, out.object_ids, out.pred_masks, seconds)
+        self.ended(count)
 
     def _prompt(self, processor: Any, session: Any, index: int) -> None:
         ids = []
@@ -156,25 +168,29 @@ class _Stock(_Run):
     def run(self) -> Iterator[TrackedFrame]:
         from surgery.hosts.sam2_video import frames_instead_of_files, without_bar
 
-        frames = _LazyFrames(self.video, self.side, self.dtype)
-        if not self.first < len(frames):
-            raise VideoError(f"{self.video.name}: {len(frames)} frames, the first prompt is on frame {self.first}")
+        frames = _LazyFrames(self.video, self.side, self.dtype, self.model.max_obj_ptrs_in_encoder)
         with frames_instead_of_files(frames, self.video.size):
             state = self.model.init_state(self.video.name)
-        marks = [*sorted(self.by_frame), len(frames)]
-        for start, stop in pairwise(marks):
+        marks = sorted({*self.by_frame, self.after + 1} if self.after >= self.first else self.by_frame)
+        for start, stop in pairwise([*marks, _ENDLESS]):
+            if frames.ahead(start) is None:
+                break
             _, prompting = self.timed(lambda start=start: self._prompt(state, start))  # type: ignore[misc]
-            steps = self.model.propagate_in_video(state, start, stop - start - 1)
-            for index in range(start, stop):
-                # The host makes its bar when the first frame is asked for.
-                with without_bar() if index == start else nullcontext():
-                    (_, ids, masks), seconds = self.timed(lambda steps=steps: next(steps))  # type: ignore[misc]
-                frame = frames.frame(index)
-                yield self.result(index, frame, ids, masks, seconds + (prompting if index == start else 0.0))
-            steps.close()
+            last = stop - 1 if start > self.after else start
+            with closing(self.model.propagate_in_video(state, start, last - start)) as steps:
+                for index in range(start, last + 1):
+                    frame = frames.ahead(index)
+                    if frame is None:
+                        break
+                    # The host makes its bar when the first frame is asked for.
+                    with without_bar() if index == start else nullcontext():
+                        (_, ids, masks), seconds = self.timed(lambda steps=steps: next(steps))  # type: ignore[misc]
+                    if index > self.after:
+                        yield self.result(index, frame, ids, masks, seconds + (prompting if index == start else 0.0))
+        self.ended(frames.reached)
 
     def _prompt(self, state: dict[str, Any], index: int) -> None:
-        for prompt in self.by_frame[index]:
+        for prompt in self.by_frame.get(index, ()):
             if isinstance(prompt, MaskPrompt):
                 self.model.add_new_mask(
                     state, index, prompt.obj_id, torch.from_numpy(np.ascontiguousarray(prompt.mask))
@@ -190,32 +206,48 @@ class _Stock(_Run):
 
 
 class _LazyFrames:
-    """`images[i]` -> normalised [3, S, S]; holds one frame, reads on, and starts over when asked for an earlier one."""
+    """`images[i]` -> normalised [3, S, S]; holds one frame, reads on, and starts over when asked for an earlier one.
 
-    def __init__(self, video: Video, side: int, dtype: torch.dtype) -> None:
+    Only reading to the end tells how long a file is. The host wants a length to know where a pass ends, which `ahead`
+    tells us, and to scale the age of object pointers, where all lengths from `horizon` on are alike.
+    """
+
+    def __init__(self, video: Video, side: int, dtype: torch.dtype, horizon: int) -> None:
         self.video, self.side, self.dtype = video, side, dtype
         self._reader: Iterator[Frame] | None = None
         self._at = -1
         self._frame: Frame | None = None
-        self._length = video.num_frames if video.fps is None and video.num_frames is not None else self._count()
-
-    def _count(self) -> int:
-        return sum(1 for _ in self.video)
+        if video.fps is None and video.num_frames is not None:
+            self._length = video.num_frames
+        else:
+            try:
+                count = sum(1 for _ in islice(video, horizon))
+            except VideoError:
+                # The frames before the broken one can be tracked; it is told of when its turn comes.
+                count = horizon
+            self._length = count if count < horizon else _ENDLESS
 
     def __len__(self) -> int:
         return self._length
 
-    def frame(self, index: int) -> Frame:
+    @property
+    def reached(self) -> int:
+        """How many frames were read in this pass."""
+        return self._at + 1
+
+    def ahead(self, index: int) -> Frame | None:
+        """Frame `index`, or None if the video ends before it."""
         if index < self._at or self._reader is None:
             self._reader, self._at = iter(self.video), -1
         while self._at < index:
-            try:
-                self._frame = next(self._reader)
-            except StopIteration:
-                raise VideoError(f"{self.video.name}: ended at frame {self._at}, frame {index} was expected") from None
+            self._frame = next(self._reader, None)
+            if self._frame is None:
+                return None
             self._at += 1
-        assert self._frame is not None
         return self._frame
 
     def __getitem__(self, index: int) -> Tensor:
-        return pixels_of(self.frame(int(index)), self.side).to(self.dtype)
+        frame = self.ahead(int(index))
+        if frame is None:
+            raise VideoError(f"{self.video.name}: ended at frame {self._at}, frame {index} was expected")
+        return pixels_of(frame, self.side).to(self.dtype)

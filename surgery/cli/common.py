@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from surgery.cli.stops import Stopped, stoppable
 from surgery.errors import SurgeryError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,13 +31,18 @@ class Failure(click.ClickException):
 
 
 class Command(click.Command):
-    """A command whose `SurgeryError`s become a `Failure`."""
+    """A command whose `SurgeryError`s become a `Failure`, and which a signal ends with exit code 128 + its number."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with stoppable():
+                return super().invoke(context)
         except SurgeryError as error:
             raise Failure(str(error)) from error
+        except KeyboardInterrupt as stop:
+            number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+            err.print(f"stopped by {signal.Signals(number).name}", highlight=False)
+            raise click.exceptions.Exit(128 + number) from stop
 
 
 def progress() -> Progress:

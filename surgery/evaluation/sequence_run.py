@@ -72,11 +72,11 @@ class SequenceRun:
                 for arm in self.arms:
                     self._score(arm, masks[arm], truth)
                     if places is not None:
-                        self._write(places[arm], index, masks[arm])
+                        self._write(places[arm], video.name_of(index), masks[arm])
                     if results and index not in prompted:
                         self.ms[arm].append(1000 * results[arm].seconds)
                 if record and results:
-                    trace.add(index, self.sequence.frames[index].stem, masks, results, index in prompted)
+                    trace.add(index, video.name_of(index), masks, results, index in prompted)
                 step()
         except VideoError as error:
             raise DatasetError(f"{self.sequence.name}: {error}") from error
@@ -136,20 +136,20 @@ class SequenceRun:
         for thing, mask in truth:
             self.scorers[arm].feed(thing.name, masks.get(thing.name, nothing), mask)
 
-    def _write(self, folder: Path, index: int, masks: dict[str, Mask]) -> None:
-        stem, size = self.sequence.frames[index].stem, self.sequence.size
+    def _write(self, folder: Path, name: str, masks: dict[str, Mask]) -> None:
+        size = self.sequence.size
         if self.sequence.per_object:
             for thing in self.objects:
                 place = folder / thing.name
                 place.mkdir(exist_ok=True)
                 mask = masks.get(thing.name, np.zeros(size, dtype=bool))
-                write_label_png(place / f"{stem}.png", mask.astype(np.uint8))
+                write_label_png(place / f"{name}.png", mask.astype(np.uint8))
             return
         labels = np.zeros(size, dtype=np.uint8)
         for thing in self.objects:
             if thing.name in masks:
                 labels[masks[thing.name]] = thing.id
-        write_label_png(folder / f"{stem}.png", labels)
+        write_label_png(folder / f"{name}.png", labels)
 
     def _row(self) -> dict[str, Any]:
         row: dict[str, Any] = {

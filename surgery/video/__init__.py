@@ -9,14 +9,15 @@ from surgery.video.masks import (
     read_label_png,
     write_label_png,
 )
-from surgery.video.overlay import draw_masks, draw_windows, side_by_side
-from surgery.video.prompt_text import parse_box, parse_point
+from surgery.video.overlay import draw_ids, draw_masks, draw_windows, side_by_side, with_legend
+from surgery.video.prompt_text import parse_box, parse_mask, parse_point
 from surgery.video.prompts import (
     BoxPrompt,
     MaskPrompt,
     PointPrompt,
     Prompt,
     check,
+    continued,
     load_mask_prompts,
     merge_points,
 )
@@ -31,8 +32,10 @@ __all__ = [
     "VideoSource",
     "VideoWriter",
     "check",
+    "continued",
     "davis_palette",
     "deepest_pixel",
+    "draw_ids",
     "draw_masks",
     "draw_windows",
     "first_frames",
@@ -42,9 +45,11 @@ __all__ = [
     "merge_points",
     "open_video",
     "parse_box",
+    "parse_mask",
     "parse_point",
     "read_label_png",
     "side_by_side",
+    "with_legend",
     "write_label_png",
     "write_video",
 ]

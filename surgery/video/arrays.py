@@ -24,6 +24,7 @@ class ArrayReader:
     """
 
     fps: float | None = None
+    names: tuple[str, ...] | None = None
 
     def __init__(self, source: Iterable[Any]) -> None:
         self.name = "frames"

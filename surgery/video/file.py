@@ -37,6 +37,8 @@ class FileReader:
         VideoError: not a video, no frame, cut short (the container declares more bytes than the file has), damaged.
     """
 
+    names: tuple[str, ...] | None = None
+
     def __init__(self, path: Path) -> None:
         self.name = path.stem
         self._path = path

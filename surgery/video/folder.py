@@ -63,6 +63,8 @@ class FolderReader:
         self.name = folder.resolve().name
         self._paths = natural_sort(_list_pictures(folder))
         self.num_frames: int | None = len(self._paths)
+        # Numbers are unique, so names are.
+        self.names: tuple[str, ...] | None = tuple(path.stem for path in self._paths)
         first = self._paths[0]
         expected = _header_size(first)
         for path in self._paths[1:]:

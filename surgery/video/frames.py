@@ -24,6 +24,7 @@ class _Reader(Protocol):
     fps: float | None
     size: tuple[int, int]
     num_frames: int | None
+    names: tuple[str, ...] | None
 
     def frames(self) -> Iterator[Frame]: ...
 
@@ -37,6 +38,7 @@ class Video:
         size: (height, width) in pixels of every frame, turned upright.
         num_frames: how many frames there are, or None when only reading to the end can tell (iterators, mkv, webm).
             For other files this is what the file declares; an edited clip may hold a few more than it shows.
+        names: what the frames are called, in order: the names of a folder's pictures without suffix; None elsewhere.
 
     Iterating yields contiguous or strided (height, width, 3) uint8 RGB arrays; arrays that came from memory are passed
     on as they are, without a copy. Folders, files, sequences and arrays can be iterated again, also at the same time; a
@@ -50,6 +52,11 @@ class Video:
         self.fps = reader.fps
         self.size = reader.size
         self.num_frames = reader.num_frames
+        self.names = reader.names
+
+    def name_of(self, index: int) -> str:
+        """What files that belong to frame `index` are called: the frame's name, or five digits where it has none."""
+        return f"{index:05d}" if self.names is None else self.names[index]
 
     def __iter__(self) -> Iterator[Frame]:
         return self._same_size(self._reader.frames())
@@ -108,6 +115,7 @@ class _Head:
         # No clock: the count is certain, where that of a file with a frame rate is only declared.
         self.fps: float | None = None
         self.num_frames: int | None = count
+        self.names = None if video.names is None else video.names[:count]
         self._video, self._count = video, count
 
     def frames(self) -> Iterator[Frame]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from surgery.errors import PromptError, VideoError
+from surgery.video.atomic import replacing
 from surgery.video.folder import BROKEN_PICTURE
 
 Labels = npt.NDArray[np.uint8]
@@ -36,6 +37,8 @@ def davis_palette() -> list[int]:
 def write_label_png(path: str | os.PathLike[str], labels: Labels) -> None:
     """Write a label map as a palette PNG (mode "P", DAVIS colours), the format of the DAVIS benchmark.
 
+    The file is there whole or not at all; one that was there is replaced when the new one is complete.
+
     Args:
         path: the file to write; its suffix is `.png`.
         labels: (height, width) uint8, 0 is the background.
@@ -51,7 +54,8 @@ def write_label_png(path: str | os.PathLike[str], labels: Labels) -> None:
     image = Image.fromarray(np.ascontiguousarray(labels))
     image.putpalette(davis_palette())
     try:
-        image.save(path, format="PNG")
+        with replacing(path) as part:
+            image.save(part, format="PNG")
     except OSError as error:
         raise VideoError(f"{path}: the labels cannot be written ({error}), expected a writable folder") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ _CONTOUR_ROWS, _BORDER_ROWS = 240, 480
 _SKIPPED_BRIGHTNESS = 110  # of 256
 _BORDER = np.array([255, 200, 60], np.uint8)
 _GAP = 4
+# Text is readable from a 24th of the frame's height, and from ten pixels on small frames.
+_TEXT_ROWS, _MIN_TEXT = 24, 10
 _BAR_COLOUR = (24, 24, 28)
 _TEXT_COLOUR = (240, 240, 240)
 
@@ -40,11 +42,7 @@ def draw_masks(frame: Frame, labels: Labels, alpha: float = 0.5) -> Frame:
     Raises:
         VideoError: not a frame, labels of another size or type, alpha out of range.
     """
-    require_rgb(frame, "the frame to draw on")
-    if not isinstance(labels, np.ndarray) or labels.dtype != np.uint8 or labels.shape != frame.shape[:2]:
-        raise VideoError(
-            f"labels {_describe(labels)}, expected uint8 of shape {frame.shape[:2]}, one label per pixel of the frame"
-        )
+    _require_alike(frame, labels)
     if not 0 <= alpha <= 1:
         raise VideoError(f"alpha is {alpha}, expected 0 (contour only) to 1 (flat colour)")
     out = frame.copy()
@@ -96,6 +94,73 @@ def draw_windows(frame: Frame, grid_shape: tuple[int, int], window_px: tuple[flo
     return out
 
 
+def draw_ids(frame: Frame, labels: Labels) -> Frame:
+    """Write every object's id into a tag of its colour on top of the object, or inside where there is no room above.
+
+    Args:
+        frame: (height, width, 3) uint8 RGB; not changed.
+        labels: (height, width) uint8, 0 is the background.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+
+    Raises:
+        VideoError: not a frame, labels of another size or type.
+    """
+    _require_alike(frame, labels)
+    canvas = Image.fromarray(frame)
+    draw, font = ImageDraw.Draw(canvas), _font(frame)
+    high, wide = frame.shape[:2]
+    for obj_id in np.flatnonzero(np.bincount(labels.reshape(-1), minlength=256)[1:]) + 1:
+        inside = labels == obj_id
+        top = int(inside.any(axis=1).argmax())
+        # Above the topmost pixels, so that the tag of a long or scattered object touches it.
+        middle = float(np.flatnonzero(inside[top]).mean())
+        width, height = round(font.getlength(str(obj_id))) + font.size // 2, round(font.size * 1.2)
+        left = min(max(round(middle - width / 2), 0), max(wide - width, 0))
+        above = top - height if top >= height else min(top, max(high - height, 0))
+        _tag(draw, font, (left, above, left + width, above + height), int(obj_id))
+    return np.array(canvas)
+
+
+def with_legend(frame: Frame, obj_ids: Sequence[int], shown: Set[int], note: str = "") -> Frame:
+    """Put a strip under the frame that names every object in its colour; those not in sight are only outlined.
+
+    Args:
+        frame: (height, width, 3) uint8 RGB.
+        obj_ids: ids 1..255, in the order of the strip. The strip's height depends on them and the frame's size alone,
+            so frames of one video stay alike. shown: those in sight on this frame. note: text behind the ids, cut off
+            at the edge.
+
+    Returns:
+        (height + strip, width, 3) uint8 RGB.
+
+    Raises:
+        VideoError: not a frame.
+    """
+    require_rgb(frame, "the frame to draw on")
+    font = _font(frame)
+    width = frame.shape[1]
+    gap, line = font.size // 2, round(font.size * 1.2)
+    places, left, top = [], gap, gap
+    for obj_id in obj_ids:
+        wide = round(font.getlength(str(obj_id))) + font.size // 2
+        if left + wide > width - gap and left > gap:
+            left, top = gap, top + line + gap
+        places.append((left, top, left + wide, top + line))
+        left += wide + gap
+    canvas = Image.new("RGB", (width, top + line + gap), _BAR_COLOUR)
+    draw = ImageDraw.Draw(canvas)
+    for obj_id, place in zip(obj_ids, places, strict=True):
+        if obj_id in shown:
+            _tag(draw, font, place, obj_id)
+        else:
+            draw.rectangle(place, outline=_colour(obj_id))
+            draw.text(_centre(place), str(obj_id), _colour(obj_id), font, anchor="mm")
+    draw.text((left + gap, top + line / 2), _fit(note, font, width - left - gap), _TEXT_COLOUR, font, anchor="lm")
+    return np.concatenate([frame, np.array(canvas)])
+
+
 def side_by_side(left: Frame, right: Frame, labels: tuple[str, str] = ("stock", "sparse")) -> Frame:
     """Put two frames next to each other under a bar with a caption for each.
 
@@ -128,6 +193,33 @@ def side_by_side(left: Frame, right: Frame, labels: tuple[str, str] = ("stock", 
     out[bar:, :width] = left
     out[bar:, width + _GAP :] = right
     return out
+
+
+def _require_alike(frame: Frame, labels: Labels) -> None:
+    require_rgb(frame, "the frame to draw on")
+    if not isinstance(labels, np.ndarray) or labels.dtype != np.uint8 or labels.shape != frame.shape[:2]:
+        raise VideoError(
+            f"labels {_describe(labels)}, expected uint8 of shape {frame.shape[:2]}, one label per pixel of the frame"
+        )
+
+
+def _font(frame: Frame) -> Any:
+    return ImageFont.load_default(size=max(_MIN_TEXT, round(min(frame.shape[:2]) / _TEXT_ROWS)))
+
+
+def _tag(draw: ImageDraw.ImageDraw, font: Any, place: tuple[int, int, int, int], obj_id: int) -> None:
+    draw.rectangle(place, fill=_colour(obj_id))
+    draw.text(_centre(place), str(obj_id), _BAR_COLOUR, font, anchor="mm")
+
+
+def _centre(place: tuple[int, int, int, int]) -> tuple[float, float]:
+    return (place[0] + place[2]) / 2, (place[1] + place[3]) / 2
+
+
+def _colour(obj_id: int) -> tuple[int, int, int]:
+    """The colour of an object's contour: light, so that dark text on it is readable."""
+    red, green, blue = _CONTOURS[obj_id].tolist()
+    return red, green, blue
 
 
 def _line_width(frame: Frame, rows_per_pixel: int) -> int:

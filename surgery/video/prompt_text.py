@@ -1,11 +1,17 @@
-"""Prompts as people type them on a command line: `10,20,110,220@0#1`."""
+"""Prompts as people type them on a command line: `10,20,110,220@0#1`.
+
+After "@" comes a frame: the one of exactly this name where the video's frames have names, else the one at this index,
+from 0. A name that holds "@" or "#" cannot be typed; its index can.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 
-from surgery.errors import PromptError
-from surgery.video.prompts import BoxPrompt, PointPrompt
+from surgery.errors import PromptError, nearest
+from surgery.video.prompts import BoxPrompt, MaskPrompt, PointPrompt, load_mask_prompts
 
 BOX_FORM = "x0,y0,x1,y1[@frame][#id]"
 POINT_FORM = "x,y[,label][@frame][#id]"
@@ -16,22 +22,25 @@ _INTEGER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _TARGET = {"@": "frame", "#": "id"}
 
 
-def parse_box(text: str) -> BoxPrompt:
-    """Read `x0,y0,x1,y1[@frame][#id]`: corners in pixels, frame from 0 (default 0), object id 1..255 (default 1).
+def parse_box(text: str, names: Sequence[str] | None = None) -> BoxPrompt:
+    """Read `x0,y0,x1,y1[@frame][#id]`: corners in pixels, frame (default the first), object id 1..255 (default 1).
 
     Whether the box lies inside the video is for `check` to say.
+
+    Args:
+        names: what the video's frames are called, if they have names (`Video.names`).
 
     Raises:
         PromptError: anything else.
     """
-    numbers, frame, obj_id = _split(text, "box", BOX_FORM)
+    numbers, frame, obj_id = _split(text, "box", BOX_FORM, names)
     if len(numbers) != 4:
         raise PromptError(f"box {text!r} has {len(numbers)} numbers, expected 4: {BOX_FORM}")
     x0, y0, x1, y1 = (_number(item, text, "box", BOX_FORM) for item in numbers)
     return BoxPrompt(x0, y0, x1, y1, obj_id, frame)
 
 
-def parse_point(text: str) -> PointPrompt:
+def parse_point(text: str, names: Sequence[str] | None = None) -> PointPrompt:
     """Read `x,y[,label][@frame][#id]`: pixels, label 1 on the object (default) or 0 off it, frame and id as for boxes.
 
     Several points on one object in one frame belong together: join them with `merge_points`.
@@ -39,7 +48,7 @@ def parse_point(text: str) -> PointPrompt:
     Raises:
         PromptError: anything else.
     """
-    numbers, frame, obj_id = _split(text, "point", POINT_FORM)
+    numbers, frame, obj_id = _split(text, "point", POINT_FORM, names)
     if len(numbers) not in (2, 3):
         raise PromptError(f"point {text!r} has {len(numbers)} numbers, expected 2 or 3: {POINT_FORM}")
     label = numbers[2] if len(numbers) == 3 else "1"
@@ -49,7 +58,21 @@ def parse_point(text: str) -> PointPrompt:
     return PointPrompt(((x, y),), (int(label),), obj_id, frame)
 
 
-def _split(text: str, kind: str, form: str) -> tuple[list[str], int, int]:
+def parse_mask(text: str, names: Sequence[str] | None = None) -> list[MaskPrompt]:
+    """Read `path[@frame]` and the label PNG it names; see `load_mask_prompts`. The path may hold an "@" of its own.
+
+    Raises:
+        PromptError: no such file, no such frame, or not a label PNG with an object.
+    """
+    path, sign, frame = text.rpartition("@")
+    if not sign or not os.path.isfile(path):
+        path, sign = text, ""
+    if not os.path.isfile(path):
+        raise PromptError(f"no mask file at {text!r}, expected a label PNG and, if need be, its frame: PNG[@FRAME]")
+    return load_mask_prompts(path, _frame(frame, names, f"mask {text!r}", "PNG[@FRAME]") if sign else 0)
+
+
+def _split(text: str, kind: str, form: str, names: Sequence[str] | None) -> tuple[list[str], int, int]:
     head, *tail = re.split(r"([@#])", text)
     target = {"frame": 0, "id": 1}
     seen = set()
@@ -60,10 +83,27 @@ def _split(text: str, kind: str, form: str) -> tuple[list[str], int, int]:
         if sign in seen:
             raise PromptError(f"{kind} {text!r} names the {name} twice, expected it once: {form}")
         seen.add(sign)
-        if not _INTEGER.fullmatch(value):
+        if sign == "@":
+            target[name] = _frame(value, names, f"{kind} {text!r}", form)
+        elif not _INTEGER.fullmatch(value):
             raise PromptError(f"{kind} {text!r} has {name} {value!r} after {sign!r}, expected an integer: {form}")
-        target[name] = int(value)
+        else:
+            target[name] = int(value)
     return [item.strip() for item in head.split(",")], target["frame"], target["id"]
+
+
+def _frame(value: str, names: Sequence[str] | None, where: str, form: str) -> int:
+    if names is not None and value in names:
+        return names.index(value)
+    index = int(value) if _INTEGER.fullmatch(value) else None
+    if names is not None and (index is None or index >= len(names)):
+        raise PromptError(
+            f"{where} has frame {value!r} after '@', expected a frame's name ({names[0]} to {names[-1]}) or its index, "
+            f"0..{len(names) - 1}{nearest(value, names)}: {form}"
+        )
+    if index is None:
+        raise PromptError(f"{where} has frame {value!r} after '@', expected an integer: {form}")
+    return index
 
 
 def _number(item: str, text: str, kind: str, form: str) -> float:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from surgery.errors import PromptError
-from surgery.video.masks import Mask, read_with_mode, require_id
+from surgery.video.masks import Labels, Mask, read_with_mode, require_id
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,35 @@ def load_mask_prompts(path: str | os.PathLike[str], frame: int = 0) -> list[Mask
             )
         return [MaskPrompt(labels > 0, 1, frame)]
     return [MaskPrompt(labels == obj_id, obj_id, frame) for obj_id in ids]
+
+
+def continued(prompts: Sequence[Prompt], last: int, written: Callable[[int], Labels]) -> list[Prompt]:
+    """The prompts that go on with a video tracked up to frame `last`, from the masks that were written.
+
+    Every object keeps its first prompts. Where it was prompted again, and on `last`, it gets its mask of that frame
+    instead, if it has one there. What the model remembered of all other frames is lost.
+
+    Args:
+        prompts: what the video was tracked with. last: last frame with a mask, not before the first prompt.
+        written: labels (height, width) of a frame up to `last`, uint8.
+
+    Raises:
+        PromptError: the labels of `last` hold an object that was not prompted by then.
+    """
+    first: dict[int, int] = {}
+    for prompt in prompts:
+        first[prompt.obj_id] = min(prompt.frame, first.get(prompt.obj_id, prompt.frame))
+    unknown = {int(label) for label in np.unique(written(last))} - {0, *(one for one in first if first[one] <= last)}
+    if unknown:
+        raise PromptError(f"the masks of frame {last} hold object {min(unknown)}, which was not prompted by then")
+    targets = {(prompt.frame, prompt.obj_id) for prompt in prompts if prompt.frame <= last}
+    targets |= {(last, obj_id) for obj_id in first}
+    masks: dict[tuple[int, int], MaskPrompt] = {}
+    for frame, obj_id in sorted(target for target in targets if target[0] > first[target[1]]):
+        mask = written(frame) == obj_id
+        if mask.any():
+            masks[frame, obj_id] = MaskPrompt(mask, obj_id, frame)
+    return [prompt for prompt in prompts if (prompt.frame, prompt.obj_id) not in masks] + list(masks.values())
 
 
 def check(prompts: Sequence[Prompt], size: tuple[int, int], num_frames: int | None = None) -> None:

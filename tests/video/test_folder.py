@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from surgery.errors import VideoError
-from surgery.video import open_video
+from surgery.video import first_frames, open_video
 from surgery.video.folder import natural_sort
 
 from .clips import close_to, picture
@@ -39,6 +39,17 @@ def test_frames_come_in_the_order_of_their_numbers(folder: Path) -> None:
         assert [int(frame[0, 0, 2]) // 8 for frame in frames] == [0, 1, 2, 9, 10]
         assert all(frame.dtype == np.uint8 and frame.shape == (48, 64, 3) for frame in frames)
     frames[0][:] = 0  # a frame can be written to, torch.from_numpy wants that
+
+
+def test_frames_are_called_as_their_pictures_are(folder: Path) -> None:
+    for number in (3, 12, 4):
+        save(folder / f"shot.{number}.png", picture(number))
+    video = open_video(folder)
+    assert video.names == ("shot.3", "shot.4", "shot.12")
+    assert [video.name_of(index) for index in range(3)] == ["shot.3", "shot.4", "shot.12"]
+    assert first_frames(video, 2).names == ("shot.3", "shot.4")
+    assert open_video([picture(0)]).names is None
+    assert open_video([picture(0)]).name_of(7) == "00007"
 
 
 def test_path_as_text_and_upper_case_suffixes(folder: Path) -> None:

@@ -172,3 +172,22 @@ def test_arrays_that_do_not_fit() -> None:
         labels_from_masks({1: good}, (4, 4))
     with pytest.raises(PromptError, match="object 1 contain NaN"):
         labels_from_logits({1: np.array([[np.nan]])})
+
+
+def test_an_interrupt_while_labels_are_written_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    old, new = np.ones((8, 8), np.uint8), np.zeros((8, 8), np.uint8)
+    write_label_png(path, old)
+    save = Image.Image.save
+
+    def interrupted(self: Image.Image, *args: object, **kwargs: object) -> None:
+        save(self, *args, **kwargs)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_label_png(path, new)
+    assert [one.name for one in tmp_path.iterdir()] == ["a.png"]
+    np.testing.assert_array_equal(read_label_png(path), old)

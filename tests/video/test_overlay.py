@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from surgery.errors import VideoError
-from surgery.video import draw_masks, draw_windows, side_by_side
+from surgery.video import draw_ids, draw_masks, draw_windows, side_by_side, with_legend
 
 from .clips import picture
 
@@ -132,3 +132,41 @@ def test_frames_that_are_not_alike() -> None:
         side_by_side(GREY[..., 0], GREY)
     with pytest.raises(VideoError, match="the frame to draw on: got values of type float64"):
         draw_masks(GREY.astype(float), np.zeros((40, 60), np.uint8))
+
+
+def test_ids_are_written_on_top_of_objects_and_inside_where_there_is_no_room() -> None:
+    labels = np.zeros((80, 120), np.uint8)
+    labels[30:50, 20:40], labels[0:40, 80:100], labels[78:, 118:] = 1, 2, 3
+    frame = np.full((80, 120, 3), 100, np.uint8)
+    before = frame.copy()
+    changed = (draw_ids(frame, labels) != 100).any(axis=2)
+    np.testing.assert_array_equal(frame, before)
+    tags = [np.argwhere(changed[rows, columns]) for rows, columns in (np.s_[:, :60], np.s_[:60, 60:], np.s_[60:, 60:])]
+    assert all(len(tag) for tag in tags)
+    assert tags[0][:, 0].max() in (29, 30) and tags[0][:, 0].min() > 15
+    assert tags[0][:, 1].mean() == pytest.approx(29.5, abs=1)
+    assert tags[1][:, 0].min() == 0 and tags[1][:, 1].mean() == pytest.approx(29.5, abs=1)
+    assert tags[2][:, 1].max() == 59, "a tag stays inside the frame"
+    np.testing.assert_array_equal(draw_ids(frame, np.zeros((80, 120), np.uint8)), frame)
+    assert draw_ids(frame[:1, :1], np.ones((1, 1), np.uint8)).shape == (1, 1, 3)
+
+
+def test_the_legend_names_all_objects_and_outlines_those_out_of_sight() -> None:
+    both, one = with_legend(GREY, [1, 2], {1, 2}), with_legend(GREY, [1, 2], {1})
+    assert both.shape == one.shape
+    np.testing.assert_array_equal(both[:40], GREY)
+    strip, other = both[40:], one[40:]
+    red, green = ((strip == colour).all(axis=2) for colour in ([192, 128, 128], [128, 192, 128]))
+    assert red.sum() > 60 and green.sum() > 60
+    np.testing.assert_array_equal((other == [192, 128, 128]).all(axis=2), red)
+    assert 0 < (other == [128, 192, 128]).all(axis=2).sum() < green.sum()
+    assert (with_legend(GREY, [1], {1}, "dark") != with_legend(GREY, [1], {1})).any()
+
+
+def test_the_legend_of_many_objects_goes_on_in_another_row() -> None:
+    heights = [with_legend(GREY, list(range(1, count + 1)), set()).shape[0] - 40 for count in (1, 2, 9, 255)]
+    assert heights == sorted(heights) and heights[0] == heights[1] < heights[2] < heights[3]
+    with pytest.raises(VideoError, match="the frame to draw on"):
+        with_legend(GREY[..., 0], [1], {1})
+    with pytest.raises(VideoError, match="labels uint8 of shape"):
+        draw_ids(GREY, np.zeros((3, 3), np.uint8))

@@ -21,6 +21,7 @@ from surgery.video import (
     load_mask_prompts,
     merge_points,
     parse_box,
+    parse_mask,
     parse_point,
     write_label_png,
 )
@@ -103,6 +104,39 @@ def test_any_text_parses_or_is_a_prompt_error(text: str) -> None:
 
 
 coordinate = st.integers(-99999, 99999) | st.floats(-99999, 99999).map(lambda value: round(value, 3))
+
+
+NAMES = ("00001", "00002", "00003", "shot-7")
+
+
+@pytest.mark.parametrize(
+    ("typed", "index"), [("00001", 0), ("00003", 2), ("shot-7", 3), ("3", 3), ("0", 0), ("002", 2)]
+)
+def test_a_frame_is_meant_by_its_exact_name_first_and_else_by_its_index(typed: str, index: int) -> None:
+    assert parse_box(f"1,2,3,4@{typed}#5", NAMES) == BoxPrompt(1, 2, 3, 4, 5, index)
+    assert parse_box(f"1,2,3,4#5@{typed}", NAMES).frame == parse_point(f"1,2@{typed}", NAMES).frame == index
+
+
+@pytest.mark.parametrize(("typed", "near"), [("4", ""), ("shot7", " (did you mean 'shot-7'?)")])
+def test_a_frame_that_is_not_there_is_told_from_those_that_are(typed: str, near: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        parse_point(f"1,2@{typed}", NAMES)
+    assert f"frame {typed!r} after '@', expected a frame's name (00001 to shot-7) or its index, 0..3{near}:" in str(
+        caught.value
+    )
+
+
+def test_a_mask_and_its_frame(tmp_path: Path) -> None:
+    path = tmp_path / "a@2x.png"
+    write_label_png(path, np.eye(4, dtype=np.uint8) * 7)
+    assert [(one.obj_id, one.frame) for one in parse_mask(str(path))] == [(7, 0)]
+    assert parse_mask(f"{path}@3")[0].frame == 3
+    assert parse_mask(f"{path}@00003", NAMES)[0].frame == 2
+    with pytest.raises(PromptError, match=r"mask '.*@²' has frame '²' after '@', expected an integer"):
+        parse_mask(f"{path}@²")
+    for text in ("nowhere.png@3", "x" * 300, "nul\0"):
+        with pytest.raises(PromptError, match="no mask file at"):
+            parse_mask(text)
 
 
 @given(coordinate, coordinate, st.sampled_from([0, 1]), st.integers(0, 10**8), st.integers(1, 255))

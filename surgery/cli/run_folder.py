@@ -1,0 +1,156 @@
+"""The folder that `surgery track` writes: masks, an overlay and a summary, and whether a run can go on in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from surgery.errors import VideoError
+from surgery.video.atomic import replacing
+from surgery.video.frames import Video
+from surgery.video.masks import Labels, read_label_png, write_label_png
+
+# A run goes on only with what it was started with; a video may not change its size in between, either.
+_SETTINGS = ("video", "size", "model", "host", "recipe", "adapter", "prompts")
+
+
+class RunFolder:
+    """One run in `path`. Nothing is written, and nothing removed, before `begin`.
+
+    Args:
+        video: what is tracked. first: its first prompted frame. resume, overwrite: what to do with a run that is there.
+
+    Attributes:
+        last: the frame up to which all masks are there, when resuming; else None.
+        before: the summary of the run to go on with, or None.
+
+    Raises:
+        VideoError: not empty and neither `resume` nor `overwrite`, something else than a run of ours in it, or no
+            permission to write.
+    """
+
+    def __init__(self, path: Path, video: Video, first: int, resume: bool, overwrite: bool) -> None:
+        self.path, self.video, self.first, self.overwrite = path, video, first, overwrite
+        self.masks, self.overlay, self.note = path / "masks", path / "overlay.mp4", path / "summary.json"
+        self.before: dict[str, Any] | None = None
+        self.last: int | None = None
+        self._lock: int | None = None
+        try:
+            occupied = path.is_dir() and any(path.iterdir())
+        except OSError as error:
+            raise self._not_writable(error.strerror) from error
+        if not os.access(_nearest(path), os.W_OK | os.X_OK) or not _nearest(path).is_dir():
+            raise self._not_writable(f"{_nearest(path)} is no folder to write to")
+        if not occupied:
+            return
+        if not (resume or overwrite):
+            raise VideoError(
+                f"{path}: not empty; --resume goes on with the run in it, --overwrite starts it over, or choose a new "
+                "folder"
+            )
+        found = self._read()
+        if resume:
+            self.before, self.last = found, self._last()
+
+    def check_same(self, head: dict[str, Any]) -> None:
+        """Raise `VideoError` if the run to go on with was started with another video, model, recipe or prompts."""
+        if self.before is None:
+            return
+        now = json.loads(json.dumps(head))
+        for name in _SETTINGS:
+            if self.before.get(name) != now[name]:
+                shown = [one if isinstance(one, str) else json.dumps(one) for one in (self.before.get(name), now[name])]
+                values = f" ({shown[0]}, now {shown[1]})" if sum(map(len, shown)) < 100 else ""
+                raise VideoError(
+                    f"{self.path}: the run in it differs in its {name}{values}, expected the same command to resume "
+                    "it; --overwrite starts it over"
+                )
+
+    def begin(self, overlay: bool) -> None:
+        """Make the folders, hold them for this process, and remove what will not be true any more.
+
+        Args:
+            overlay: whether this run writes one; an old one is removed if not.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path, os.O_RDONLY)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise VideoError(
+                    f"{self.path}: another process is writing there, expected none: wait for it, or choose another "
+                    "folder"
+                ) from None
+            if self.overwrite and self.masks.exists():
+                # In one step: half a set of old masks must never look like one to go on with.
+                old = self.path / f".{uuid.uuid4().hex[:12]}.part"
+                os.rename(self.masks, old)
+            for left in (*self.path.glob(".*.part*"), *self.masks.glob(".*.part")):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if self.overwrite or not overlay:
+                self.overlay.unlink(missing_ok=True)
+            self.masks.mkdir(exist_ok=True)
+            kept = {self.mask(index) for index in range(self.first, -1 if self.last is None else self.last + 1)}
+            for stray in set(self.masks.glob("*.png")) - kept:
+                stray.unlink()
+        except OSError as error:
+            raise self._not_writable(error.strerror) from error
+
+    def end(self) -> None:
+        """Let others write here."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def mask(self, index: int) -> Path:
+        """Where the mask of a frame lies: named as the frame is."""
+        return self.masks / f"{self.video.name_of(index)}.png"
+
+    def read(self, index: int) -> Labels:
+        """The mask of a frame, (height, width) uint8."""
+        return read_label_png(self.mask(index))
+
+    def write(self, index: int, labels: Labels) -> None:
+        """Write the mask of a frame."""
+        write_label_png(self.mask(index), labels)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json."""
+        try:
+            with replacing(self.note) as part:
+                part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise VideoError(f"{self.note}: cannot be written ({error}), expected a writable folder") from error
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get("per_frame"), list):
+            raise VideoError(f"{self.path}: holds no run of `surgery track` (summary.json); choose a new folder")
+        return found
+
+    def _last(self) -> int | None:
+        index = self.first
+        count = None if self.video.names is None else len(self.video.names)
+        while index != count and self.mask(index).is_file():
+            index += 1
+        return index - 1 if index > self.first else None
+
+    def _not_writable(self, reason: str | None) -> VideoError:
+        return VideoError(f"{self.path}: cannot be written ({reason}), expected a folder to write to")
+
+
+def _nearest(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there."""
+    path = path.absolute()
+    while not os.path.lexists(path):
+        path = path.parent
+    return path
