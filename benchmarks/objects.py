@@ -100,7 +100,8 @@ def row(
     return {
         "model": options.model, "host": "sam2", "device": "cpu", "precision": "fp32", "objects": options.objects,
         "recipe": recipe.to_dict(), "windows_share": options.share, "keys_read": keys, "clock": "processor",
-        "whole_frame_speedup": ratio, "interval": list(interval or ()), "predicted_encoder_and_memory_attention": counted,
+        "whole_frame_speedup": ratio, "interval": list(interval or ()),
+        "predicted_encoder_and_memory_attention": counted,
         "dense": latency(times[0]), "sparse": latency(times[1]),
     }  # fmt: skip
 

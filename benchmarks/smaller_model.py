@@ -85,7 +85,8 @@ def row(options: argparse.Namespace, recipe: Recipe, small: list[float], own: li
     ratio, interval = figures.speedup((small, own))
     return {
         "model": options.large, "host": options.host, "device": "cpu", "precision": "fp32", "recipe": recipe.to_dict(),
-        "windows_share": options.share, "small_over_large": ratio, "interval": list(interval or ()), **figures.latency(own),
+        "windows_share": options.share, "small_over_large": ratio, "interval": list(interval or ()),
+        **figures.latency(own),
     }  # fmt: skip
 
 

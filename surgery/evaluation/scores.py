@@ -99,7 +99,7 @@ class Scores:
         write_text(out / "eval.csv", self.csv())
 
     def _speedup(self) -> dict[str, Any] | None:
-        """The ratio (`mean`, by an older name) over the frames of all sequences; None where there are fewer than two."""
+        """The ratio (`mean`, by an older name) over the frames of all sequences; None for fewer than two frames."""
         clips = [(row["dense"]["frame_ms"], row["sparse"]["frame_ms"]) for row in self.sequences]
         if sum(len(dense) for dense, _ in clips) < 2:
             return None

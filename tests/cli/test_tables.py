@@ -36,7 +36,8 @@ def test_a_table_that_fits_is_one(width: int, capsys: pytest.CaptureFixture[str]
 def test_a_bench_row_is_whole(width: int, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
     side = {"median": 123456.7, "p95": 234567.8}
     row = {
-        "objects": 16, "windows": {"share": 0.3125, "forced": False}, "dense": side, "sparse": side, "precision": "fp32",
+        "objects": 16, "windows": {"share": 0.3125, "forced": False}, "dense": side, "sparse": side,
+        "precision": "fp32",
         "settings": {"precision": "bf16"}, "sparse_precision": {"dtype": "fp16"}, "whole_frame_speedup": 12.345,
         "interval": [11.111, 13.333], "predicted": 14.444, "measured_over_predicted": 0.8547, "peak_memory_mb": 98765.4,
         "modules": [],
