@@ -34,10 +34,6 @@ class FrameFlops:
     encoder: float
     memory_attention: float
 
-    def speedup(self, dense: FrameFlops) -> float:
-        """Predicted ratio of `dense` to this, over both parts."""
-        return (dense.encoder + dense.memory_attention) / (self.encoder + self.memory_attention)
-
 
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:

@@ -87,6 +87,8 @@ class Bars:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """The stage is at `done` of `total`."""
+        if not total:
+            return
         units = _UNITS.get(stage.split(",")[0], "frames")
         first = stage not in self._began
         self._began.setdefault(stage, time.perf_counter())
@@ -94,7 +96,7 @@ class Bars:
             if first:
                 self._tasks[stage] = self._bars.add_task(f"{stage}, {units}", total=total)
             self._bars.update(self._tasks[stage], completed=done, total=total)
-        elif done == total and total:
+        elif done == total:
             self.say(f"{stage}: {total} {units}, {time.perf_counter() - self._began.pop(stage):.0f} s")
 
     def say(self, text: str) -> None:

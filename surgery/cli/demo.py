@@ -102,7 +102,7 @@ _FILES = {
 
 def _rows(summary: dict[str, Any]) -> list[list[str]]:
     rows = []
-    ours = summary["recipe"] + ("" if summary["adapter"] else ", not calibrated")
+    ours = f"{summary['recipe']}, " + ("calibrated" if summary["adapter"] else "not calibrated")
     for name, key in (("stock", "dense"), ("published, identity shortcut", "published"), (ours, "sparse")):
         part = summary[key]
         kept = [part["windows_kept"], part["keys_kept"]]

@@ -132,11 +132,11 @@ def _print(model: str, facts: dict[str, Any]) -> None:
         out.print(text, markup=False, highlight=False)
 
     line(f"{model}, {facts['host']} host, {facts['image_size']} px, recipe {facts['recipe']}")
-    line(f"Recipe: {facts['does']}")
     own, stock, *_ = rows = facts["gflop_per_frame"]
     mine, whole = (row["encoder"] + row["memory_attention"] for row in (own, stock))
     point = _point(own, facts["windows"])
     line(f"{point}: {mine:.1f} GFLOP per frame, stock {whole:.1f}: {own['ratio']:.2f} times fewer")
+    line(f"The recipe: {facts['does']}")
     line("Counted, not timed: encoder and memory attention, one object, seven memory frames, multiply-add = 2.")
     names = [_point(row, facts["windows"]) if row["what"] != "stock" else "stock" for row in rows]
     print_table(

@@ -57,7 +57,7 @@ def test_track_writes_masks_overlay_and_summary(tmp_path: Path, mp4: Path, host:
         assert summary["recipe"] is None
         assert summary["windows_kept"] is None
     else:
-        assert summary["recipe"]["metadata"]["name"] == "balanced-calibrated"
+        assert summary["recipe"]["metadata"]["name"] == "balanced"
         assert summary["keys_kept"] is not None
         assert all(row["windows"] for row in summary["per_frame"][4:])
 
@@ -139,7 +139,7 @@ def test_inspect_forces_a_share_only_on_request() -> None:
         ("recipe", 6), ("stock", None), ("forced", 4), ("forced", 16),
     ]  # fmt: skip
     assert rows[2]["ratio"] > rows[0]["ratio"] > rows[3]["ratio"] > 1 == rows[1]["ratio"]
-    first = invoke("inspect", "demo", "--recipe", "turbo").stdout.splitlines()[2]
+    first = invoke("inspect", "demo", "--recipe", "turbo").stdout.splitlines()[1]
     assert first.startswith("recipe, 4 of 16 windows: ") and "times fewer" in first
     whole = json.loads(invoke("inspect", "demo", "--recipe", "published-large", "--json").stdout)["gflop_per_frame"][0]
     assert (whole["windows"], whole["at_most"]) == (16, True), "the object decides"
