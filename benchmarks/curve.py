@@ -119,7 +119,8 @@ def row(
         FlopModel(require_view(sparsify(weights.large, recipe))).shares(recipe, windows, keys, queries).values()
     )
     return {
-        "name": name, "drop": statistics.fmean(drops), "interval": list(mean_interval(drops)), "worst_clip": max(drops),
+        "name": name, "drop": statistics.fmean(drops), "interval": list(mean_interval(drops) or ()),
+        "worst_clip": max(drops),
         "j_and_f": total.j_and_f(), "windows": windows, "keys": keys, "queries": queries, "speed": 1 / share,
         "recipe": recipe.to_dict(),
     }  # fmt: skip

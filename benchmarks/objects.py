@@ -74,7 +74,7 @@ def main() -> None:
                 if number:  # the first frame of a new pass is not like the others
                     times[which].append(ms)
                 print(("stock", "sparse")[which], round(ms), flush=True)
-    ratio, interval = speedup(*times)
+    ratio, interval = speedup((times[0], times[1]))
     stats = view.binding.stats
     assert stats is not None
     document = {
@@ -93,14 +93,15 @@ def main() -> None:
 
 
 def row(
-    options: argparse.Namespace, recipe: Recipe, ratio: float, interval: tuple[float, float],
+    options: argparse.Namespace, recipe: Recipe, ratio: float, interval: tuple[float, float] | None,
     times: tuple[list[float], list[float]], keys: float | None, counted: float,
 ) -> dict[str, Any]:  # fmt: skip
     """One row, with the fields of the speed matrix."""
     return {
         "model": options.model, "host": "sam2", "device": "cpu", "precision": "fp32", "objects": options.objects,
         "recipe": recipe.to_dict(), "windows_share": options.share, "keys_read": keys, "clock": "processor",
-        "whole_frame_speedup": ratio, "interval": list(interval), "predicted_encoder_and_memory_attention": counted,
+        "whole_frame_speedup": ratio, "interval": list(interval or ()),
+        "predicted_encoder_and_memory_attention": counted,
         "dense": latency(times[0]), "sparse": latency(times[1]),
     }  # fmt: skip
 

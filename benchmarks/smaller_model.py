@@ -82,10 +82,11 @@ def main() -> None:
 
 def row(options: argparse.Namespace, recipe: Recipe, small: list[float], own: list[float]) -> dict[str, Any]:
     """One recipe: time of the small stock model over that of the large sparse one."""
-    ratio, interval = figures.speedup(small, own)
+    ratio, interval = figures.speedup((small, own))
     return {
         "model": options.large, "host": options.host, "device": "cpu", "precision": "fp32", "recipe": recipe.to_dict(),
-        "windows_share": options.share, "small_over_large": ratio, "interval": list(interval), **figures.latency(own),
+        "windows_share": options.share, "small_over_large": ratio, "interval": list(interval or ()),
+        **figures.latency(own),
     }  # fmt: skip
 
 

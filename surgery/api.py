@@ -80,8 +80,8 @@ class Status:
             record, found = self.calibration, self.calibration.against_dense
             lines.append(
                 f"calibrated ({record.fit}) on {len(record.fit_clips)} clips; on {len(record.held_out_clips)} others "
-                f"J&F against the dense masks drops {found.drop:.4f} (95 % {found.interval[0]:.4f} to "
-                f"{found.interval[1]:.4f}), {found.worst_drop:.4f} on the worst; promised {record.max_drop:g} and "
+                f"J&F against the dense masks drops {found.drop:.4f} (95 %: {found.spread()}), "
+                f"{found.worst_drop:.4f} on the worst; promised {record.max_drop:g} and "
                 f"{record.max_clip_drop:g}" + ("" if record.kept else ": NOT KEPT")
             )
         if self.frames:

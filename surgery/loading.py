@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,9 @@ _HEADS = re.compile(r"sam_mask_decoder\.output_hypernetworks_mlps\.\d\.layers\.2
 _FORMS = "a Hub id, a folder, CONFIG.yaml+CHECKPOINT.pt, random:SIZE or demo"
 
 
-def load_model(spec: str, host: str | None = None, device: str | None = None, vos: bool = False) -> Any:
+def load_model(
+    spec: str, host: str | None = None, device: str | None = None, vos: bool = False, weights: bool = True
+) -> Any:
     """Load a SAM 2 video model in eval mode.
 
     Args:
@@ -42,6 +45,8 @@ def load_model(spec: str, host: str | None = None, device: str | None = None, vo
         host: "transformers" or "sam2"; for `demo` and `random:` only, default "sam2". Both get the same weights.
         device: torch device; default CUDA when there is one, else the CPU.
         vos: the predictor that stock `sam2` compiles whole (`vos_optimized=True`); for its `demo` and `random:` only.
+        weights: False: build the model without reading or drawing its weights, most of which are then zeros; to look
+            at what it is made of.
 
     Raises:
         ModelLoadError: unknown form or size, missing file or library, or a checkpoint that does not fit.
@@ -56,16 +61,16 @@ def load_model(spec: str, host: str | None = None, device: str | None = None, vo
 
         model = demo.load(host=host or "sam2", vos=vos)  # type: ignore[arg-type]
     elif spec.startswith(f"{RANDOM}:"):
-        model = _random(spec.split(":", 1)[1], host or "sam2", vos)
+        model = _random(spec.split(":", 1)[1], host or "sam2", vos, weights)
     elif ".yaml+" in spec:
         config, checkpoint = spec.split(".yaml+", 1)
-        model = _stock(f"{config}.yaml", checkpoint)
+        model = _stock(f"{config}.yaml", checkpoint, weights=weights)
     else:
-        model = _pretrained(spec)
+        model = _pretrained(spec, weights)
     return model.to(place).eval()
 
 
-def _random(size: str, host: str, vos: bool) -> Any:
+def _random(size: str, host: str, vos: bool, weights: bool) -> Any:
     import torch
 
     from surgery.demo.keymap import to_stock, to_transformers
@@ -76,13 +81,39 @@ def _random(size: str, host: str, vos: bool) -> Any:
         raise ModelLoadError(
             f"random:{size}: unknown host {host!r}{nearest(host, HOSTS)}; expected one of {', '.join(HOSTS)}"
         )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _unfilled():
         model = build_sam21(size, host, vos)
+    if not weights:
+        return model
     own = {name: torch.zeros(1).expand(tensor.shape) for name, tensor in model.state_dict().items()}
     stock = to_stock(own) if host == "transformers" else own
     drawn = random_weights({name: tensor.shape for name, tensor in stock.items()})
     model.load_state_dict(to_transformers(drawn) if host == "transformers" else drawn)
     return model
+
+
+@contextmanager
+def _unfilled() -> Iterator[None]:
+    """Inside, modules are built without drawing their first weights, which takes seconds for a large model; they are
+    zeros instead."""
+    import torch
+    from torch import Tensor
+    from torch.nn import init
+    from torch.overrides import TorchFunctionMode
+
+    fills = {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, init.normal_, init.uniform_, init.kaiming_uniform_}
+
+    class Unfilled(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if func is torch.empty:
+                return torch.zeros(*args, **kwargs)  # pages that nobody writes to are not even allocated
+            if func in fills:
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **kwargs)
+
+    with Unfilled():
+        yield
 
 
 def build_sam21(size: str, host: str, vos: bool = False) -> Any:
@@ -144,7 +175,7 @@ def random_weights(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[s
     return drawn
 
 
-def _stock(config: str, checkpoint: str | None, vos: bool = False) -> Any:
+def _stock(config: str, checkpoint: str | None, vos: bool = False, weights: bool = True) -> Any:
     try:
         from hydra.errors import MissingConfigException
         from sam2.build_sam import build_sam2_video_predictor
@@ -152,6 +183,9 @@ def _stock(config: str, checkpoint: str | None, vos: bool = False) -> Any:
         raise ModelLoadError(f"the sam2 package is not installed ({error}); see the README for the command") from error
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise ModelLoadError(f"no checkpoint at {checkpoint!r}")
+    if not weights:
+        with _unfilled():
+            return _stock(config, None, vos)
     try:
         return build_sam2_video_predictor(config, checkpoint, device="cpu", vos_optimized=vos)
     except MissingConfigException as error:
@@ -162,9 +196,9 @@ def _stock(config: str, checkpoint: str | None, vos: bool = False) -> Any:
         raise ModelLoadError(f"{config}+{checkpoint}: {error}") from error
 
 
-def _pretrained(spec: str) -> Any:
+def _pretrained(spec: str, weights: bool) -> Any:
     try:
-        from transformers import Sam2VideoModel
+        from transformers import Sam2VideoConfig, Sam2VideoModel
     except ImportError as error:
         raise ModelLoadError(f"transformers is not installed ({error}); pip install 'surgery[transformers]'") from error
     if not Path(spec).is_dir() and spec.count("/") != 1:
@@ -172,6 +206,9 @@ def _pretrained(spec: str) -> Any:
     if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
         raise ModelLoadError(f"{spec}: no config.json, not a saved transformers model")
     try:
+        if not weights:
+            with _unfilled():
+                return Sam2VideoModel(Sam2VideoConfig.from_pretrained(spec))
         return Sam2VideoModel.from_pretrained(spec)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelLoadError(f"{spec}: {error}") from error

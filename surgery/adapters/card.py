@@ -8,6 +8,7 @@ import yaml
 
 from surgery.adapters.config import AdapterConfig
 from surgery.adapters.record import CalibrationRecord, Fidelity
+from surgery.describe import described
 from surgery.recipe import Recipe
 
 HERE = "path/to/this/folder"
@@ -51,7 +52,7 @@ def model_card(config: AdapterConfig, recipe: Recipe, parameters: int, adapter: 
     base = config.base_model.id
     sections = [
         f"# SAM 2 surgery adapter, recipe `{recipe.metadata.name}`",
-        recipe.metadata.description,
+        described(recipe),
         f"{parameters:,} parameters are added to {f'`{base}`' if base else 'the base model'} for blocks "
         f"{config.entry_block}..{config.exit_block - 1} (windows of {config.window} tokens); nothing of the base model "
         "is in this repository.",
@@ -85,7 +86,8 @@ def _front_matter(config: AdapterConfig, recipe: Recipe) -> dict[str, Any]:
 
 
 def _results(record: CalibrationRecord) -> list[dict[str, Any]]:
-    clips = f"{len(record.held_out_clips)} held-out clips, {record.held_out_frames} tracked frames"
+    count = len(record.held_out_clips)
+    clips = f"{count} held-out clip{'s' * (count != 1)}, {record.held_out_frames} tracked frames"
     results = []
     for fidelity in (record.against_dense, record.against_truth):
         if fidelity is not None:
@@ -121,6 +123,7 @@ def _snippet(base: str | None, adapter: str) -> str:
 def _fidelity(record: CalibrationRecord | None) -> str:
     if record is None:
         return "Not measured: neither fidelity nor speed of this adapter has been measured."
+    single = record.against_dense.interval is None
     lines = [
         "| loss of J&F (fraction of 1) | mean over clips | 95 % interval of the mean | worst clip |",
         "|---|---|---|---|",
@@ -129,7 +132,8 @@ def _fidelity(record: CalibrationRecord | None) -> str:
         f"How: shortcut fitted by {record.fit}"
         + (f" ({record.steps} steps)" if record.steps else "")
         + f" on {len(record.fit_clips)} clips ({record.fit_frames} frames), measured on {len(record.held_out_clips)} "
-        f"other clips ({record.held_out_frames} frames), seed {record.seed}; 95 % bootstrap interval over clips.",
+        f"other clip{'s' * (len(record.held_out_clips) != 1)} ({record.held_out_frames} frames), seed {record.seed}; "
+        + ("one clip gives no interval." if single else "95 % bootstrap interval over clips."),
         f"The recipe promises a mean loss of at most {record.max_drop:g} and at most {record.max_clip_drop:g} on any "
         f"clip: {'kept' if record.kept else '**not kept**'} on the held-out clips.",
     ]
@@ -139,10 +143,9 @@ def _fidelity(record: CalibrationRecord | None) -> str:
 
 
 def _row(fidelity: Fidelity) -> str:
-    low, high = fidelity.interval
     clip = fidelity.worst_clip.replace("|", "\\|").replace("\n", " ").replace("`", "'")
     return (
-        f"| against {fidelity.reference} | {fidelity.drop:.4f} | {low:.4f} to {high:.4f} | "
+        f"| against {fidelity.reference} | {fidelity.drop:.4f} | {fidelity.spread()} | "
         f"{fidelity.worst_drop:.4f} (`{clip}`) |"
     )
 

@@ -190,8 +190,11 @@ def _read_record(value: Any) -> CalibrationRecord:
         if low > high:
             raise ValueError(f"valid_range of {name!r:.80} is empty: {low} is above {high}")
     for fidelity in (record.against_dense, record.against_truth):
-        if fidelity is not None and not fidelity.interval[0] <= fidelity.drop <= fidelity.interval[1]:
-            raise ValueError(f"drop {fidelity.drop} lies outside its own interval {fidelity.interval}")
+        ends = fidelity.interval if fidelity is not None else None
+        if fidelity is not None and ends is not None and not ends[0] <= fidelity.drop <= ends[1]:
+            raise ValueError(f"drop {fidelity.drop} lies outside its own interval {ends}")
+        if fidelity is not None and ends is None and len(record.held_out_clips) != 1:
+            raise ValueError(f"no interval of {len(record.held_out_clips)} held-out clips; only one clip has none")
         if fidelity is not None and not all(math.fabs(number) <= 1 for number in (fidelity.drop, fidelity.worst_drop)):
             raise ValueError(f"drop {fidelity.drop}, worst {fidelity.worst_drop}: J&F is a fraction of 1")
     if len(record.fit_clips) + len(record.held_out_clips) > _MAX_CLIPS:

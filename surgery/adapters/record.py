@@ -20,14 +20,20 @@ class Fidelity(_Record):
 
     reference: what sparse masks were compared with. drop: mean over clips; 1 - J&F against the dense model's own masks,
     dense J&F - sparse J&F against ground truth (negative: sparse was better). interval: 95 % bootstrap interval of the
-    mean over clips. worst_drop, worst_clip: the clip that lost most.
+    mean over clips, None when there was but one. worst_drop, worst_clip: the clip that lost most.
     """
 
     reference: Literal["dense masks", "ground truth"]
     drop: _Number
-    interval: tuple[_Number, _Number]
+    interval: tuple[_Number, _Number] | None
     worst_drop: _Number
     worst_clip: str
+
+    def spread(self, form: str = ".4f") -> str:
+        """The interval in words."""
+        if self.interval is None:
+            return "no interval: one clip"
+        return " to ".join(format(end, form) for end in self.interval)
 
 
 class CalibrationRecord(_Record):

@@ -154,7 +154,7 @@ class Arms:
         gflop: list[dict[str, float]], kept: Kept,
     ) -> dict[str, Any]:  # fmt: skip
         stock, view = self.views[_STOCK], self.views[arm]
-        ratio, interval = figures.speedup(series[_STOCK], series[arm])
+        ratio, interval = figures.speedup((series[_STOCK], series[arm]))
         predicted = sum(gflop[_STOCK].values()) / sum(gflop[arm].values())
         tables = {"ms": (ms[_STOCK], ms[arm]), "gflop": (gflop[_STOCK], gflop[arm])}
         assert view.recipe is not None
@@ -167,7 +167,7 @@ class Arms:
             "queries": kept.queries(view),
             "keys": kept.keys(view),
             "whole_frame_speedup": ratio,
-            "interval": list(interval),
+            "interval": list(interval or ()),
             "predicted": predicted,
             "measured_over_predicted": ratio / predicted,
             "dense": figures.latency(series[_STOCK]),

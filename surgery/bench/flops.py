@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from surgery.hosts.base import HostView
+from surgery.hosts.base import Binding, HostView
 from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseWindowRouting
 from surgery.retrieval.bank import Conditioning, KeyPlan, ObjectMemory, plan_keys
 from surgery.retrieval.queries import QueryRoute, query_count
@@ -34,10 +34,6 @@ class FrameFlops:
     encoder: float
     memory_attention: float
 
-    def speedup(self, dense: FrameFlops) -> float:
-        """Predicted ratio of `dense` to this, over both parts."""
-        return (dense.encoder + dense.memory_attention) / (self.encoder + self.memory_attention)
-
 
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
@@ -52,6 +48,17 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
     finally:
         for part, attributes in saved:
             vars(part).update({name: value for name, value in attributes.items() if name not in registries})
+
+
+@contextmanager
+def _countable(binding: Binding) -> Iterator[None]:
+    """Eager, in the stock precision, and whole maps: strips cost the same operations in ten times as many calls."""
+    before, binding.strips = binding.strips, False
+    try:
+        with binding.stock_precision(), binding.uncompiled():
+            yield
+    finally:
+        binding.strips = before
 
 
 def count(module: nn.Module, call: Callable[[], object]) -> float:
@@ -99,7 +106,7 @@ def encoder_gflop(view: HostView, windows: Sequence[int] | None = None) -> float
             not shortcut.pointwise, tiles, late,
         )  # fmt: skip
     try:
-        with binding.stock_precision(), binding.uncompiled():
+        with _countable(binding):
             return count(
                 encoder, lambda: encoder(torch.empty(1, 3, side, side, device=reference.device, dtype=reference.dtype))
             )
@@ -136,7 +143,7 @@ def memory_attention_gflop(
         still = torch.zeros(tokens, _width(view), device=reference.device, dtype=reference.dtype)
         view.binding.query = QueryRoute(index, tokens, still, [still] * len(layers))
     try:
-        with view.binding.stock_precision(), view.binding.uncompiled():
+        with _countable(view.binding):
             return count(
                 view.memory_attention(),
                 lambda: view.run_memory_attention(*_bank(view, tokens, length, reference), pointers),

@@ -26,7 +26,7 @@ def long_run(pair: Pair, settings: Settings, step: Step) -> dict[str, Any]:
 
     Returns:
         A row like that of a short case; `memory_over_time` has, per model, MB above the start of its run, by frame.
-        Masks are not kept. `whole_frame_speedup` pairs the two runs' frames by number.
+        Masks are not kept. `whole_frame_speedup` is of two runs one after the other, not in turn.
     """
     clock = Clock(pair.device, settings.clock == "processor")
     clip = LoopingClip(pair.sparse.image_size(), settings.long, settings.objects, pair.device, settings.seed)
@@ -41,7 +41,7 @@ def long_run(pair: Pair, settings: Settings, step: Step) -> dict[str, Any]:
             memory.append(used)
     skipped = min(1 + settings.warm, settings.long - 2)
     dense, sparse = (ms[skipped:] for ms in series)
-    ratio, interval = figures.speedup(dense, sparse)
+    ratio, interval = figures.speedup((dense, sparse))
     row: dict[str, Any] = {
         **identity(pair, settings),
         "long": settings.long,
@@ -49,7 +49,7 @@ def long_run(pair: Pair, settings: Settings, step: Step) -> dict[str, Any]:
         "keys": Kept.of(pair.sparse).keys(pair.sparse),
         "queries": Kept.of(pair.sparse).queries(pair.sparse),
         "whole_frame_speedup": ratio,
-        "interval": list(interval),
+        "interval": list(interval or ()),
         "predicted": None,
         "measured_over_predicted": None,
         "modules": [],

@@ -42,14 +42,14 @@ class Timings:
 
     @property
     def speedup(self) -> float:
-        """Dense / sparse time of a whole frame."""
+        """Stock / sparse time of a whole frame, see `surgery.bench.figures.speedup`."""
         return float(self.row["whole_frame_speedup"])
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """95 % bootstrap interval of `speedup`."""
-        low, high = self.row["interval"]
-        return low, high
+    def interval(self) -> tuple[float, float] | None:
+        """95 % bootstrap interval of `speedup`; None when a single pass was counted (protocol sam2)."""
+        ends = self.row["interval"]
+        return (ends[0], ends[1]) if ends else None
 
     @property
     def predicted(self) -> float | None:
@@ -59,8 +59,9 @@ class Timings:
 
     def __str__(self) -> str:
         dense, sparse = self.row["dense"]["median"], self.row["sparse"]["median"]
-        low, high = self.interval
-        text = f"{dense:.1f} -> {sparse:.1f} ms per frame, {self.speedup:.2f}x [{low:.2f}, {high:.2f}]"
+        text = f"{dense:.1f} -> {sparse:.1f} ms per frame, {self.speedup:.2f}x"
+        if self.interval is not None:
+            text += " [{:.2f}, {:.2f}]".format(*self.interval)
         return text if self.predicted is None else f"{text}; FLOPs predict {self.predicted:.2f}x"
 
 
@@ -162,9 +163,9 @@ class _Case:
         return times
 
     def _passes(self) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
-        """Whole passes without synchronisation: per-frame times of all counted passes, and the time of each."""
+        """Whole passes without synchronisation: per-frame times of all counted passes, and the mean one of each."""
         series: tuple[list[float], list[float]] = ([], [])
-        totals: tuple[list[float], list[float]] = ([], [])
+        means: tuple[list[float], list[float]] = ([], [])
         for number in range(self.settings.passes):
             for which in ORDERS[number % 2]:
                 run = self._feed(which)
@@ -175,8 +176,8 @@ class _Case:
                 self.peaks[which] = max(self.peaks[which], self.clock.peak_mb())
                 if number:
                     series[which].extend(1000 * (b - a) for a, b in pairwise(marks))
-                    totals[which].append(total)
-        return series, totals
+                    means[which].append(total / self.settings.frames)
+        return series, means
 
     def _unsynchronised(self, run: Iterator[Tensor], marks: list[float]) -> None:
         marks.append(perf_counter())
@@ -224,7 +225,7 @@ class _Case:
         tables: dict[str, tuple[dict[str, float], dict[str, float]]], kept: Kept,
     ) -> dict[str, Any]:  # fmt: skip
         settings, sparse = self.settings, self.pair.sparse
-        ratio, interval = figures.speedup(*pairs)
+        ratio, interval = figures.speedup(pairs)
         predicted = None
         if "gflop" in tables:
             dense_gflop, sparse_gflop = (sum(table.values()) for table in tables["gflop"])
@@ -235,7 +236,7 @@ class _Case:
             "keys": kept.keys(sparse),
             "queries": kept.queries(sparse),
             "whole_frame_speedup": ratio,
-            "interval": list(interval),
+            "interval": list(interval or ()),
             "predicted": predicted,
             "measured_over_predicted": None if predicted is None else ratio / predicted,
             "modules": figures.module_rows(module_names(sparse), tables) if settings.module_frames else [],
@@ -247,7 +248,9 @@ class _Case:
         for which, name in enumerate(("dense", "sparse")):
             side = figures.latency(series[which])
             if settings.protocol == "sam2":
-                side["fps"] = 1000 * settings.frames * len(pairs[which]) / sum(pairs[which])
+                # A device that runs behind is waited for at the end of a pass only: a frame's time is its pass's mean.
+                passes = figures.latency(pairs[which])
+                side |= {"median": passes["median"], "fps": passes["fps"]}
             spent = max(0.0, first[which] + sum(warm[which]) - side["median"] * (1 + settings.warm)) / 1000
             compile_s.append(spent)
             row[name] = {

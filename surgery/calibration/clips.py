@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,11 @@ from surgery.video import MaskPrompt, Prompt, Video, check, first_frames, open_v
 from surgery.video.folder import KINDS, natural_sort
 
 Labels = npt.NDArray[np.uint8]
+LAYOUTS = (
+    "a video file; a folder of .jpg or .png frames; a folder with frames/ and masks/ (one label PNG per frame); a "
+    "folder with JPEGImages/NAME/ and Annotations/NAME/, as DAVIS; or a folder of such clips"
+)
+"""What `gather_clips` takes, in words."""
 MIN_FRAMES = 3
 """A clip needs a prompted frame, one that is routed by it, and one whose memory was read before."""
 
@@ -55,6 +60,11 @@ class CalibrationClip:
     prompts: tuple[Prompt, ...] = ()
     truth: Sequence[Labels] | PackedLabels | None = None
 
+    @property
+    def tracked(self) -> int:
+        """Frames that are tracked: from the first prompt on."""
+        return (self.video.num_frames or 0) - min((prompt.frame for prompt in self.prompts), default=0)
+
 
 @dataclass(frozen=True)
 class SkippedClip:
@@ -68,7 +78,9 @@ ClipSource = Union[str, Path, Video, CalibrationClip, "_Annotated"]
 
 
 def gather_clips(
-    sources: Iterable[ClipSource], max_frames: int | None = None
+    sources: Iterable[ClipSource],
+    max_frames: int | None = None,
+    step: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> tuple[list[CalibrationClip], list[SkippedClip]]:
     """Open clips and read each once from end to end, so that a broken one is known before the model runs.
 
@@ -77,6 +89,7 @@ def gather_clips(
             first is the prompt, all are ground truth), open videos, or `CalibrationClip`s. A folder whose children are
             clips, or one in the DAVIS layout (`JPEGImages/`, `Annotations/`), stands for all of them.
         max_frames: use only so many frames of each, at least 3.
+        step: called with ("reading clips", done, total).
 
     Returns:
         The usable clips in the order given, and the others with the reason.
@@ -90,7 +103,9 @@ def gather_clips(
     skipped: list[SkippedClip] = []
     names: set[str] = set()
     given = [sources] if isinstance(sources, (str, Path, Video, CalibrationClip)) else sources
-    for source in (each for one in given for each in _expanded(one)):
+    found = [each for one in given for each in _expanded(one)]
+    for number, source in enumerate(found):
+        step("reading clips", number, len(found))
         name = _name_of(source)
         try:
             clip = _checked(_opened(source), max_frames)
@@ -102,7 +117,8 @@ def gather_clips(
         names.add(clip.name)
         usable.append(clip)
     if not usable and not skipped:
-        raise CalibrationError("no clip given, expected at least two video files or folders of frames")
+        raise CalibrationError(f"no clip given, expected at least two. What works: {LAYOUTS}")
+    step("reading clips", len(found), len(found))
     return usable, skipped
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from surgery.api import require_view
 from surgery.calibration.clips import CalibrationClip
 from surgery.calibration.linear import ResidualRegression, has_closed_form, start_from
+from surgery.calibration.progress import Counter
 from surgery.calibration.replay import OBJECTIVES, Sample, segments, student_error
 from surgery.calibration.stages import StageRegressions
 from surgery.errors import CalibrationError, ModelStateError, nearest
@@ -138,9 +139,11 @@ def fit_shortcut(
 
 
 def feature_error(
-    model: Any, clips: Sequence[CalibrationClip], objective: str = "memory", segment: int = 4, seed: int = 0
-) -> float:
-    """Mean `student_error` over the clips with the shortcut as it is; smaller is better, 0 is the dense model."""
+    model: Any, clips: Sequence[CalibrationClip], objective: str = "memory", segment: int = 4, seed: int = 0,
+    step: Callable[[], None] = lambda: None,
+) -> float:  # fmt: skip
+    """Mean `student_error` over the clips with the shortcut as it is; smaller is better, 0 is the dense model. `step`
+    is called after every clip."""
     view = require_view(model)
     errors = []
     with torch.no_grad(), view.binding.stock_precision():
@@ -148,6 +151,7 @@ def feature_error(
             for samples in segments(view, clip, segment, (seed, 1, number), objective == "masks"):
                 if any(sample.windows is not None for sample in samples[1:]):
                     errors.append(float(student_error(view, samples, objective)))
+            step()
     if not errors:
         raise CalibrationError(f"no clip has a segment of {segment} frames, expected at least one")
     return statistics.fmean(errors)
@@ -187,13 +191,13 @@ def _closed_form(
     if shortcut.corrections is not None:
         stages = StageRegressions(shortcut.corrections, place)
     watcher = _Sums(sums, stages)
-    total = sum(clip.video.num_frames or 0 for clip in clips)
+    count = Counter(step, "closed form", sum(clip.tracked for clip in clips))
     for clip in clips:
         watcher.start()
         view.binding.watcher = watcher
         try:
             for _ in track(view.model, clip.video, clip.prompts):
-                step("closed form", watcher.frames, total)
+                count()
         finally:
             view.binding.watcher = None
 

@@ -250,12 +250,13 @@ def _relative(rounded: Tensor, exact: Tensor) -> float:
     return min(error, BROKEN) if math.isfinite(error) else BROKEN
 
 
-def observe(view: HostView, observer: Observer, clip: CalibrationClip) -> None:
-    """Track a clip dense with `observer` looking on. The last frame is not counted: no next one sees its result."""
+def observe(view: HostView, observer: Observer, clip: CalibrationClip, step: Callable[[], None] = lambda: None) -> None:
+    """Track a clip dense with `observer` looking on. The last frame is not counted: no next one sees its result.
+    `step` is called after every frame."""
     observer.start()
     view.binding.watcher = observer
     try:
         for _ in track(view.model, clip.video, clip.prompts):
-            pass
+            step()
     finally:
         view.binding.watcher = None

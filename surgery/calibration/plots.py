@@ -31,11 +31,11 @@ def draw(report: dict[str, Any], folder: Path) -> list[Path]:
 
 def _curve(axes: Any, run: list[dict[str, Any]], report: dict[str, Any], key: str, label: str) -> None:
     for row in run:
-        low, high = row["interval"]
         x = 100 * row[key]
         chosen = row["chosen"]
         colour = "#c2410c" if chosen else "#1d4ed8"
-        reach = [[100 * (row["drop"] - low)], [100 * (high - row["drop"])]]
+        ends = row["interval"]
+        reach = None if ends is None else [[100 * (row["drop"] - ends[0])], [100 * (ends[1] - row["drop"])]]
         style = {"ms": 7 if chosen else 5, "color": colour, "ecolor": colour, "zorder": 3 if chosen else 2}
         axes.errorbar(x, 100 * row["drop"], yerr=reach, fmt="o", elinewidth=1, capsize=3, **style)
         axes.plot(x, 100 * row["worst_drop"], "_", ms=9, color=colour, zorder=2)
@@ -43,14 +43,15 @@ def _curve(axes: Any, run: list[dict[str, Any]], report: dict[str, Any], key: st
     axes.axhline(100 * promise["max_drop"], color="#555", lw=1, ls="--")
     axes.axhline(100 * promise["max_clip_drop"], color="#999", lw=1, ls=":")
     top = max([100 * promise["max_clip_drop"], *(100 * row["worst_drop"] for row in run)])
-    axes.set_ylim(min(0.0, *(100 * row["interval"][0] for row in run)), 1.08 * top)
+    axes.set_ylim(min([0.0, *(100 * row["interval"][0] for row in run if row["interval"])]), 1.08 * top)
     axes.set_xlim(0, 103)
     right = axes.get_xlim()[1]
     for value, text in ((promise["max_drop"], "promised mean"), (promise["max_clip_drop"], "promised worst clip")):
         axes.annotate(text, (right, 100 * value), xytext=(-4, 3), textcoords="offset points", ha="right", fontsize=8)
     axes.set_xlabel(label)
     axes.set_ylabel("drop: 100 - J&F against the dense masks")
-    axes.set_title("Dots: mean and 95 % interval over held-out clips; dashes: worst clip; orange: chosen", fontsize=8)
+    dots = "mean and 95 % interval over held-out clips" if run[0]["interval"] else "one held-out clip, no interval"
+    axes.set_title(f"Dots: {dots}; dashes: worst clip; orange: chosen", fontsize=8)
     axes.grid(alpha=0.25)
 
 

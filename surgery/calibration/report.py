@@ -13,6 +13,10 @@ from surgery.calibration.search import SearchResult, Setting
 from surgery.recipe import CalibrationSettings, Recipe
 
 SCHEMA = 1
+_ONE_CLIP = (
+    "Measured on one held-out clip, which gives no interval: how other clips would do is not known. Give more clips.",
+    "",
+)
 
 
 @dataclass
@@ -84,7 +88,7 @@ class CalibrationReport:
                 "windows": setting.risk_windows, "keys": setting.risk_keys, "precision": setting.risk_precision,
             },
             "drop": found.drop if found is not None else None,
-            "interval": list(found.interval) if found is not None else None,
+            "interval": list(found.interval) if found is not None and found.interval is not None else None,
             "worst_drop": found.worst_drop if found is not None else None,
             "truth_drop": truth.drop if truth is not None else None,
             "run": found is not None,
@@ -98,6 +102,8 @@ class CalibrationReport:
         lines = [
             f"# Calibration of {self.model or 'a model'}, recipe `{self.recipe.metadata.name}`",
             "",
+            self.recipe.metadata.description,
+            "",
             f"Promise: mean drop at most {self.promise.max_drop:.3f}, worst clip at most "
             f"{self.promise.max_clip_drop:.3f} (1 - J&F against the dense model's own masks): {verdict}.",
             "",
@@ -106,6 +112,7 @@ class CalibrationReport:
             _row(record.against_dense),
             *([_row(record.against_truth)] if record.against_truth is not None else []),
             "",
+            *(_ONE_CLIP if record.against_dense.interval is None else ()),
             f"Windows computed: {_percent(record.windows_kept)}. Memory keys read: {_percent(record.keys_kept)}.",
             f"Predicted GFLOP of encoder and memory attention: {self.search.chosen.cost:.0%} of the dense model's.",
             "",
@@ -156,9 +163,8 @@ class CalibrationReport:
 
 
 def _row(found: Fidelity) -> str:
-    low, high = found.interval
     worst = f"{found.worst_drop:+.4f} ({found.worst_clip})"
-    return f"| {found.reference} | {found.drop:+.4f} | {low:+.4f} to {high:+.4f} | {worst} |"
+    return f"| {found.reference} | {found.drop:+.4f} | {found.spread('+.4f')} | {worst} |"
 
 
 def _percent(value: float | None) -> str:

@@ -101,7 +101,7 @@ def settings_of(recipe: Recipe) -> list[Setting]:
 def predict(
     view: HostView, settings: Sequence[Setting], clips: Iterable[CalibrationClip], step: Callable[[], None]
 ) -> None:
-    """Fill in what one dense pass over the clips says about every setting."""
+    """Fill in what one dense pass over the clips says about every setting. `step` is called after every frame."""
     routing, retrieval = view.binding.routing, view.binding.retrieval
     simulated: dict[str, Candidate] = {}
     keeps = sorted(
@@ -120,8 +120,7 @@ def predict(
     try:
         for clip in clips:
             lengths.append(clip.video.num_frames or 0)
-            observe(view, observer, clip)
-            step()
+            observe(view, observer, clip, step)
     finally:
         view.binding.retrieval = retrieval
     flops = FlopModel(view)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +16,14 @@ from torch import nn
 from surgery.adapters import record_calibration
 from surgery.adapters.record import CalibrationRecord
 from surgery.api import current_view, desparsify, disabled, require_view, sparsify
-from surgery.calibration.clips import CalibrationClip, ClipSource, SkippedClip, gather_clips
+from surgery.calibration.clips import LAYOUTS, CalibrationClip, ClipSource, SkippedClip, gather_clips
 from surgery.calibration.fidelity import Reference, reference_of
 from surgery.calibration.fit import FitSettings, feature_error, fit_shortcut
+from surgery.calibration.progress import Bars, Counter, Estimate, Step, Work, progress_bar
 from surgery.calibration.prompts import automatic_prompts
 from surgery.calibration.report import CalibrationReport
 from surgery.calibration.search import SearchResult, predict, search, settings_of
+from surgery.describe import calibrated
 from surgery.errors import CalibrationError, PromptError
 from surgery.operate import retune
 from surgery.recipe import CalibrationSettings, Recipe
@@ -64,7 +66,8 @@ def calibrate(
         runs: settings run for real, at least 1.
         seed: of the clip split, the fit and the bootstrap; same seed, same result.
         checkpoint: file that makes the fit resumable, see `fit_shortcut`.
-        progress: show a progress bar on stderr. name: of the model, for the report.
+        progress: show on stderr how far each stage is, and early on how long all will take.
+        name: of the model, for the report.
 
     Raises:
         CalibrationError: too few usable clips (the unusable are named), a loss that is not finite, or, with
@@ -73,9 +76,10 @@ def calibrate(
     """
     before = _Before(model)
     try:
-        report = _calibrate(
-            model, clips, recipe, held_out, fit, max_frames, max(1, runs), seed, checkpoint, progress, name
-        )
+        with progress_bar(progress) as bars:
+            report = _calibrate(
+                model, clips, recipe, held_out, fit, max_frames, max(1, runs), seed, checkpoint, bars, name
+            )
     except BaseException:
         before.restore(model)
         raise
@@ -129,7 +133,7 @@ class _Before:
 def _calibrate(
     model: Any, sources: Iterable[ClipSource], recipe: str | Path | Recipe | None,
     held_out: Iterable[ClipSource] | None, fit: FitSettings | None, max_frames: int | None, runs: int, seed: int,
-    checkpoint: str | Path | None, progress: bool, name: str,
+    checkpoint: str | Path | None, bars: Bars, name: str,
 ) -> CalibrationReport:  # fmt: skip
     view = current_view(model)
     chosen = Recipe.load(recipe) if recipe is not None else view.recipe if view is not None else None
@@ -140,10 +144,10 @@ def _calibrate(
     chosen = chosen.with_compilation(None)
     promise = chosen.calibration or CalibrationSettings(max_drop=1.0, max_clip_drop=1.0)
     settings = settings_of(chosen)
-    usable, skipped = gather_clips(sources, max_frames)
+    usable, skipped = gather_clips(sources, max_frames, bars)
     kept_apart: list[CalibrationClip] | None = None
     if held_out is not None:
-        kept_apart, more = gather_clips(held_out, max_frames)
+        kept_apart, more = gather_clips(held_out, max_frames, bars)
         skipped += more
         twice = {clip.name for clip in usable} & {clip.name for clip in kept_apart}
         if twice:
@@ -152,28 +156,29 @@ def _calibrate(
         retune(view, chosen)
     else:
         sparsify(model, chosen)
-    clock = _Clock()
-    with progress_bar(progress) as step:
-        with clock("prompts and dense masks"):
-            usable = prompted(model, usable, skipped, step)
-            if kept_apart is None:
-                usable, kept_apart = _split(usable, seed)
-            else:
-                kept_apart = prompted(model, kept_apart, skipped, step)
-            references = _references(model, kept_apart, skipped, step)
-        _require_enough(usable, references, skipped)
-        result = _fitted(model, usable, references, fit, promise, seed, checkpoint, step, clock)
-        view = require_view(model)
-        with clock("records"):
-            every = [*usable, *(reference.clip for reference in references)]
-            predict(view, settings, every, _counter(step, "records", len(every)))
-        with clock("runs"):
-            frames = sum(reference.clip.video.num_frames or 0 for reference in references)
-            found = search(
-                model, settings, references, promise, runs,
-                _counter(step, "real runs", frames * min(runs, len(settings))), seed,
-            )  # fmt: skip
+    clock, runs = _Clock(), min(runs, len(settings))
+    with clock("prompts and dense masks"):
+        usable = prompted(model, usable, skipped, bars)
+        if kept_apart is None:
+            usable, kept_apart = _split(usable, seed)
+        else:
+            kept_apart = prompted(model, kept_apart, skipped, bars)
+        planned = _planned(model, fit, promise, seed)
+        work = _work(usable, kept_apart, planned, runs)
+        references = _references(model, kept_apart, skipped, bars, Estimate(work, bars.say))
+    _require_enough(usable, references, skipped)
+    result = _fitted(model, usable, references, planned, seed, checkpoint, bars, clock)
+    view = require_view(model)
+    with clock("records"):
+        every = [*usable, *(reference.clip for reference in references)]
+        predict(view, settings, every, Counter(bars, "records", sum(clip.tracked for clip in every)))
+    with clock("runs"):
+        frames = sum(reference.clip.tracked for reference in references)
+        count = Counter(bars, f"real runs, at most {runs}", frames * runs)
+        found = search(model, settings, references, promise, runs, count, seed)
+        count.finish()
     applied = found.chosen.recipe if operation is None else found.chosen.recipe.with_compilation(operation)
+    applied = calibrated(applied, chosen.metadata)
     retune(view, applied)
     record = _record(model, found, usable, promise, result, seed)
     if view.binding.routing is not None:
@@ -197,29 +202,54 @@ class _Fit:
         self.errors: dict[str, float] = {}
 
 
-def _fitted(
-    model: Any, clips: Sequence[CalibrationClip], references: Sequence[Reference], fit: FitSettings | None,
-    promise: CalibrationSettings, seed: int, checkpoint: str | Path | None,
-    step: Callable[[str, int, int], None], clock: _Clock,
-) -> _Fit:  # fmt: skip
-    """Fit the shortcut if there is one to fit, and measure its feature error on the held-out clips at each stage."""
-    view, done = require_view(model), _Fit()
+@dataclass(frozen=True)
+class _Plan:
+    """How the shortcut will be fitted. settings: None when there is nothing to fit. learns: whether the shortcut itself
+    has weights, beside those of the corrections."""
+
+    settings: FitSettings | None = None
+    learns: bool = False
+
+
+def _planned(model: Any, fit: FitSettings | None, promise: CalibrationSettings, seed: int) -> _Plan:
+    view = require_view(model)
     routing = view.binding.routing
     if view.span_info is None or routing is None or routing.windows == "all":
-        return done
+        return _Plan()
     shortcut = view.shortcut_module(view.span_info)
     learns = routing.uses_shortcut and not isinstance(shortcut, IdentityShortcut)
     if not learns and shortcut.corrections is None:
+        return _Plan()
+    return _Plan(fit or FitSettings(objective=promise.objective, steps=promise.steps, seed=seed), learns)
+
+
+def _work(clips: Sequence[CalibrationClip], held_out: Sequence[CalibrationClip], plan: _Plan, runs: int) -> Work:
+    fitted, measured = (sum(clip.tracked for clip in each) for each in (clips, held_out))
+    settings = plan.settings
+    if settings is None:
+        return Work(measured, fitted, 0, 0, runs)
+    replayed = settings.steps * settings.accumulate * settings.segment if plan.learns else 0
+    return Work(measured, fitted, 2 + (settings.steps > 0) if plan.learns else 0, replayed, runs)
+
+
+def _fitted(
+    model: Any, clips: Sequence[CalibrationClip], references: Sequence[Reference], plan: _Plan, seed: int,
+    checkpoint: str | Path | None, step: Step, clock: _Clock,
+) -> _Fit:  # fmt: skip
+    """Fit the shortcut if there is one to fit, and measure its feature error on the held-out clips at each stage."""
+    view, done, settings = require_view(model), _Fit(), plan.settings
+    if settings is None:
         return done
-    settings = fit or FitSettings(objective=promise.objective, steps=promise.steps, seed=seed)
+    assert view.span_info is not None
+    shortcut, learns = view.shortcut_module(view.span_info), plan.learns
     held_out = [reference.clip for reference in references]
 
     def measured(label: str) -> None:
         if not learns:
             return
         with clock("feature error"):
-            step(f"feature error, {label}", 0, 1)
-            done.errors[label] = feature_error(model, held_out, segment=settings.segment, seed=seed)
+            count = Counter(step, f"feature error, {label}", len(held_out))
+            done.errors[label] = feature_error(model, held_out, segment=settings.segment, seed=seed, step=count)
 
     shortcut.reset_parameters()
     measured("identity")
@@ -237,21 +267,18 @@ def _fitted(
     return done
 
 
-def prompted(
-    model: Any, clips: list[CalibrationClip], skipped: list[SkippedClip], step: Callable[[str, int, int], None]
-) -> list[CalibrationClip]:
-    found = []
-    for number, clip in enumerate(clips):
-        step("looking for objects", number, len(clips))
-        if not clip.prompts:
-            try:
-                with disabled(model):
-                    clip.prompts = automatic_prompts(model, clip.video)
-            except PromptError as error:
-                skipped.append(SkippedClip(clip.name, str(error)))
-                continue
-        found.append(clip)
-    return found
+def prompted(model: Any, clips: list[CalibrationClip], skipped: list[SkippedClip], step: Step) -> list[CalibrationClip]:
+    """The clips in which there is something to track; of the others the reason goes to `skipped`."""
+    bare = [clip for clip in clips if not clip.prompts]
+    count = Counter(step, "looking for objects", len(bare))
+    for clip in bare:
+        try:
+            with disabled(model):
+                clip.prompts = automatic_prompts(model, clip.video)
+        except PromptError as error:
+            skipped.append(SkippedClip(clip.name, str(error)))
+        count()
+    return [clip for clip in clips if clip.prompts]
 
 
 def _split(clips: list[CalibrationClip], seed: int) -> tuple[list[CalibrationClip], list[CalibrationClip]]:
@@ -264,14 +291,18 @@ def _split(clips: list[CalibrationClip], seed: int) -> tuple[list[CalibrationCli
 
 
 def _references(
-    model: Any, clips: Sequence[CalibrationClip], skipped: list[SkippedClip], step: Callable[[str, int, int], None]
+    model: Any, clips: Sequence[CalibrationClip], skipped: list[SkippedClip], step: Step, estimate: Estimate
 ) -> list[Reference]:
     references = []
-    frames = sum(clip.video.num_frames or 0 for clip in clips)
-    count = _counter(step, "dense masks", frames)
+    count = Counter(step, "dense masks", sum(clip.tracked for clip in clips))
+
+    def frame() -> None:
+        count()
+        estimate()
+
     for clip in clips:
         try:
-            references.append(reference_of(model, clip, count))
+            references.append(reference_of(model, clip, frame))
         except PromptError as error:
             skipped.append(SkippedClip(clip.name, str(error)))
     return references
@@ -285,7 +316,7 @@ def _require_enough(
     reasons = "".join(f"\n  {clip.name}: {clip.reason}" for clip in skipped)
     raise CalibrationError(
         f"{len(clips)} usable clips to fit on and {len(references)} to measure on, expected at least one of each"
-        + (f"; skipped {len(skipped)}:{reasons}" if skipped else "; give at least two clips")
+        + (f"; skipped {len(skipped)}:{reasons}\nWhat works: {LAYOUTS}" if skipped else "; give at least two clips")
     )
 
 
@@ -339,34 +370,3 @@ class _Clock:
             yield
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
-
-
-def _counter(step: Callable[[str, int, int], None], phase: str, total: int) -> Callable[[], None]:
-    done = 0
-
-    def count() -> None:
-        nonlocal done
-        done += 1
-        step(phase, min(done, total), total)
-
-    return count
-
-
-@contextmanager
-def progress_bar(show: bool) -> Iterator[Callable[[str, int, int], None]]:
-    if not show:
-        yield lambda phase, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def step(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bar.add_task(phase, total=total)
-            bar.update(tasks[phase], completed=done, total=total)
-
-        yield step

@@ -203,13 +203,19 @@ def _measured(calibration: dict[str, Any] | None) -> str:
     parts = []
     for fidelity in (calibration["against_dense"], calibration["against_truth"]):
         if fidelity is not None:
-            low, high = fidelity["interval"]
+            ends = fidelity["interval"]
+            spread = "one clip, no interval" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
             parts.append(
-                f"J&F loss against {fidelity['reference']} {fidelity['drop']:.4f} ({low:.4f} to {high:.4f}), worst "
+                f"J&F loss against {fidelity['reference']} {fidelity['drop']:.4f} ({spread}), worst "
                 f"clip {fidelity['worst_drop']:.4f}"
             )
     kept = "kept" if calibration["kept"] else "not kept"
-    return "; ".join(parts) + f"; {len(calibration['held_out_clips'])} held-out clips, promise {kept}"
+    return "; ".join(parts) + f"; {_clips(calibration)}, promise {kept}"
+
+
+def _clips(calibration: dict[str, Any]) -> str:
+    count = len(calibration["held_out_clips"])
+    return f"{count} held-out clip{'s' * (count != 1)}"
 
 
 @contextmanager

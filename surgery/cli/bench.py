@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Column, Table
 
 from surgery.cli.common import Command, err, model_options, out, print_json, progress, recipe_options
+from surgery.cli.tables import print_table
 
 _SAM2 = {"precision": "bf16", "compile": "all"}
 _PLAIN = {"precision": "fp32", "compile": "none"}
@@ -159,29 +159,32 @@ def _title(case: Any) -> str:
 def _print(document: dict[str, Any], path: Path) -> None:
     facts, rows = document["machine"], document["rows"]
     out.print(f"{facts['cpu']}, {facts['threads']} threads, {facts['device']}", highlight=False)
-    table = Table(
-        "type", "objects", "windows", "dense", "sparse", "p95", "faster", "95 %", "FLOPs", "ratio", "MB", box=None,
-        pad_edge=False, caption="dense, sparse, p95 of sparse: ms per frame. type a/b: stock a, sparse b. faster: "
-        "measured. FLOPs: predicted. ratio: measured / predicted. MB: peak.", caption_justify="left",
-    )  # fmt: skip
-    for row in rows:
-        kept = row.get("windows")
-        order = f", {row['long']} frames in a row" if row.get("long") else ""
-        share = "all" if kept is None else f"{kept['share']:.0%}{'' if kept['forced'] else ' (routed)'}"
-        low, high = row["interval"]
-        predicted = row["predicted"]
-        table.add_row(
-            _types(row), str(row["objects"]), share + order, f"{row['dense']['median']:.1f}",
-            f"{row['sparse']['median']:.1f}", f"{row['sparse']['p95']:.1f}", f"{row['whole_frame_speedup']:.2f}x",
-            f"{low:.2f}-{high:.2f}", "-" if predicted is None else f"{predicted:.2f}x",
-            "-" if predicted is None else f"{row['measured_over_predicted']:.2f}", f"{row['peak_memory_mb']:.0f}",
-        )  # fmt: skip
-    out.print(table)
+    print_table(_HEAD, [_cells(row) for row in rows], names=3)
+    out.print(_LEGEND, style="dim", highlight=False)
     if len(rows) == 1 and rows[0]["modules"]:
         _print_modules(rows[0])
     for missing in document["not_measured"]:
         out.print(f"{missing['device']}: {missing['reason']}", highlight=False)
     out.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+_HEAD = ("type", "objects", "windows", "stock ms", "sparse ms", "p95 ms", "faster", "95 %", "FLOPs", "ratio", "MB")
+_LEGEND = (
+    "type a/b: stock a, sparse b. stock, sparse: median frame; p95: of sparse. faster: stock / sparse, measured, with "
+    "its interval. FLOPs: predicted; ratio: measured / predicted. MB: peak."
+)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    kept, predicted, interval = row.get("windows"), row["predicted"], row["interval"]
+    share = "all" if kept is None else f"{kept['share']:.0%}{'' if kept['forced'] else ' (routed)'}"
+    order = f", {row['long']} frames in a row" if row.get("long") else ""
+    return [
+        _types(row), str(row["objects"]), share + order, f"{row['dense']['median']:.1f}",
+        f"{row['sparse']['median']:.1f}", f"{row['sparse']['p95']:.1f}", f"{row['whole_frame_speedup']:.2f}x",
+        "-".join(f"{end:.2f}" for end in interval) or "one pass", "-" if predicted is None else f"{predicted:.2f}x",
+        "-" if predicted is None else f"{row['measured_over_predicted']:.2f}", f"{row['peak_memory_mb']:.0f}",
+    ]  # fmt: skip
 
 
 def _types(row: dict[str, Any]) -> str:
@@ -190,16 +193,13 @@ def _types(row: dict[str, Any]) -> str:
     return f"{row['settings']['precision']}/{own['dtype']}" if own else row["precision"]
 
 
-_MODULES = ("ms", "sparse", "GFLOP", "sparse", "GB/s", "sparse")
+_MODULES = ("module", "ms", "sparse", "GFLOP", "sparse", "GB/s", "sparse")
 
 
 def _print_modules(row: dict[str, Any]) -> None:
-    table = Table(Column("module", no_wrap=True), *_MODULES, box=None, pad_edge=False)
+    lines = []
     for part in row["modules"]:
         speeds = (part.get("dense_gb_per_s"), part.get("sparse_gb_per_s"))
-        table.add_row(
-            part["name"],
-            *(f"{part[key]:.2f}" for key in ("dense_ms", "sparse_ms", "dense_gflop", "sparse_gflop")),
-            *("-" if speed is None else f"{speed:.1f}" for speed in speeds),
-        )
-    out.print(table)
+        figures = [f"{part[key]:.2f}" for key in ("dense_ms", "sparse_ms", "dense_gflop", "sparse_gflop")]
+        lines.append([part["name"], *figures, *("-" if speed is None else f"{speed:.1f}" for speed in speeds)])
+    print_table(_MODULES, lines)

@@ -104,19 +104,21 @@ def fit(
     from surgery import sparsify
     from surgery.adapters import save_adapter
     from surgery.calibration import fit_shortcut, gather_clips
-    from surgery.calibration.whole import progress_bar, prompted
+    from surgery.calibration.clips import LAYOUTS
+    from surgery.calibration.progress import progress_bar
+    from surgery.calibration.whole import prompted
     from surgery.errors import CalibrationError
 
     target = _target(folder)
     model, chosen, settings = _prepared(spec, host, device, recipe, overrides, steps, objective, seed)
-    usable, skipped = gather_clips(clips, max_frames)
-    sparsify(model, chosen)
     with progress_bar(True) as step:
+        usable, skipped = gather_clips(clips, max_frames, step)
+        sparsify(model, chosen)
         usable = prompted(model, usable, skipped, step)
         for clip in skipped:
             err.print(f"skipped {clip.name}: {clip.reason}", highlight=False, soft_wrap=True)
         if not usable:
-            raise CalibrationError(f"none of the {len(skipped)} clips is usable")
+            raise CalibrationError(f"none of the {len(skipped)} clips is usable. What works: {LAYOUTS}")
         result = fit_shortcut(model, usable, settings, checkpoint=checkpoint, closed_form=closed_form, step=step)
     if _main_process():
         save_adapter(model, target)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
+from rich.text import Text
 
 from surgery.cli.common import Command, err, model_options, out, print_json, progress, recipe_options
+from surgery.cli.tables import print_table
 
 DATASETS = ("davis2016", "davis2017", "mose", "lvos", "sav", "ytvos", "folder")
 CONVENTIONS = ("davis2017", "vos-benchmark", "sav", "lvos", "after-prompt")
@@ -87,9 +88,15 @@ def evaluate_command(
         return
     _say(scores)
     for name in ("eval.json", "eval.csv"):
-        out.print(f"  {Path(folder) / name}", highlight=False, soft_wrap=True)
+        _place(Path(folder) / name, "")
     for arm, place in scores.head["predictions"].items():
-        out.print(f"  {Path(folder) / place}  [dim]masks, {arm}[/]", highlight=False, soft_wrap=True)
+        _place(Path(folder) / place, f"masks, {arm}")
+    if scores.head["traces"] is not None:
+        _place(Path(folder) / scores.head["traces"], "traces; a page that plays them: surgery report")
+
+
+def _place(path: Path, what: str) -> None:
+    out.print(Text.assemble(f"  {path}", (f"  {what}" if what else "", "dim")), highlight=False, soft_wrap=True)
 
 
 def _recipe(recipe: str | None, overrides: tuple[str, ...], adapter: str | None) -> Any:
@@ -109,31 +116,45 @@ def _recipe(recipe: str | None, overrides: tuple[str, ...], adapter: str | None)
 
 
 def _say(scores: Any) -> None:
-    table = Table("", "", "J&F", "J", "F", "ms", "windows", "keys", "difference", box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
+    rows = []
     for row in scores.sequences:
-        _add(table, row["sequence"], scores.arms, row, (row.get("difference") or {}).get("j_and_f"))
+        rows += _lines(row["sequence"], scores.arms, row, (row.get("difference") or {}).get("j_and_f"))
     summary = scores.summary
     found = (summary.get("difference") or {}).get("j_and_f") or {}
-    _add(table, f"{summary['objects']} objects", scores.arms, summary, found.get("mean"))
-    out.print(table)
+    rows += _lines(_count(summary["objects"], "object"), scores.arms, summary, found.get("mean"))
+    print_table(("", "", "J&F", "J", "F", "ms", "windows", "keys", "difference"), rows, names=2)
+    faster = summary.get("speedup")
+    if faster:
+        out.print(
+            f"{faster['mean']:.2f} times as fast as stock, 95 % interval {faster['low']:.2f} to {faster['high']:.2f}: "
+            f"median {summary['dense']['ms']:.1f} -> {summary['sparse']['ms']:.1f} ms over all frames",
+            highlight=False,
+        )
     if found:
         out.print(
             f"J&F of sparse minus dense, mean over {found['sequences']} sequences: {found['mean']:+.4f}, "
             f"95 % interval {found['low']:+.4f} to {found['high']:+.4f}",
             highlight=False,
         )
+    elif summary["sequences"] == 1 and scores.sequences[0].get("difference"):
+        change = scores.sequences[0]["difference"]["j_and_f"]
+        out.print(f"J&F of sparse minus dense: {change:+.4f}; one sequence gives no interval", highlight=False)
     if not summary["alternating"]:
         out.print("ms of a single model, measured beside nothing: not for comparing", style="dim", highlight=False)
     for reason in dict.fromkeys(item["reason"] for item in scores.not_scored):
         left = {(item["sequence"], item["object"]) for item in scores.not_scored if item["reason"] == reason}
-        out.print(f"without a score: {len(left)} objects ({reason})", highlight=False)
+        out.print(f"without a score: {_count(len(left), 'object')} ({reason})", markup=False, highlight=False)
 
 
-def _add(table: Table, label: str, arms: list[str], rows: dict[str, Any], difference: float | None) -> None:
-    for arm in arms:
-        shown = "" if difference is None or arm == "dense" else f"{difference:+.3f}"
-        table.add_row(label if arm == arms[0] else "", arm, *_cells(rows[arm]), shown)
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
+def _lines(label: str, arms: list[str], rows: dict[str, Any], difference: float | None) -> list[list[str]]:
+    shown = "" if difference is None else f"{difference:+.3f}"
+    return [
+        [label if arm == arms[0] else "", arm, *_cells(rows[arm]), shown if arm == "sparse" else ""] for arm in arms
+    ]
 
 
 def _cells(values: dict[str, Any]) -> list[str]:

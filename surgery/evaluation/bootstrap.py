@@ -9,11 +9,12 @@ import numpy as np
 
 def mean_interval(
     values: Sequence[float], confidence: float = 0.95, draws: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values`, one value per clip (or per pair of runs).
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the mean of `values`, one value per clip; None for a single one, which says
+    nothing of how much clips differ.
 
     Args:
-        values: at least one; with a single one the interval has no width.
+        values: at least one.
         confidence: share of the resampled means inside, in (0, 1).
         draws: resamples. seed: of the draws; same seed, same interval.
 
@@ -23,6 +24,8 @@ def mean_interval(
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise ValueError(f"expected a non-empty list of finite numbers, got {list(values)!r:.80}")
+    if len(array) == 1:
+        return None
     generator = np.random.default_rng(seed)
     means = np.concatenate(
         [array[generator.integers(0, len(array), (min(500, draws - at), len(array)))].mean(1)

@@ -198,8 +198,11 @@ def _head(
         "settings": settings,
         "dataset_root": str(dataset.root),
         "predictions": None,
+        "traces": None,
     }
     if store is not None:
+        if settings["record"]:
+            head["traces"] = str(store.traces.relative_to(store.out))
         head["predictions"] = {arm: str(store.predictions(arm).relative_to(store.out)) for arm in arms}
     return head
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from surgery.bench.figures import speedup
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.evaluation.scoring import FIELDS, mean_of
 from surgery.evaluation.store import write_text
@@ -53,7 +54,7 @@ class Scores:
             objects = [thing for row in rows for thing in row["objects"].values()]
             found[arm] = {
                 **mean_of(objects),
-                "ms": _over(statistics.median, [row["ms"] for row in rows]),
+                "ms": _over(statistics.median, [value for row in rows for value in row["frame_ms"]]),
                 "windows_kept": _over(statistics.fmean, [row["windows_kept"] for row in rows]),
                 "keys_kept": _over(statistics.fmean, [row["keys_kept"] for row in rows]),
             }
@@ -63,10 +64,16 @@ class Scores:
                     name: _interval([row["difference"][name] for row in self.sequences if row["difference"]])
                     for name in FIELDS[:3]
                 },
-                "ms": _interval([b - a for a, b in self._times()]),
+                "ms": _interval(
+                    [
+                        row["sparse"]["ms"] - row["dense"]["ms"]
+                        for row in self.sequences
+                        if row["dense"]["ms"] is not None
+                    ]
+                ),
             }
             if alternating:
-                found["speedup"] = _interval([a / b for a, b in self._times()])
+                found["speedup"] = self._speedup()
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,9 +98,20 @@ class Scores:
         write_text(out / "eval.json", json.dumps(self.as_dict(), indent=1) + "\n")
         write_text(out / "eval.csv", self.csv())
 
-    def _times(self) -> list[tuple[float, float]]:
-        times = [(row["ms"]["dense"], row["ms"]["sparse"]) for row in self.sequences]
-        return [(dense, sparse) for dense, sparse in times if dense is not None and sparse is not None]
+    def _speedup(self) -> dict[str, Any] | None:
+        """The ratio (`mean`, by an older name) over the frames of all sequences; None for fewer than two frames."""
+        clips = [(row["dense"]["frame_ms"], row["sparse"]["frame_ms"]) for row in self.sequences]
+        if sum(len(dense) for dense, _ in clips) < 2:
+            return None
+        ratio, interval = speedup(*clips)
+        assert interval is not None
+        return {
+            "mean": ratio,
+            "low": interval[0],
+            "high": interval[1],
+            "confidence": _CONFIDENCE,
+            "sequences": len(clips),
+        }
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for row in self.sequences:
@@ -113,13 +131,14 @@ def _over(average: Any, values: list[float | None]) -> float | None:
 
 
 def _interval(values: list[float]) -> dict[str, Any] | None:
-    if not values:
+    """None for fewer than two sequences: one says nothing of how much they differ."""
+    interval = mean_interval(values, _CONFIDENCE) if values else None
+    if interval is None:
         return None
-    low, high = mean_interval(values, _CONFIDENCE)
     return {
         "mean": statistics.fmean(values),
-        "low": low,
-        "high": high,
+        "low": interval[0],
+        "high": interval[1],
         "confidence": _CONFIDENCE,
         "sequences": len(values),
     }

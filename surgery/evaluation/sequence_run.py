@@ -166,6 +166,7 @@ class SequenceRun:
             row[arm] = {
                 **scores,
                 "ms": statistics.median(self.ms[arm]) if self.ms[arm] else None,
+                "frame_ms": [round(value, 3) for value in self.ms[arm]],
                 "windows_kept": state.windows_kept,
                 "keys_kept": state.keys_kept,
                 "dense_frames": state.dense_frames,

@@ -90,6 +90,7 @@ class Store:
         self.out, self.key = out, settings_key(settings)
         self._inside = "Annotations" if tree == "ytvos" else ""
         self.folder = out / "runs" / self.key
+        self.traces = self.folder / TRACES
         self._lock = _take(self.folder)
         shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
         for left in self.folder.glob(f"**/{_TEMPORARY}*"):
@@ -107,7 +108,7 @@ class Store:
             return None
         parts = [self.predictions(arm) / sequence for arm in arms]
         if record:
-            parts.append(self.folder / TRACES / f"{sequence}.json")
+            parts.append(self.traces / f"{sequence}.json")
         return row if all(part.exists() for part in parts) else None
 
     def start(self, sequence: str, arms: list[str]) -> dict[str, Path]:
@@ -128,7 +129,7 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self._partial(arm, sequence), target)
         if trace is not None:
-            write_text(self.folder / TRACES / f"{sequence}.json", json.dumps(trace, separators=(",", ":")) + "\n")
+            write_text(self.traces / f"{sequence}.json", json.dumps(trace, separators=(",", ":")) + "\n")
         write_text(self._result(sequence), json.dumps({"key": self.key, **row}, indent=1) + "\n")
 
     def predictions(self, arm: str) -> Path:

@@ -40,6 +40,7 @@ def test_a_case_holds_every_figure_it_should(host: str) -> None:
     assert 0 < row["keys"]["read"] < row["keys"]["of"] == 7 * 256
     low, high = row["interval"]
     assert low <= row["whole_frame_speedup"] <= high
+    assert row["whole_frame_speedup"] == pytest.approx(row["dense"]["median"] / row["sparse"]["median"])
     assert row["measured_over_predicted"] == pytest.approx(row["whole_frame_speedup"] / row["predicted"])
     for which, series in zip(("dense", "sparse"), row["latency"], strict=True):
         side = row[which]
@@ -114,6 +115,15 @@ def test_bf16_and_the_protocol_of_sam2(host: str) -> None:
     assert len(steps) == frame_count(settings)
     assert row["protocol"] == "sam2" and row["modules"] == [] and row["predicted"] is None
     assert [len(series["ms"]) for series in row["latency"]] == [6, 6]  # two counted passes of three frames
+    assert row["whole_frame_speedup"] == pytest.approx(row["dense"]["median"] / row["sparse"]["median"])
+
+
+def test_one_counted_pass_gives_no_interval() -> None:
+    timings = benchmark(
+        small("sam2"), "balanced", settings=Settings(protocol="sam2", frames=2, warm=0, passes=2, module_frames=0)
+    )
+    assert timings.row["interval"] == [] and timings.interval is None
+    assert str(timings).endswith(f"{timings.speedup:.2f}x")
 
 
 def test_weights_can_be_converted_for_transformers_only() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,10 +62,21 @@ def test_bytes_are_those_of_inputs_and_outputs_and_views_are_free() -> None:
     assert counter.total >= 4 * (8 * 16 + 16 * 4 + 8 * 4)
 
 
-def test_speedup_and_its_interval() -> None:
-    ratio, (low, high) = figures.speedup([2.0, 8.0], [1.0, 2.0])
-    assert ratio == pytest.approx(8**0.5)
-    assert low == pytest.approx(2) and high == pytest.approx(4)
+def test_speedup_is_the_ratio_of_median_frame_times() -> None:
+    stock, sparse = [2.0, 4.0, 90.0], [1.0, 1.0, 3.0]
+    ratio, interval = figures.speedup((stock, sparse))
+    assert ratio == pytest.approx(4)
+    assert interval is not None and 4 / 3 <= interval[0] <= 4 <= interval[1] <= 90
+    both, apart = figures.speedup((stock, sparse), ([6.0], [2.0]))
+    assert both == pytest.approx(np.median([*stock, 6]) / np.median([*sparse, 2]))
+    assert apart is not None and apart[0] == pytest.approx(3)  # clips are drawn, not frames: the second alone
+    assert figures.speedup(([3.0], [2.0])) == (1.5, None)
+    for wrong in ([], [([], [])], [([1.0], [0.0])], [([1.0, 2.0], [1.0])]):
+        with pytest.raises(ValueError):
+            figures.speedup(*wrong)
+
+
+def test_a_thinned_series_keeps_its_ends() -> None:
     assert figures.thinned(list(range(1000)), 3) == ([0, 500, 999], [0.0, 500.0, 999.0])
 
 

@@ -12,6 +12,7 @@ import torch
 
 import surgery
 import surgery.demo as demo
+from surgery import describe
 from surgery.adapters import load_adapter, read_adapter, save_adapter
 from surgery.api import require_view
 from surgery.calibration import CalibrationClip, FitSettings, PromiseError, calibrate, feature_error, fit_shortcut
@@ -80,6 +81,10 @@ def test_the_model_runs_what_the_report_says(calibrated: tuple[str, Any, Any], t
     assert report.kept and report.applied
     assert report.recipe.routing is not None
     assert report.recipe.routing.budget == report.search.chosen.values["routing.budget"]
+    assert report.recipe == describe.calibrated(report.recipe, recipe().metadata)
+    assert report.recipe.metadata.name == "balanced-calibrated"
+    assert report.recipe.metadata.description.startswith(describe.described(report.recipe))
+    assert report.recipe.metadata.description in report.as_markdown()
     record = report.record
     assert record.fit == "closed form and steps"
     assert len(record.fit_clips) == len(record.held_out_clips) == 2
@@ -218,7 +223,7 @@ def test_too_few_clips_and_a_broken_teacher_leave_the_model_as_it_was(monkeypatc
     assert view.binding.watcher is None
 
 
-def test_clips_without_prompts_are_looked_at_for_objects() -> None:
+def test_clips_without_prompts_are_looked_at_for_objects_and_one_held_out_gives_no_interval(tmp_path: Path) -> None:
     model = demo.load(host="sam2")
     blank = CalibrationClip("blank", open_video(np.full((5, 256, 256, 3), 90, np.uint8)))
     clips = [clip_of(0, 5, prompted=False), clip_of(1, 5, prompted=False), blank]
@@ -226,6 +231,16 @@ def test_clips_without_prompts_are_looked_at_for_objects() -> None:
         model, clips, recipe(steps=0), runs=1, progress=False, if_missed="nearest",
     )  # fmt: skip
     assert [clip.name for clip in report.skipped] == ["blank"]
+    assert len(report.record.held_out_clips) == 1 and report.record.against_dense.interval is None
+    run = [row for row in report.as_dict()["candidates"] if row["run"]]
+    assert [row["interval"] for row in run] == [None] * len(run)
+    for text in (report.as_markdown(), str(surgery.status(model))):
+        assert "no interval" in text and "None" not in text
+    surgery.save_adapter(model, tmp_path / "one")
+    assert read_adapter(tmp_path / "one").config.calibration == report.record
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert "one clip gives no interval" in card and "on 1 other clip (" in card
+    assert {path.suffix for path in report.save(tmp_path / "report")} == {".json", ".md", ".png"}
     assert "no object found" in report.skipped[0].reason
     assert report.record.against_truth is None
 

@@ -41,6 +41,28 @@ def test_dense_and_sparse_side_by_side(tmp_path: Path) -> None:
     assert json.loads(again.stdout)["sequences"] == scores["sequences"]
 
 
+def test_the_ratio_one_sequence_and_traces_are_said(tmp_path: Path) -> None:
+    name = "a_sequence_whose_name_is_longer_than_most"
+    root, out = folder_tree(tmp_path / "clips", (name,)), tmp_path / "out"
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(
+        main, ["eval", "demo", str(root), "--dataset", "folder", "--compare", "--record", "--out", str(out)]
+    )
+    assert result.exit_code == 0, result.output
+    scores = json.loads((out / "eval.json").read_text())
+    speed = scores["summary"]["speedup"]
+    shown = " ".join(result.stdout.split())
+    assert (
+        f"{speed['mean']:.2f} times as fast as stock, 95 % interval {speed['low']:.2f} to {speed['high']:.2f}" in shown
+    )
+    assert f"median {scores['summary']['dense']['ms']:.1f} -> {scores['summary']['sparse']['ms']:.1f} ms" in shown
+    assert "one sequence gives no interval" in shown and "nan" not in shown
+    assert scores["summary"]["difference"]["j_and_f"] is None
+    assert (out / scores["traces"] / f"{name}.json").is_file()
+    assert str(out / scores["traces"]) in result.stdout
+    assert "…" not in result.stdout and name in shown
+    assert f"{scores['sequences'][0]['sparse']['j_and_f']:.3f}" in shown
+
+
 def test_stock_alone_and_chosen_sequences(tmp_path: Path) -> None:
     root, out = davis_tree(tmp_path / "davis"), tmp_path / "out"
     result = invoke(

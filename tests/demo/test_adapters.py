@@ -16,6 +16,7 @@ from surgery.calibration import CalibrationClip
 from surgery.calibration.fidelity import reference_of, score_clip
 from surgery.demo.clips import make_clip
 from surgery.demo.show import calibrated, prompt_for
+from surgery.describe import calibrated as calibrated_recipe
 from surgery.recipe import Recipe
 from surgery.video import open_video
 
@@ -39,7 +40,8 @@ def test_they_load_in_both_hosts_as_made_for_these_weights(host: str, recipe: st
         model = surgery.load_adapter(demo.load(host=host), folder)
     state = surgery.status(model)
     assert state.calibration is not None and state.calibration.kept
-    assert state.recipe is not None and state.recipe.metadata.name == recipe
+    assert state.recipe is not None
+    assert state.recipe == calibrated_recipe(state.recipe, Recipe.load(recipe).metadata), "named and described as it is"
     made, today = state.recipe.calibration, Recipe.load(recipe).calibration
     assert made is not None and today is not None
     assert (made.max_drop, made.max_clip_drop) == (today.max_drop, today.max_clip_drop), "the promise of today"
