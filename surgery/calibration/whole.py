@@ -23,6 +23,7 @@ from surgery.calibration.prompts import automatic_prompts
 from surgery.calibration.report import CalibrationReport
 from surgery.calibration.search import SearchResult, predict, search, settings_of
 from surgery.errors import CalibrationError, PromptError
+from surgery.missing import require
 from surgery.operate import retune
 from surgery.recipe import CalibrationSettings, Recipe
 from surgery.routing.shortcut import IdentityShortcut
@@ -71,6 +72,7 @@ def calibrate(
             `if_missed="raise"`, a promise that no setting keeps (`error.report` holds what was found).
         and whatever `sparsify` raises. After any of these the model is as it was.
     """
+    require("accelerate", *(["rich"] if progress else []))
     before = _Before(model)
     try:
         report = _calibrate(
@@ -357,6 +359,7 @@ def progress_bar(show: bool) -> Iterator[Callable[[str, int, int], None]]:
     if not show:
         yield lambda phase, done, total: None
         return
+    require("rich")
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
