@@ -57,7 +57,7 @@ def walk(place: Path) -> None:
     clone, work, venv = place / "clone", place / "work", place / "venv"
     work.mkdir()
     # What whoever runs this has set up would hide what a stranger meets.
-    foreign = ("HF_", "PYTHONPATH", "VIRTUAL_ENV")
+    foreign = ("HF_", "PYTHON", "VIRTUAL_ENV")
     online = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     online |= {"PATH": f"{venv / 'bin'}:{online['PATH']}", "PIP_NO_COMPILE": "1"}
     offline = {**online, "HF_HOME": str(work / "hub"), "HF_HUB_OFFLINE": "1"}
