@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -72,6 +73,18 @@ def test_the_wheel_names_its_licence_and_its_command(wheel: zipfile.ZipFile) -> 
     assert "Requires-Dist: sam2" not in text  # its build needs torch: it must never be pulled in by `pip install`
     assert wheel.read(metadata.replace("METADATA", "licenses/LICENSE")) == (ROOT / "LICENSE").read_bytes()
     assert b"surgery = surgery.cli:run" in wheel.read(metadata.replace("METADATA", "entry_points.txt"))
+
+
+def test_the_source_distribution_is_what_the_wheel_is_built_from(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("sam_surgery-*.tar.gz")
+    with tarfile.open(path) as archive:
+        tops = {name.split("/")[1] for name in archive.getnames()}
+    assert {"surgery", "recipes", "adapters", "README.md", "LICENSE", "pyproject.toml"} <= tops
+    assert not tops & {"tests", "benchmarks", "docs"}
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -162,6 +175,7 @@ def test_ci_runs_the_readmes_own_commands() -> None:
     assert "set -euo pipefail" in text
     assert re.search(r"^make lint$", text, re.M)
     assert re.search(r"^make test$", text, re.M)
+    assert re.search(r"^\.venv/bin/python \.ci/new_user\.py$", text, re.M) and (ROOT / ".ci/new_user.py").is_file()
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
 
 
