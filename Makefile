@@ -61,7 +61,7 @@ setup:
 	trap 'echo "setup: not finished; say make setup again when the cause above is gone (make distclean starts from nothing)" >&2' EXIT; \
 	$(PIP) setuptools wheel "hatchling>=1.27" editables $(TORCH); \
 	SAM2_BUILD_CUDA=0 $(PIP) "$(SAM2)"; \
-	$(PIP) -e ".[transformers,dev]"; \
+	$(PIP) -e ".[dev]"; \
 	$(PY) -I -c "$$CHECK"; \
 	$(PY) -c "$$KEY" > $(STAMP).new; \
 	mv $(STAMP).new $(STAMP); \

@@ -32,6 +32,7 @@ _PUBLIC = {
     "evaluate": "surgery.evaluation",
     "SurgeryError": "surgery.errors",
     "UnsupportedModelError": "surgery.errors",
+    "MissingLibraryError": "surgery.errors",
     "ModelLoadError": "surgery.errors",
     "ModelStateError": "surgery.errors",
     "WeightsError": "surgery.errors",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from surgery.errors import CalibrationError as CalibrationError
     from surgery.errors import DatasetError as DatasetError
     from surgery.errors import HubError as HubError
+    from surgery.errors import MissingLibraryError as MissingLibraryError
     from surgery.errors import ModelLoadError as ModelLoadError
     from surgery.errors import ModelStateError as ModelStateError
     from surgery.errors import PromptError as PromptError

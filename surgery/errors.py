@@ -54,6 +54,10 @@ class HubError(SurgeryError):
     """The Hugging Face Hub could not be reached, refused, or does not have what was asked for."""
 
 
+class MissingLibraryError(SurgeryError):
+    """A library that this part of the work needs is not installed."""
+
+
 class ModelLoadError(SurgeryError):
     """A model named on the command line could not be found or built."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.errors import ModelLoadError, nearest
+from surgery.missing import first_present, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,14 +43,16 @@ def load_model(
             - `random:tiny`, `random:small`, `random:base-plus`, `random:large`: SAM 2.1 of that size at 1024 px with
               random weights, for timing and for trying things out (it segments nothing);
             - `demo`: the embedded miniature at 256 px.
-        host: "transformers" or "sam2"; for `demo` and `random:` only, default "sam2". Both get the same weights.
+        host: "sam2" or "transformers"; for `demo` and `random:` only. Default: the first of the two that is installed.
+            Both get the same weights.
         device: torch device; default CUDA when there is one, else the CPU.
         vos: the predictor that stock `sam2` compiles whole (`vos_optimized=True`); for its `demo` and `random:` only.
         weights: False: build the model without reading or drawing its weights, most of which are then zeros; to look
             at what it is made of.
 
     Raises:
-        ModelLoadError: unknown form or size, missing file or library, or a checkpoint that does not fit.
+        ModelLoadError: unknown form or size, missing file, or a checkpoint that does not fit.
+        MissingLibraryError: the host library is not installed.
     """
     import torch
 
@@ -59,9 +62,9 @@ def load_model(
     if spec == "demo":
         from surgery.demo import model as demo
 
-        model = demo.load(host=host or "sam2", vos=vos)  # type: ignore[arg-type]
+        model = demo.load(host=host, vos=vos)  # type: ignore[arg-type]
     elif spec.startswith(f"{RANDOM}:"):
-        model = _random(spec.split(":", 1)[1], host or "sam2", vos, weights)
+        model = _random(spec.split(":", 1)[1], host, vos, weights)
     elif ".yaml+" in spec:
         config, checkpoint = spec.split(".yaml+", 1)
         model = _stock(f"{config}.yaml", checkpoint, weights=weights)
@@ -70,13 +73,14 @@ def load_model(
     return model.to(place).eval()
 
 
-def _random(size: str, host: str, vos: bool, weights: bool) -> Any:
+def _random(size: str, host: str | None, vos: bool, weights: bool) -> Any:
     import torch
 
     from surgery.demo.keymap import to_stock, to_transformers
 
     if size not in SIZES:
         raise ModelLoadError(f"random:{size}: unknown size{nearest(size, SIZES)}; known: {', '.join(SIZES)}")
+    host = host or ("sam2" if vos else first_present(HOSTS))
     if host not in HOSTS:
         raise ModelLoadError(
             f"random:{size}: unknown host {host!r}{nearest(host, HOSTS)}; expected one of {', '.join(HOSTS)}"
@@ -123,14 +127,13 @@ def build_sam21(size: str, host: str, vos: bool = False) -> Any:
         host: "sam2" or "transformers". vos: build the compiling predictor, see `load_model`.
 
     Raises:
-        ModelLoadError: the library is missing.
+        MissingLibraryError: the library is not installed.
     """
     if host == "sam2":
         return _stock(f"configs/sam2.1/sam2.1_hiera_{_STOCK[size]}.yaml", None, vos)
-    try:
-        from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sam2VisionConfig
-    except ImportError as error:
-        raise ModelLoadError(f"transformers is not installed ({error}); pip install 'surgery[transformers]'") from error
+    require("transformers")
+    from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sam2VisionConfig
+
     width, heads, blocks, globals_, windows, background = _HIERA[size]
     widths = [width << stage for stage in range(4)]
     backbone = Sam2HieraDetConfig(
@@ -176,11 +179,10 @@ def random_weights(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[s
 
 
 def _stock(config: str, checkpoint: str | None, vos: bool = False, weights: bool = True) -> Any:
-    try:
-        from hydra.errors import MissingConfigException
-        from sam2.build_sam import build_sam2_video_predictor
-    except ImportError as error:
-        raise ModelLoadError(f"the sam2 package is not installed ({error}); see the README for the command") from error
+    require("sam2")
+    from hydra.errors import MissingConfigException
+    from sam2.build_sam import build_sam2_video_predictor
+
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise ModelLoadError(f"no checkpoint at {checkpoint!r}")
     if not weights:
@@ -197,10 +199,9 @@ def _stock(config: str, checkpoint: str | None, vos: bool = False, weights: bool
 
 
 def _pretrained(spec: str, weights: bool) -> Any:
-    try:
-        from transformers import Sam2VideoConfig, Sam2VideoModel
-    except ImportError as error:
-        raise ModelLoadError(f"transformers is not installed ({error}); pip install 'surgery[transformers]'") from error
+    require("transformers")
+    from transformers import Sam2VideoConfig, Sam2VideoModel
+
     if not Path(spec).is_dir() and spec.count("/") != 1:
         raise ModelLoadError(f"{spec!r} is not a model: expected {_FORMS}{nearest(spec, ['demo', *_sizes()])}")
     if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():

@@ -8,12 +8,23 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def declared(extra: str | None) -> set[str]:
+    """Names of the libraries that an extra installs, with those of the extras it takes in; None: the core."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (block,) = re.findall(rf"^{extra or 'dependencies'} = \[(.*?)\]$", text, re.M | re.S)
+    found: set[str] = set()
+    for name, taken in re.findall(r'"([\w-]+)(?:\[([\w,]+)\])?[^"]*"', block):
+        found |= set().union(*map(declared, taken.split(","))) if taken else {name}
+    return found
 
 
 def _make(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -47,13 +58,33 @@ def test_the_wheel_holds_the_package_and_its_recipes_and_nothing_else(wheel: zip
     assert not [name for name in names if "test" in Path(name).name or name.endswith((".pyc", ".so"))]
 
 
+def test_the_wheel_is_typed_and_holds_what_ships(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    assert {"surgery/py.typed", "surgery/demo/weights.safetensors"} <= names
+    adapters = {f"surgery/_adapters/{path.relative_to(ROOT / 'adapters')}" for path in ROOT.glob("adapters/*/*")}
+    assert adapters and adapters <= names
+
+
 def test_the_wheel_names_its_licence_and_its_command(wheel: zipfile.ZipFile) -> None:
     (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     text = wheel.read(metadata).decode()
     assert "License-Expression: Apache-2.0" in text
+    assert "Name: sam-surgery" in text
     assert "Requires-Dist: sam2" not in text  # its build needs torch: it must never be pulled in by `pip install`
     assert wheel.read(metadata.replace("METADATA", "licenses/LICENSE")) == (ROOT / "LICENSE").read_bytes()
-    assert b"surgery = surgery.cli.main:main" in wheel.read(metadata.replace("METADATA", "entry_points.txt"))
+    assert b"surgery = surgery.cli:run" in wheel.read(metadata.replace("METADATA", "entry_points.txt"))
+
+
+def test_the_source_distribution_is_what_the_wheel_is_built_from(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("sam_surgery-*.tar.gz")
+    with tarfile.open(path) as archive:
+        tops = {name.split("/")[1] for name in archive.getnames()}
+    assert {"surgery", "recipes", "adapters", "README.md", "LICENSE", "pyproject.toml"} <= tops
+    assert not tops & {"tests", "benchmarks", "docs"}
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -126,7 +157,7 @@ class TestMake:
         torch, sam2, own = log.read_text().splitlines()
         assert re.search(r"setuptools wheel .* torch torchvision$", torch)
         assert sam2.endswith("sam2==1.1.0")
-        assert own.endswith("-e .[transformers,dev]")
+        assert own.endswith("-e .[dev]")
 
         log.unlink()
         done = _make("setup", cwd=bare)
@@ -144,6 +175,7 @@ def test_ci_runs_the_readmes_own_commands() -> None:
     assert "set -euo pipefail" in text
     assert re.search(r"^make lint$", text, re.M)
     assert re.search(r"^make test$", text, re.M)
+    assert re.search(r"^\.venv/bin/python \.ci/new_user\.py$", text, re.M) and (ROOT / ".ci/new_user.py").is_file()
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
 
 

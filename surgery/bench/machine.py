@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "transformers", "sam2", "numpy", "surgery")
+from surgery import __version__
+
+_PACKAGES = ("torch", "transformers", "sam2", "numpy")
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def _processor() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"surgery": __version__}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.bench.settings import BenchmarkError
+from surgery.missing import require
 
 Row = dict[str, Any]
 Document = dict[str, Any]
@@ -102,6 +103,7 @@ def plot(documents: Sequence[tuple[str, Document]], path: Path) -> None:
     Raises:
         BenchmarkError: no document has rows.
     """
+    require("matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")

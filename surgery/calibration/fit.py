@@ -29,6 +29,7 @@ from surgery.calibration.replay import OBJECTIVES, Sample, segments, student_err
 from surgery.calibration.stages import StageRegressions
 from surgery.errors import CalibrationError, ModelStateError, nearest
 from surgery.hosts.base import HostView, Watcher
+from surgery.missing import require
 from surgery.routing.shortcut import IdentityShortcut
 from surgery.tracking import track
 
@@ -100,6 +101,7 @@ def fit_shortcut(
         CalibrationError: features or loss that are not finite (the last good weights stay, and are saved), or a
             checkpoint of another run.
     """
+    require("accelerate")
     from accelerate import Accelerator
 
     settings = settings or FitSettings()

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from surgery.missing import require
+
 
 def draw(report: dict[str, Any], folder: Path) -> list[Path]:
     """Draw what a calibration report (`CalibrationReport.as_dict()`) holds into PNG files; return their paths."""
+    require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

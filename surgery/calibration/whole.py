@@ -25,6 +25,7 @@ from surgery.calibration.report import CalibrationReport
 from surgery.calibration.search import SearchResult, predict, search, settings_of
 from surgery.describe import calibrated
 from surgery.errors import CalibrationError, PromptError
+from surgery.missing import require
 from surgery.operate import retune
 from surgery.recipe import CalibrationSettings, Recipe
 from surgery.routing.shortcut import IdentityShortcut
@@ -74,6 +75,7 @@ def calibrate(
             `if_missed="raise"`, a promise that no setting keeps (`error.report` holds what was found).
         and whatever `sparsify` raises. After any of these the model is as it was.
     """
+    require("accelerate", *(["rich"] if progress else []))
     before = _Before(model)
     try:
         with progress_bar(progress) as bars:

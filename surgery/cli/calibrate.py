@@ -9,6 +9,7 @@ import click
 
 from surgery.cli.common import Command, err, model_options, out, print_json
 from surgery.errors import AdapterError
+from surgery.missing import require
 
 _OBJECTIVES = click.Choice(["memory", "stage", "masks"])
 
@@ -63,6 +64,7 @@ def calibrate(
     from surgery.calibration import PromiseError
     from surgery.calibration import calibrate as run
 
+    require("matplotlib")
     target = _target(folder)
     model, chosen, fit = _prepared(spec, host, device, recipe, overrides, steps, objective, seed)
     reports = Path(report_to) if report_to is not None else target.with_name(target.name + "-report")

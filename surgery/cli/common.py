@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from surgery.cli.stops import Stopped, stoppable
@@ -27,7 +28,7 @@ class Failure(click.ClickException):
     exit_code = 1
 
     def show(self, file: Any = None) -> None:
-        err.print(f"[bold red]error:[/] {self.message}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(self.message)}", highlight=False, soft_wrap=True)
 
 
 class Command(click.Command):
@@ -63,12 +64,17 @@ def print_json(data: Any) -> None:
     sys.stdout.write("\n")
 
 
+host_option = click.option(
+    "--host",
+    type=click.Choice(["sam2", "transformers"]),
+    help="Host library, for MODEL demo and random:SIZE; default: sam2 where it is installed, else transformers.",
+)
+
+
 def model_options(function: F) -> F:
     """`--host` and `--device`."""
     function = click.option("--device", help="torch device; default: CUDA when there is one, else the CPU.")(function)
-    return click.option(
-        "--host", type=click.Choice(["transformers", "sam2"]), help="Host library, for MODEL demo; default sam2."
-    )(function)
+    return host_option(function)
 
 
 def recipe_options(default: str | None) -> Callable[[F], F]:

@@ -10,7 +10,7 @@ import click
 import numpy as np
 from rich.table import Table
 
-from surgery.cli.common import Command, err, out, print_json, progress
+from surgery.cli.common import Command, err, host_option, out, print_json, progress
 
 PUBLISHED = "published-base-plus"
 """Recipe with the thresholds of the released code; without its weights the shortcut is the identity."""
@@ -25,11 +25,11 @@ _COLUMNS = ("", "J&F", "J", "F", "ms/frame", "windows", "keys")
 @click.option("--clips", default=3, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--frames", default=24, show_default=True, type=click.IntRange(2, 1000))
 @click.option("--difficulty", default="medium", show_default=True, type=click.Choice(["easy", "medium", "hard"]))
-@click.option("--host", default="sam2", show_default=True, type=click.Choice(["sam2", "transformers"]))
+@host_option
 @click.option("--seed", default=0, show_default=True, help="First held-out clip.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def demo(
-    folder: str, recipe: str, overrides: tuple[str, ...], clips: int, frames: int, difficulty: str, host: str,
+    folder: str, recipe: str, overrides: tuple[str, ...], clips: int, frames: int, difficulty: str, host: str | None,
     seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Track synthetic clips with the embedded model, stock and under surgery, and show the difference."""
@@ -38,6 +38,7 @@ def demo(
     from surgery.demo import model as demo_model
     from surgery.demo.page import arms, write_page
     from surgery.demo.show import calibrated, run
+    from surgery.hosts import view_of
     from surgery.recipe import Recipe
 
     trained = demo_model.WEIGHTS.is_file()
@@ -72,7 +73,7 @@ def demo(
         "dense_frames": result.dense_frames,
         "recipe": chosen.metadata.name,
         "adapter": adapter.name if adapter is not None else None,
-        "host": host,
+        "host": view_of(model).name,
         "clips": clips,
         "frames": frames,
         "difficulty": difficulty,

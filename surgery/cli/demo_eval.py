@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from surgery.cli.common import Command, out, print_json, progress
+from surgery.cli.common import Command, host_option, out, print_json, progress
 
 _PROMPTS = click.Choice(["mask", "box", "point"])
 _LEVELS = click.Choice(["easy", "medium", "hard"])
@@ -19,14 +19,14 @@ _LEVELS = click.Choice(["easy", "medium", "hard"])
 @click.option("--frames", default=24, show_default=True, type=click.IntRange(2, 1000))
 @click.option("--difficulty", default="medium", show_default=True, type=_LEVELS)
 @click.option("--prompt", default="mask", show_default=True, type=_PROMPTS)
-@click.option("--host", default="sam2", show_default=True, type=click.Choice(["sam2", "transformers"]))
+@host_option
 @click.option("--recipe", default="balanced", show_default=True, help="Recipe name or YAML path.")
 @click.option("--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable.")
 @click.option("--seed", default=0, show_default=True, help="First held-out clip.")
 @click.option("--weights", type=click.Path(), help="Other weights of the demo architecture (stock key names).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def demo_eval(
-    clips: int, frames: int, difficulty: str, prompt: str, host: str, recipe: str, overrides: tuple[str, ...],
+    clips: int, frames: int, difficulty: str, prompt: str, host: str | None, recipe: str, overrides: tuple[str, ...],
     seed: int, weights: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Score the embedded model on held-out clips, stock and under RECIPE side by side.
@@ -40,6 +40,7 @@ def demo_eval(
     from surgery import __version__
     from surgery.demo import model as demo_model
     from surgery.demo.show import calibrated, run
+    from surgery.hosts import view_of
     from surgery.recipe import Recipe
 
     chosen, adapter = calibrated(recipe, overrides) if weights is None else (Recipe.load(recipe, overrides), None)
@@ -58,7 +59,7 @@ def demo_eval(
         "frames": frames,
         "difficulty": difficulty,
         "prompt": prompt,
-        "host": host,
+        "host": view_of(model).name,
         "seed": seed,
         "surgery": __version__,
         "torch": torch.__version__,

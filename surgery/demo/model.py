@@ -7,14 +7,15 @@ Where stock `sam2` fixes a size in code (decoder MLP 2048, IoU head 256, depth 2
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from surgery.errors import SurgeryError, nearest
+from surgery.missing import first_present, require
 
 if TYPE_CHECKING:
     import torch
 
-Host = Literal["transformers", "sam2"]
+Host = Literal["sam2", "transformers"]
 
 IMAGE_SIZE = 256
 """Side of the model's input in pixels: a stage-3 grid of 16 x 16 tokens, so 4 x 4 windows of 4 x 4."""
@@ -40,30 +41,28 @@ class DemoError(SurgeryError):
     """The demo model or its weights cannot be had."""
 
 
-def build(host: Host = "transformers", vos: bool = False, seed: int = 0) -> Any:
+def build(host: Host | None = None, vos: bool = False, seed: int = 0) -> Any:
     """Return the demo model with random weights, fp32, on the CPU, in eval mode.
 
     Args:
-        host: `"transformers"` gives a `Sam2VideoModel`, `"sam2"` a `SAM2VideoPredictor`.
+        host: `"transformers"` gives a `Sam2VideoModel`, `"sam2"` a `SAM2VideoPredictor`; None the sam2 one where it is
+            installed, else the other.
         vos: with `"sam2"`, give the compiling `SAM2VideoPredictorVOS` instead.
         seed: of the random weights. The two hosts draw them differently; see `surgery.demo.keymap`.
 
     Raises:
         DemoError: the host is unknown, or `vos` is asked of transformers.
-        ImportError: the host library is not installed.
+        MissingLibraryError: the host library is not installed.
     """
     import torch
 
-    if host not in get_args(Host):
-        raise DemoError(f"host {host!r} is not one of {', '.join(get_args(Host))}{nearest(str(host), get_args(Host))}")
-    if vos and host != "sam2":
-        raise DemoError("vos=True needs host='sam2': only stock sam2 has a VOS predictor")
+    host = _chosen(host, vos)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _build_sam2(vos) if host == "sam2" else _build_transformers()
 
 
-def load(host: Host = "transformers", vos: bool = False, weights: str | Path | None = None) -> Any:
+def load(host: Host | None = None, vos: bool = False, weights: str | Path | None = None) -> Any:
     """Return the demo model with its trained weights; other arguments as in `build`.
 
     With point and box prompts both hosts give the same masks. A mask prompt they store differently: stock sam2 takes
@@ -75,9 +74,11 @@ def load(host: Host = "transformers", vos: bool = False, weights: str | Path | N
 
     Raises:
         DemoError: the weights file is missing or does not fit the architecture.
+        MissingLibraryError: the host library is not installed.
     """
     path = Path(weights) if weights is not None else WEIGHTS
     state = read_weights(path)
+    host = _chosen(host, vos)
     model = build(host, vos)
     if host == "transformers":
         from surgery.demo.keymap import to_transformers
@@ -104,6 +105,19 @@ def processor() -> Any:
     from surgery.hosts.transformers_video import new_processor
 
     return new_processor(IMAGE_SIZE)
+
+
+def _chosen(host: Host | None, vos: bool) -> Host:
+    """The host to build in, once it is known to be there."""
+    hosts = get_args(Host)
+    if host is None:
+        host = "sam2" if vos else cast(Host, first_present(hosts))
+    if host not in hosts:
+        raise DemoError(f"host {host!r} is not one of {', '.join(hosts)}{nearest(str(host), hosts)}")
+    if vos and host != "sam2":
+        raise DemoError("vos=True needs host='sam2': only stock sam2 has a VOS predictor")
+    require(host)
+    return host
 
 
 def _build_transformers() -> Any:

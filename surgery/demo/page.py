@@ -25,13 +25,13 @@ def arms(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def write_page(path: Path, summary: dict[str, Any], run: DemoRun) -> None:
     """Write the page of a run that has a trace; `summary` as in summary.json. Raises OSError."""
     stock, sparse, clips = summary["dense"], summary["sparse"], summary["clips"]
-    ratio, interval = speedup(run.dense.ms, run.sparse.ms)
+    ratio, interval = speedup((run.dense.ms, run.sparse.ms))
     document = Document("SAM 2 under surgery: the demo")
     document.section("Result")
     document.headline(
         tracked_twice("A miniature SAM 2", f"{clips} synthetic clip{'s' * (clips != 1)}", summary["recipe"]),
         [
-            speed_tile(ratio, interval, stock["ms_per_frame"], sparse["ms_per_frame"]),
+            speed_tile(ratio, interval or (), stock["ms_per_frame"], sparse["ms_per_frame"]),
             quality_tile(sparse["j_and_f"] - stock["j_and_f"], (), stock["j_and_f"], sparse["j_and_f"]),
             work_tile(sparse["windows_kept"], sparse["keys_kept"]),
         ],

@@ -22,6 +22,7 @@ from surgery.demo.clips import Difficulty, make_clip
 from surgery.demo.feed import HELD_OUT, LEVEL_MIX, Feed, FeedPlan
 from surgery.demo.learner import Weights, roll, set_image_size
 from surgery.demo.model import build
+from surgery.missing import require
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Trainer:
     """One training run: model, averaged model, optimiser and their files."""
 
     def __init__(self, options: Options) -> None:
+        require("accelerate", "rich")
         from accelerate import Accelerator
         from accelerate.utils import set_seed
 

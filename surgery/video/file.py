@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surgery.errors import VideoError
+from surgery.missing import require
 from surgery.video.container import missing_bytes
 from surgery.video.rgb import Frame
 
@@ -40,6 +41,7 @@ class FileReader:
     names: tuple[str, ...] | None = None
 
     def __init__(self, path: Path) -> None:
+        require("av")
         self.name = path.stem
         self._path = path
         try:

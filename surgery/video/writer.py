@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from surgery.errors import VideoError
+from surgery.missing import require
 from surgery.video.rgb import Frame, require_rgb
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class VideoWriter:
             raise VideoError(f"{self.path}: the folder {self.path.parent} does not exist, expected one to write into")
         if not (math.isfinite(fps) and 0.01 <= fps <= 1000):
             raise VideoError(f"{self.path}: fps is {fps}, expected 0.01 to 1000 frames per second")
+        require("av")
         self.codec = _pick_codec()
         self.num_frames = 0
         self._rate = Fraction(fps).limit_denominator(_NTSC)
