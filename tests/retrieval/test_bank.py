@@ -120,7 +120,7 @@ def test_what_is_remembered_does_not_grow_with_the_video(stride: int, reverse: b
 
 
 class SlowModel:
-    """The rule without the released code's slips, in sets and loops: keyed by frame id, nothing assumed about the bank's shape."""
+    """The rule in sets and loops: keyed by frame id, nothing assumed about the bank's shape."""
 
     def __init__(self, stride: int, middle: int) -> None:
         self.stride, self.middle = stride, middle
