@@ -15,7 +15,10 @@ SEED = HELD_OUT + 7
 """The demo model was trained on no clip of this number or above."""
 
 
-def main(path: Path = Path(__file__).with_name("clip.mp4")) -> None:
+PATH = Path(__file__).with_name("clip.mp4")
+
+
+def main(path: Path = PATH) -> None:
     """Write the clip and print the box around its object on the first frame."""
     clip = make_clip(SEED, frames=20, size=256, difficulty="medium", objects=1)
     write_video(path, clip.frames, fps=12)
