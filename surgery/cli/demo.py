@@ -140,7 +140,7 @@ def _page(summary: dict[str, Any], pictures: list[Any], target: Path) -> None:
         "J&F against exact masks, mean over objects; ms/frame is the median on this machine; windows: stage-3 windows "
         "computed, keys: spatial memory keys read, of all. A miniature at 256 px "
         "has little to save: the fixed costs of a frame weigh more than the skipped windows. At 1024 px the balance is "
-        "another one, see benchmarks/README.md."
+        "another one, see docs/benchmarks.md."
     )
     page.heading("Which windows were computed")
     page.text("Left stock, right under surgery. Dark windows were skipped and reuse their last output.")
