@@ -1,6 +1,6 @@
 """Quality against speed on the demo model, and what each operation beyond the published method costs and saves.
 
-    python benchmarks/curve.py --clips 16            # quality-speed.json and docs/images/quality-speed.svg
+    python benchmarks/curve.py --clips 16            # quality-speed.json and benchmarks/images/quality-speed.svg
     python benchmarks/curve.py --beyond --clips 20   # beyond-demo.json
 
 Quality: J&F against ground truth on held-out synthetic clips, prompted by masks. Speed: the operations that SAM 2.1
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--difficulties", default=",".join(DIFFICULTIES))
     parser.add_argument("--beyond", action="store_true", help="the operations one after another, medium difficulty")
     parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "images" / "quality-speed.svg")
+    parser.add_argument("--plot", type=Path, default=ROOT / "benchmarks" / "images" / "quality-speed.svg")
     options = parser.parse_args()
     torch.set_num_threads(1)
     out = (

@@ -2,12 +2,12 @@
 
     python benchmarks/speed.py --models tiny,base-plus --hosts sam2,transformers --frames 10 --threads 2
     python benchmarks/speed.py --device cuda --precision fp32,bf16 --compile none,all --baseline stock,vos
-    python benchmarks/speed.py --page docs/benchmarks.md --plot docs/images/speed.svg
+    python benchmarks/speed.py --page benchmarks/README.md --plot benchmarks/images/speed.svg
 
 One process, one session per model, frame by frame in rotating order; the memory banks are filled once per combination
 of model, host, baseline, precision, compile and objects, and all shares are measured on the same running sessions.
 Weights are random: speed does not depend on them. Rows are written as soon as a share is done, and the same command
-goes on where it was stopped. docs/benchmarks.md says what the columns mean.
+goes on where it was stopped. benchmarks/README.md says what the columns mean.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The operations of a recipe, field by field, and what calibration may do with them.
 
-Operation types live in one registry, `OPERATIONS`; a new one is a pydantic model and one line there.
+Operation types live in one registry, `OPERATIONS`. CONTRIBUTING.md lists what else a new one needs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Settings(BaseModel):
 
 
 class ShortcutSettings(Settings):
-    """The branch that stands in for the routed span on skipped windows (paper section 3.2)."""
+    """The branch that stands in for the routed span on skipped windows (Efficient-SAM2, section 3.2)."""
 
     type: Literal["bottleneck", "identity", "ffn", "attention"] = "bottleneck"
 
@@ -55,7 +55,7 @@ class RefreshSettings(Settings):
 
 
 class SparseWindowRouting(Settings):
-    """Sparse Window Routing: only windows near the object run through the middle encoder blocks (paper section 3.2)."""
+    """Sparse Window Routing: only windows near the object run through the middle blocks (Efficient-SAM2, 3.2)."""
 
     type: Literal["sparse_window_routing"] = "sparse_window_routing"
     windows: Literal["object", "all"] = Field("object", description="all: every window on every frame (exact)")
@@ -170,7 +170,7 @@ class SparseWindowRouting(Settings):
 
 
 class SparseMemoryRetrieval(Settings):
-    """Sparse Memory Retrieval: older memory frames keep only the tokens that mattered (paper section 3.3)."""
+    """Sparse Memory Retrieval: older memory frames keep only the tokens that mattered (Efficient-SAM2, section 3.3)."""
 
     type: Literal["sparse_memory_retrieval"] = "sparse_memory_retrieval"
     keep: Fraction = Field(0.05, description="share of the tokens kept of each pruned memory frame; 1: all (exact)")

@@ -132,7 +132,7 @@ def student_error(view: HostView, samples: list[Sample], objective: str) -> Tens
     """Error of the routed model over a segment whose first frame is dense, 0-d, with gradient to the shortcut.
 
     Args:
-        objective: "memory": the memory-conditioned stride-16 feature given the teacher's own memory (spec section 3);
+        objective: "memory": the memory-conditioned stride-16 feature given the teacher's own memory (published);
             "stage": the span's output; "masks": the decoder's mask logits, as binary KL divergence. The first two are
             mean squared errors relative to the variance of the teacher's feature.
 

@@ -90,7 +90,7 @@ class SpanBlock(HieraBlock):
         return tokens + self.mlp(self._norm2(tokens))  # type: ignore[attr-defined]
 
     def _published_global(self, tokens: Tensor, route: Route, kwargs: dict[str, Any]) -> Tensor:
-        """Global attention among real tokens; padding is reset to zero afterwards (spec 1.2)."""
+        """Global attention among real tokens; padding is reset to zero afterwards, as in the released code."""
         assert route.real is not None
         real = tokens.index_select(1, route.real)
         real = real + self._attend(self._norm1(real), kwargs)

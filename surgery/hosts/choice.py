@@ -176,7 +176,7 @@ def lost_object(settings: SparseWindowRouting, state: VideoState, objects: dict[
 
 
 def saliency_maps(view: HostView, evidence: list[Evidence]) -> Tensor:
-    """[n, H * W]: per object the mean over the decoder's token-to-image attentions (spec 1.3)."""
+    """[n, H * W]: per object the mean over the decoder's token-to-image attentions."""
     maps = []
     for item in evidence:
         layers = []

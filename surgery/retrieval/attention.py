@@ -1,4 +1,4 @@
-"""Cross-attention over a subset of memory rows, with positions by explicit index (spec 4.3, last block)."""
+"""Cross-attention over a subset of memory rows, with positions by explicit index."""
 
 from __future__ import annotations
 

@@ -36,8 +36,7 @@ class ObjectMemory:
 
     offsets: per frame and layer, 0-d, minus the log of the share of the frame's attention that its kept tokens held:
     added to their logits, they weigh as much as the whole frame did. measured: tracked frames measured since the
-    direction was last entered; with a warm-up, pruning waits until it reaches the bank's middle length, as published
-    (spec 4.3).
+    direction was last entered; with a warm-up, pruning waits until it reaches the bank's middle length, as published.
     """
 
     frames: dict[int, list[Tensor]] = field(default_factory=dict)

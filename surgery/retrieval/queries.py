@@ -1,7 +1,7 @@
 """Query routing: memory attention runs for tokens that changed or may hold the object; the others keep their output.
 
 In self-attention the other tokens stay keys, by the input they last had in that layer: among the queries alone, an
-object loses its surroundings (docs/tiles-and-queries.md has the measurement). Positions are explicit indices into the
+object loses its surroundings (benchmarks/README.md has the measurement). Positions are explicit indices into the
 token grid, for queries and keys alike.
 """
 

@@ -1,4 +1,4 @@
-"""Which tokens of a memory frame mattered when it was first read (paper section 3.3, spec 4.2)."""
+"""Which tokens of a memory frame mattered when it was first read (Efficient-SAM2, arXiv 2602.08224, section 3.3)."""
 
 from __future__ import annotations
 

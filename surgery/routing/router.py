@@ -1,4 +1,4 @@
-"""Which windows the next frame needs (Efficient-SAM2 section 3.2, spec 1.3).
+"""Which windows the next frame needs (Efficient-SAM2, arXiv 2602.08224, section 3.2).
 
 Pure functions of tensors: evidence of the previous frame in, window ids out.
 """

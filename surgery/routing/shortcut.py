@@ -1,4 +1,4 @@
-"""The branch that stands in for the routed span on skipped windows (spec section 2).
+"""The branch that stands in for the routed span on skipped windows (Efficient-SAM2, arXiv 2602.08224, section 3.2).
 
 Every branch maps tokens [N, C] to tokens [N, C] and starts as the identity (its last projection is zero), so an
 untrained one is harmless. `pointwise` branches treat tokens one by one; the others see them window by window.
@@ -54,7 +54,7 @@ class _Residual(Shortcut):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """The identity: the last projection is zero. The first is drawn as the released one was (spec section 2)."""
+        """The identity: the last projection is zero. The first is drawn as in the released code."""
         self.norm.reset_parameters()
         nn.init.kaiming_uniform_(self.down_project.weight, nonlinearity="relu", generator=generator)
         for still in (self.down_project.bias, self.up_project.weight, self.up_project.bias):

@@ -1,4 +1,4 @@
-"""One routed pass through the span: pack, run the blocks on the chosen windows, unpack (spec 1.2).
+"""One routed pass through the span: pack, run the blocks on the chosen windows, unpack.
 
 A span is `(entry, exit, blocks)`: at the entry the stage-3 map is split into chosen and skipped windows, the blocks up
 to the exit see the chosen ones only, and the exit block (the last global one) sees the whole map again.
@@ -83,8 +83,8 @@ def make_route(
         windows: ids to compute.
         device: where the feature map lives.
         memory: the video's span memory for the temporal shortcut, or None for the published shortcut.
-        published_padding: pad before the first norm and let padding take part in the residual stream, as the published
-            code does (spec 1.2, padding quirk).
+        published_padding: pad before the first norm and let padding take part in the residual stream, as the released
+            code does for base+.
         with_rest_packing: also build the packing of skipped windows (for shortcuts that are not pointwise).
         tiles: the same windows' route through the blocks before the span; `memory` is then None.
         late: the same windows' route through stage 4, or None to run it whole.

@@ -49,7 +49,7 @@ def test_counting_leaves_the_model_as_it_was(host: str) -> None:
 
 
 def test_base_plus_matches_the_published_counts() -> None:
-    """Spec 1.2: encoder 645 GFLOP, 303 with 2 of 25 windows; spec 6: memory attention 605.6 to 274.0, unmeasured."""
+    """Encoder 645 GFLOP, 303 with 2 of 25 windows; memory attention 605.6 to 274.0, unmeasured."""
     model = surgery.sparsify(load_model("random:base-plus"), "published-large")
     view = require_view(model)
     dense = predicted(view, None, None)

@@ -212,7 +212,7 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
 def test_the_page_holds_the_rows_of_the_committed_files() -> None:
     speed = script()
     files = [(f"benchmarks/results/{path.name}", read_matrix(path)) for path in speed.matrices(speed.RESULTS)]
-    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    assert filled(page, sections(files)) == page, "run: python benchmarks/speed.py --page docs/benchmarks.md"
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert filled(page, sections(files)) == page, "run: python benchmarks/speed.py --page benchmarks/README.md"
     with pytest.raises(BenchmarkError, match="lacks the markers"):
         filled("no markers", sections(files))

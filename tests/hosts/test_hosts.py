@@ -228,7 +228,7 @@ def test_hosts_agree(reverse: bool, conditioning: int, windows: tuple[int, ...],
 
 @pytest.mark.parametrize("stride", [2, 3])
 def test_memory_stride_of_stock_sam2(stride: int) -> None:
-    """Pruning starts at frame 5 r + 2 (spec 4.3) and only frames that are read again are measured."""
+    """Pruning starts at frame 5 r + 2 and only frames that are read again are measured."""
     driver = make("sam2")
     driver.model.memory_temporal_stride_for_eval = stride
     frames = 5 * stride + 5

@@ -139,7 +139,7 @@ def test_measure_notes_the_salient_tokens_of_the_newest_frame_alone(heads: int, 
 
 
 def test_a_bias_makes_the_kept_tokens_weigh_as_the_whole_frame_did() -> None:
-    """Spec 4.3 drops the weight of what it drops: two equal frames, one pruned to a fifth, no longer count the same."""
+    """Published pruning loses weight: two equal frames, one pruned to a fifth, no longer count the same."""
     parts, (cos, sin) = projections(1), tables(TOKENS, CHANNELS // 2)
     memory = randn(1, MEMORY, seed=1).repeat(2 * TOKENS, 1)  # every key alike: attention is uniform
     value = torch.cat([torch.zeros(TOKENS, MEMORY), randn(1, MEMORY, seed=2).expand(TOKENS, MEMORY)])

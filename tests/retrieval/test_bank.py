@@ -1,4 +1,4 @@
-"""Which keys are read: `plan_keys` against slow models of spec 4.3 on whole videos and on random banks."""
+"""Which keys are read: `plan_keys` against slow models of the published rule on whole videos and on random banks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def step(chunks: Bank, memory: ObjectMemory, pointers: int = 4, **other: Any) ->
 
 
 def stock_bank(frame: int, stride: int, reverse: bool = False, conditioning: int = 1) -> Bank:
-    """Memory frames of a video that starts at 0 (spec 4.1); mirrored for reverse tracking."""
+    """Memory frames of a video that starts at 0; mirrored for reverse tracking."""
     near = (frame - 2) // stride * stride
     past = [near - j * stride for j in (4, 3, 2, 1, 0)] + [frame - 1]
     return [None] * conditioning + [-known if reverse else known for known in past if known >= 1]
@@ -71,7 +71,7 @@ def stock_bank(frame: int, stride: int, reverse: bool = False, conditioning: int
 @pytest.mark.parametrize("conditioning", [1, 3])
 @pytest.mark.parametrize("stride", [1, 2, 3, 5])
 def test_a_video_reads_what_the_published_queue_reads(stride: int, conditioning: int, reverse: bool) -> None:
-    """Spec 4.2 and 4.3: a queue of five; when full, the five middle frames of the next frame read its masks only."""
+    """As published: a queue of five; when full, the five middle frames of the next frame read its masks only."""
     memory, queue, first = ObjectMemory(), deque[int](maxlen=5), None
     for frame in range(1, 7 * stride + 4):
         bank, pointers = stock_bank(frame, stride, reverse, conditioning), min(4 * frame, 16)
@@ -97,7 +97,7 @@ def test_a_video_reads_what_the_published_queue_reads(stride: int, conditioning:
 
 
 def test_the_published_share_of_keys() -> None:
-    """Stride 1, full bank: 2 * 4096 + 5 * 204 = 9,212 spatial keys a layer (spec 4.3)."""
+    """Stride 1, full bank: 2 * 4096 + 5 * 204 = 9,212 spatial keys a layer."""
     memory = ObjectMemory({frame: [torch.arange(204)] * 4 for frame in range(5, 11)}, measured=9)
     made = plan([None, *range(5, 11)], memory, 64, tokens=4096, length=7 * 4096 + 64, layers=4, keep=0.05)
     assert made is not None
@@ -120,7 +120,7 @@ def test_what_is_remembered_does_not_grow_with_the_video(stride: int, reverse: b
 
 
 class SlowModel:
-    """The clean semantics (spec 8) in sets and loops: keyed by frame id, nothing assumed about the bank's shape."""
+    """The rule in sets and loops: keyed by frame id, nothing assumed about the bank's shape."""
 
     def __init__(self, stride: int, middle: int) -> None:
         self.stride, self.middle = stride, middle

@@ -18,7 +18,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def naive(query: torch.Tensor, key: torch.Tensor, stride: int) -> torch.Tensor:
-    """Spec 4.2 written out: softmax over this frame's tokens alone, mean over heads and every stride-th query."""
+    """Published saliency: softmax over this frame's tokens alone, mean over heads and every stride-th query."""
     rows = []
     for head in range(query.shape[0]):
         for index in range(0, query.shape[1], stride):

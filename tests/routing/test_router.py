@@ -135,7 +135,7 @@ def test_prompt_saliency_is_the_mean_softmax_of_the_leading_queries(
 
 
 def test_prompt_saliency_reads_seven_queries_by_default() -> None:
-    """Spec 1.3: object score, IoU, four masks and one prompt token; the eighth is dropped."""
+    """As in the released code: object score, IoU, four masks and one prompt token; the eighth is dropped."""
     projection = torch.nn.Identity()
     query, key = torch.randn(8, 4, generator=rng(0)), torch.randn(30, 4, generator=rng(1))
     seven = prompt_saliency(query, key, projection, projection, 2)

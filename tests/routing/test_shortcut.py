@@ -81,12 +81,12 @@ def test_released_weights_load_strictly_and_are_a_small_correction(channels: int
     given = torch.randn(200, channels, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         change = shortcut(given) - given
-    assert 0.1 < change.square().mean().sqrt() < 0.6, "spec section 2: rms 0.24 and 0.37 on unit inputs"
+    assert 0.1 < change.square().mean().sqrt() < 0.6, "the released weights: rms 0.24 and 0.37 on unit inputs"
     assert all(torch.equal(shortcut.state_dict()[key], value) for key, value in released.items())
 
 
 def test_the_bottleneck_is_the_published_formula() -> None:
-    """y = x + Up(ReLU(Down(LN(x)))), LN eps 1e-6 (spec section 2)."""
+    """y = x + Up(ReLU(Down(LN(x)))), LN eps 1e-6."""
     shortcut = make_shortcut("bottleneck", 8)
     state = {name: torch.randn(value.shape, dtype=torch.float64) for name, value in shortcut.state_dict().items()}
     shortcut.double().load_state_dict(state)

@@ -73,7 +73,7 @@ def test_cells_are_the_windows_a_pixel_falls_in(grid: WindowGrid, scale: int, se
 
 @pytest.mark.parametrize(("window", "cell"), [(14, 56), (16, 64)])
 def test_published_cells_of_the_1024_px_grid(window: int, cell: int) -> None:
-    """Spec 1.3: 56 or 64 pixels of the 256 x 256 masks; a mask that fills the map touches every window."""
+    """56 or 64 pixels of the 256 x 256 masks; a mask that fills the map touches every window."""
     grid = WindowGrid(64, 64, window)
     assert (grid.count, grid.padded) == ((25, True) if window == 14 else (16, False))
     assert bool(grid.cells(torch.ones(256, 256, dtype=torch.bool)).all())
