@@ -17,7 +17,7 @@ from surgery.report.sections import trace_part
 
 def arms(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Name and figures of every model that ran, stock first; `summary` as in summary.json."""
-    own = f"{summary['recipe']}, {'calibrated' if summary['adapter'] else 'not calibrated'}"
+    own = summary["recipe"] if summary["adapter"] else f"{summary['recipe']}, not calibrated"
     names = {"dense": "stock", "published": "published, identity shortcut", "sparse": own}
     return [(name, summary[key]) for key, name in names.items()]
 

@@ -380,7 +380,7 @@ class HostView(ABC):
         """Hub id (or path) and revision of the model, where the host knows them."""
 
     def span(self) -> SpanInfo:
-        """Find the routed span: everything after the stage change up to the last global block (spec 1.1).
+        """Find the routed span: everything after the stage change up to the last global block.
 
         Raises:
             UnsupportedModelError: no global block, or nothing windowed in front of it.

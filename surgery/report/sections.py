@@ -57,7 +57,7 @@ def eval_section(document: Document, result: Result, lead: bool) -> None:
     document.text(f"On {settings.get('dataset') or 'own data'}. From {result.path.name}.", "note")
     arms = [(name, summary[arm]) for arm, name in ARMS.items() if summary.get(arm)]
     document.table(
-        "Means over objects; milliseconds are the median of the sequences' medians; a dash: all",
+        "Means over objects; milliseconds are the median over all frames; a dash: all",
         [("run", ""), ("J&F", ".3f"), ("J", ".3f"), ("F", ".3f"), ("ms per frame", ".1f"), ("windows computed", ".0%"),
          ("memory keys read", ".0%")],
         [
