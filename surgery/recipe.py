@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from surgery.errors import RecipeError, nearest
 from surgery.operations import (
@@ -29,6 +29,7 @@ from surgery.operations import (
     SparseWindowRouting,
     TrimCaches,
 )
+from surgery.validation import explain
 
 __all__ = [
     "OPERATIONS",
@@ -101,7 +102,7 @@ class Recipe(Settings):
             try:
                 parsed.append(OPERATIONS[kind].model_validate(dict(entry)))
             except ValidationError as error:
-                raise ValueError(_explain(error, OPERATIONS[kind], f"operations.{kind}.")) from error
+                raise ValueError(explain(error, OPERATIONS[kind], f"operations.{kind}.")) from error
         kinds = [type(operation) for operation in parsed]
         if len(set(kinds)) != len(kinds):
             raise ValueError("each operation type may appear once")
@@ -242,7 +243,7 @@ class Recipe(Settings):
         try:
             return cls.model_validate(dict(data))
         except ValidationError as error:
-            raise RecipeError(f"{source}: {_explain(error, cls)}") from error
+            raise RecipeError(f"{source}: {explain(error, cls)}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, every field spelt out; `Recipe.from_dict` reads it back to an equal recipe."""
@@ -367,31 +368,3 @@ def _builtin() -> dict[str, Path]:
 def list_recipes() -> dict[str, str]:
     """Return `{name: description}` of the built-in recipes, sorted by name."""
     return {name: Recipe.load(path).metadata.description for name, path in _builtin().items()}
-
-
-def _explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """One line per problem: where, what was found, what was expected, the nearest valid key."""
-    lines = []
-    for problem in error.errors():
-        path = [str(part) for part in problem["loc"]]
-        where = prefix + ".".join(path)
-        if problem["type"] == "extra_forbidden":
-            valid = _fields_at(model, path[:-1])
-            lines.append(f"{where}: unknown key{nearest(path[-1], valid)}; valid: {', '.join(valid)}")
-        elif problem["type"] == "value_error":
-            lines.append(str(problem["ctx"]["error"]) if path in ([], ["operations"]) else f"{where}: {problem['msg']}")
-        elif problem["type"] == "missing":
-            lines.append(f"{where}: missing")
-        else:
-            lines.append(f"{where}: {problem['msg']}, got {problem['input']!r:.80}")
-    return "; ".join(lines)
-
-
-def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    current = model
-    for part in path:
-        annotation = current.model_fields[part].annotation if part in current.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        current = annotation
-    return [field.alias or name for name, field in current.model_fields.items()]
