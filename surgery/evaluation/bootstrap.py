@@ -32,5 +32,6 @@ def mean_interval(
          for at in range(0, draws, 500)]
     )  # fmt: skip
     tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    # Rounding must not carry the mean of equal values past them.
+    low, high = np.quantile(means, [tail, 1 - tail]).clip(array.min(), array.max())
     return float(low), float(high)
