@@ -62,7 +62,9 @@ def _problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> st
     if kind == "value_error":
         text = str(problem["ctx"]["error"])
         return text if text.startswith(where) else f"{where}: {text}"
-    text = f"{problem['msg']}, got {_SHORT.repr(value):.80}"
+    # Of a model pydantic names the class, which no user knows.
+    expected = "expected an object" if kind == "model_type" else problem["msg"]
+    text = f"{expected}, got {_SHORT.repr(value):.80}"
     if kind == "literal_error" and isinstance(value, str):
         text += nearest(value, re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
     return f"{where}: {text}" if where else text

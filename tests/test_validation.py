@@ -51,7 +51,7 @@ GOOD = {"size": 1.0}
         ({"inner": {**GOOD, "kind": "narow"}}, "got 'narow' (did you mean 'narrow'?)"),
         ({"inner": GOOD, "schema": 2}, "schema: Input should be 1, got 2"),
         ({"inner": GOOD, "rows": [GOOD] * 21}, "rows: expected at most 20, found 21"),
-        (3, "got 3"),
+        (3, "expected an object, got 3"),
     ],
 )
 def test_a_problem_is_told_with_its_place_and_the_nearest_choice(data: Any, message: str) -> None:
@@ -77,7 +77,7 @@ def test_a_prefix_says_where_the_data_lies() -> None:
         (b"[" * 100_000, "not JSON: "),
         (b'{"inner": {"size": NaN}}', "not JSON: NaN is not a JSON number"),
         (b'{"inner": {"size": 1e999}}', "inner.size: Input should be a finite number, got inf"),
-        (b"[]", "got []"),
+        (b"[]", "expected an object, got []"),
     ],
 )
 def test_a_file_that_cannot_be_taken_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
