@@ -24,8 +24,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     return "; ".join([*found, *([f"and {more} more"] if more else [])])
 
 
-def read_as(path: Path, model: type[BaseModel], raises: type[SurgeryError]) -> Any:
-    """The data of a JSON file that `model` accepts, as it stands there.
+def read_as(path: Path, model: type[BaseModel], raises: type[SurgeryError]) -> dict[str, Any]:
+    """The object in a JSON file that `model` accepts, as it stands there.
 
     Raises:
         raises: the file cannot be read, is not JSON, or does not fit; the message names the file and the key.
@@ -39,13 +39,14 @@ def read_as(path: Path, model: type[BaseModel], raises: type[SurgeryError]) -> A
     return check(data, model, path, raises)
 
 
-def check(data: Any, model: type[BaseModel], source: Path, raises: type[SurgeryError]) -> Any:
-    """`data`, which `model` accepts. Raises `raises`, with the key, when it does not."""
+def check(data: Any, model: type[BaseModel], source: Path, raises: type[SurgeryError]) -> dict[str, Any]:
+    """`data`, an object that `model` accepts. Raises `raises`, with the key, when it does not."""
     try:
         model.model_validate(data)
     except ValidationError as error:
         raise raises(f"{source}: {explain(error, model)}") from error
-    return data
+    found: dict[str, Any] = data
+    return found
 
 
 def _problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
