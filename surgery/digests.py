@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -21,12 +19,18 @@ def code_digest() -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """`"sha256:..."` over names, types, shapes and bytes of tensors, such as a model's state dict."""
+def weights_digest(state: Mapping[str, Any]) -> str:
+    """`"sha256:..."` over names, types, shapes and bytes of a model's state dict."""
     import torch
 
     total = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, value in sorted(state.items()):
+        if type(value) is torch.Tensor and not value.is_quantized:
+            total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            total.update(value.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            # Of a quantised layer: codes, scales and types, in containers of torch's.
+            written = io.BytesIO()
+            torch.save(value, written)
+            total.update(name.encode() + written.getvalue())
     return f"sha256:{total.hexdigest()}"
