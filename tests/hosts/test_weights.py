@@ -118,5 +118,5 @@ def test_offloaded_weights_name_accelerate() -> None:
 
     model = make("transformers").model
     cpu_offload(model.memory_attention, execution_device=torch.device("cpu"))
-    with pytest.raises(ModelStateError, match="offloaded .accelerate dispatch"):
+    with pytest.raises(ModelStateError, match=r"offloaded \(accelerate dispatch"):
         surgery.sparsify(model, "balanced")
