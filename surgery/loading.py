@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.errors import ModelLoadError, nearest
+from surgery.errors import ModelLoadError, about, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,7 +151,7 @@ def _stock(config: str, checkpoint: str | None, vos: bool = False) -> Any:
         from sam2.build_sam import build_sam2_video_predictor
     except ImportError as error:
         raise ModelLoadError(f"the sam2 package is not installed ({error}); see the README for the command") from error
-    if checkpoint is not None and not Path(checkpoint).is_file():
+    if checkpoint is not None and not os.path.isfile(checkpoint):
         raise ModelLoadError(f"no checkpoint at {checkpoint!r}")
     try:
         return build_sam2_video_predictor(config, checkpoint, device="cpu", vos_optimized=vos)
@@ -159,7 +160,7 @@ def _stock(config: str, checkpoint: str | None, vos: bool = False) -> Any:
             f"sam2 has no configuration {config!r}; expected configs/sam2.1/sam2.1_hiera_l.yaml"
         ) from error
     except Exception as error:
-        raise ModelLoadError(f"{config}+{checkpoint}: {error}") from error
+        raise ModelLoadError(about(f"{config}+{checkpoint}", error)) from error
 
 
 def _pretrained(spec: str) -> Any:
@@ -167,14 +168,14 @@ def _pretrained(spec: str) -> Any:
         from transformers import Sam2VideoModel
     except ImportError as error:
         raise ModelLoadError(f"transformers is not installed ({error}); pip install 'surgery[transformers]'") from error
-    if not Path(spec).is_dir() and spec.count("/") != 1:
+    if not os.path.isdir(spec) and spec.count("/") != 1:
         raise ModelLoadError(f"{spec!r} is not a model: expected {_FORMS}{nearest(spec, ['demo', *_sizes()])}")
     if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
         raise ModelLoadError(f"{spec}: no config.json, not a saved transformers model")
     try:
         return Sam2VideoModel.from_pretrained(spec)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelLoadError(f"{spec}: {error}") from error
+        raise ModelLoadError(about(spec, error)) from error
 
 
 def _sizes() -> list[str]:

@@ -282,7 +282,7 @@ def _require_enough(
 ) -> None:
     if clips and references and len(clips) + len(references) >= MIN_CLIPS:
         return
-    reasons = "".join(f"\n  {clip.name}: {clip.reason}" for clip in skipped)
+    reasons = "".join(f"\n  {clip}" for clip in skipped)
     raise CalibrationError(
         f"{len(clips)} usable clips to fit on and {len(references)} to measure on, expected at least one of each"
         + (f"; skipped {len(skipped)}:{reasons}" if skipped else "; give at least two clips")
@@ -360,7 +360,7 @@ def progress_bar(show: bool) -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, Any] = {}
 

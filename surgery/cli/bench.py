@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.table import Column, Table
 
-from surgery.cli.common import Command, err, model_options, out, print_json, progress, recipe_options
+from surgery.cli.common import Command, OutPath, err, loading, model_options, out, print_json, progress, recipe_options
 
 _SAM2 = {"precision": "bf16", "compile": "all"}
 _PLAIN = {"precision": "fp32", "compile": "none"}
@@ -47,7 +47,7 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
 @click.option("--long", "long_", default=0, metavar="N", help="Long run instead: N frames, memory over time.")
 @click.option("--seed", default=0, show_default=True, help="Of the synthetic clip.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: torch's.")
-@click.option("--out", "folder", default="bench", show_default=True, type=click.Path(file_okay=False))
+@click.option("--out", "folder", default="bench", show_default=True, type=OutPath(file_okay=False))
 @click.option("--again", is_flag=True, help="Measure cases that are in the folder already again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document.")
 def bench(
@@ -89,7 +89,7 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     store = Store(Path(folder))
-    with err.status(f"loading {model}"):
+    with loading(model):
         loaded = load_model(model, host, device)
     place = next(loaded.parameters()).device
     facts = machine(place)

@@ -11,7 +11,17 @@ from typing import Any
 import click
 from rich.table import Table
 
-from surgery.cli.common import Command, err, model_options, out, print_json, progress, recipe_options
+from surgery.cli.common import (
+    Command,
+    OutPath,
+    loading,
+    model_options,
+    noted,
+    out,
+    print_json,
+    progress,
+    recipe_options,
+)
 
 DATASETS = ("davis2016", "davis2017", "mose", "lvos", "sav", "ytvos", "folder")
 CONVENTIONS = ("davis2017", "vos-benchmark", "sav", "lvos", "after-prompt")
@@ -30,7 +40,7 @@ CONVENTIONS = ("davis2017", "vos-benchmark", "sav", "lvos", "after-prompt")
 @click.option("--convention", type=click.Choice(CONVENTIONS), help="Which frames count; default the data set's.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
 @click.option("--record", is_flag=True, help="Also write a trace of every sequence, for a player.")
-@click.option("--out", "folder", required=True, type=click.Path(file_okay=False), help="Folder for the results.")
+@click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Folder for the results.")
 @click.option("--json", "as_json", is_flag=True, help="Print eval.json on stdout.")
 def evaluate_command(
     model: str, root: str, dataset: str, split: str | None, sequences: tuple[str, ...], recipe: str | None,
@@ -59,7 +69,7 @@ def evaluate_command(
     opened = open_dataset(dataset, root, split)
     names = [part for text in sequences for part in text.split(",") if part] or None
     chosen = _recipe(recipe, overrides, adapter)
-    with err.status(f"loading {model}"):
+    with loading(model):
         loaded = load_model(model, host, device)
     if not dense_too and (chosen is not None or adapter is not None):
         # Nothing else needs the stock model, so it need not be copied.
@@ -89,7 +99,7 @@ def evaluate_command(
     for name in ("eval.json", "eval.csv"):
         out.print(f"  {Path(folder) / name}", highlight=False, soft_wrap=True)
     for arm, place in scores.head["predictions"].items():
-        out.print(f"  {Path(folder) / place}  [dim]masks, {arm}[/]", highlight=False, soft_wrap=True)
+        out.print(noted(f"  {Path(folder) / place}", f"masks, {arm}"), soft_wrap=True)
 
 
 def _recipe(recipe: str | None, overrides: tuple[str, ...], adapter: str | None) -> Any:

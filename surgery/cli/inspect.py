@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
-from surgery.cli.common import Command, err, model_options, out, print_json, recipe_options
+from surgery.cli.common import Command, loading, model_options, out, print_json, recipe_options
 
 _SHARES = (0.125, 0.25, 0.5, 1.0)
 
@@ -27,7 +28,7 @@ def inspect(
     from surgery.recipe import Recipe
 
     chosen = Recipe.load(recipe, overrides)
-    with err.status(f"loading {model}"):
+    with loading(model):
         loaded = load_model(model, host, device)
     sparsify(loaded, chosen, adapter=adapter)
     facts = describe(require_view(loaded))
@@ -92,9 +93,8 @@ def describe(view: Any) -> dict[str, Any]:
 
 
 def _print(model: str, facts: dict[str, Any]) -> None:
-    out.print(
-        f"[bold]{model}[/], {facts['host']} host, {facts['image_size']} px, recipe {facts['recipe']}", highlight=False
-    )
+    about = f", {facts['host']} host, {facts['image_size']} px, recipe {facts['recipe']}"
+    out.print(Text.assemble((model, "bold"), about))
     out.print(f"{facts['parameters']:,} parameters, {facts['parameters_added']:,} added", highlight=False)
     table = Table("blocks", "channels", "heads", "attention", "under this recipe", box=None, pad_edge=False)
     for first, last in _runs(facts["blocks"]):

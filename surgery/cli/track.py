@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
-from surgery.cli.common import Command, err, model_options, out, print_json, progress, recipe_options
+from surgery.cli.common import Command, OutPath, loading, model_options, out, print_json, progress, recipe_options
 from surgery.errors import PromptError, VideoError
 from surgery.video.prompts import Prompt
 
@@ -25,7 +26,7 @@ from surgery.video.prompts import Prompt
 @click.option("--mask", "masks", multiple=True, metavar="PNG[@FRAME]", help="Label PNG: one object per value.")
 @click.option("--box", "boxes", multiple=True, metavar="X0,Y0,X1,Y1[@FRAME][#ID]", help="Box in pixels.")
 @click.option("--point", "points", multiple=True, metavar="X,Y[,LABEL][@FRAME][#ID]", help="Click; label 1 on, 0 off.")
-@click.option("--out", "folder", required=True, type=click.Path(file_okay=False), help="Output folder.")
+@click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Output folder.")
 @click.option("--max-frames", type=click.IntRange(min=1), help="Stop after this many frames.")
 @click.option("--fps", type=click.FloatRange(min=0.1), help="Overlay frame rate; default the video's, else 24.")
 @click.option("--show-windows", is_flag=True, help="Darken the windows that were not computed in the overlay.")
@@ -81,7 +82,7 @@ def _prompts(masks: tuple[str, ...], boxes: tuple[str, ...], points: tuple[str, 
     found: list[Prompt] = []
     for text in masks:
         path, at, frame = text.rpartition("@")
-        if not at or not frame.isdigit():
+        if not at or not re.fullmatch("[0-9]{1,9}", frame):
             path, frame = text, "0"
         if not Path(path).is_file():
             raise PromptError(f"no mask file at {path!r}")
@@ -101,7 +102,7 @@ def _model(
     chosen = None if recipe in (None, "none") else Recipe.load(str(recipe), overrides)
     if chosen is None and overrides:
         raise click.UsageError("--set needs --recipe")
-    with err.status(f"loading {spec}"):
+    with loading(spec):
         model = load_model(spec, host, device)
     if recipe == "none":
         if adapter is not None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from surgery.api import current_view, status
-from surgery.errors import DatasetError, VideoError
+from surgery.errors import DatasetError, VideoError, about
 from surgery.evaluation.dataset import Annotated, Sequence
 from surgery.evaluation.scoring import FIELDS, Scorer
 from surgery.evaluation.trace import Trace
@@ -81,7 +81,7 @@ class SequenceRun:
                         trace.keep(index - 1, *tokens)
                 step()
         except VideoError as error:
-            raise DatasetError(f"{self.sequence.name}: {error}") from error
+            raise DatasetError(about(self.sequence.name, error)) from error
         finally:
             for one in runs.values():
                 one.close()  # type: ignore[attr-defined]
