@@ -233,8 +233,10 @@ def _calibration(model: object) -> CalibrationRecord | None:
 
 
 def current_view(model: object) -> HostView | None:
-    """The view of a model under surgery, or None for a stock model."""
-    view = vars(model).get("_surgery") if isinstance(model, nn.Module) and is_grafted(model) else None
+    """The view of a model under surgery, or None for a stock model. Raises UnsupportedModelError for what is none."""
+    if not isinstance(model, nn.Module):
+        view_of(model)
+    view = vars(model).get("_surgery") if is_grafted(model) else None
     return view if isinstance(view, HostView) else None
 
 
