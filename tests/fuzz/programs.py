@@ -176,7 +176,7 @@ def _prompt(dice: random.Random, prompted: list[int]) -> Prompt:
 
 
 def _run(dice: random.Random, features: list[str], prompted: list[int]) -> Run:
-    """From a prompt on, mostly: on the other side of all prompts stock sam2 in fp32 cannot track."""
+    """From a prompt on, mostly."""
     count, reverse, start = dice.choice((2, 3, 4, 9)), dice.random() < 0.3, dice.choice(prompted)
     if dice.random() < 0.1:
         start = dice.randrange(FRAMES)

@@ -35,15 +35,24 @@ def seed_of(seed: int, recipe: str) -> int:
     return 100 * seed + ("exact", *RECIPES).index(recipe)
 
 
+def fresh(host: str) -> Driver:
+    """A stock model that tracks on either side of its prompts."""
+    driver = make(host)
+    if host == "sam2":
+        # Memory is kept in bf16: without pointers, which are fp32, an fp32 model cannot read it.
+        driver.model.only_obj_ptrs_in_the_past_for_eval = False
+    return driver
+
+
 @functools.cache
 def stock(host: str) -> Driver:
     """A stock model, never under surgery."""
-    return make(host)
+    return fresh(host)
 
 
 def under(host: str, recipe: str) -> Driver:
     """A model under a recipe."""
-    driver = make(host)
+    driver = fresh(host)
     surgery.sparsify(driver.model, recipe)
     return driver
 
