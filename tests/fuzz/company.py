@@ -123,9 +123,10 @@ class Video:
                 _, twice = next(self.driver.propagate(self.session, frame, step.reverse, 0))
                 assert equal(twice, masks), f"frame {frame}, tracked again, has other masks"
             yield
-        self._suspended.append(run)
         if step.close:
-            self.close()
+            run.close()  # type: ignore[attr-defined]
+        else:
+            self._suspended.append(run)
 
     def _frame(self, run: Iterator[Any], trouble: Trouble | None) -> Any:
         with self.company.befallen(trouble):

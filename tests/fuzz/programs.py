@@ -177,7 +177,7 @@ def _prompt(dice: random.Random, prompted: list[int]) -> Prompt:
 
 def _run(dice: random.Random, features: list[str], prompted: list[int]) -> Run:
     """From a prompt on, mostly."""
-    count, reverse, start = dice.choice((2, 3, 4, 9)), dice.random() < 0.3, dice.choice(prompted)
+    count, reverse, start = dice.choice((3, 4, 9)), dice.random() < 0.3, dice.choice(prompted)
     if dice.random() < 0.1:
         start = dice.randrange(FRAMES)
     kinds = [kind for kind in features if kind in ("again", "errors", "inside")]
@@ -187,7 +187,9 @@ def _run(dice: random.Random, features: list[str], prompted: list[int]) -> Run:
         if kinds and dice.random() < 0.25
     }
     first = None if not reverse and dice.random() < 0.3 else start
-    return Run(first, count, reverse, dice.choice((FRAMES, dice.randint(1, count))), dice.random() < 0.5, troubles)
+    return Run(
+        first, count, reverse, dice.choice((FRAMES, FRAMES, dice.randint(1, count))), dice.random() < 0.5, troubles
+    )
 
 
 def _schedule(dice: random.Random, videos: list[int], features: list[str], cuts: bool, dense: bool) -> Iterator[Entry]:
@@ -195,12 +197,12 @@ def _schedule(dice: random.Random, videos: list[int], features: list[str], cuts:
     sparse = True
     for number in range(40):
         event = dice.random()
-        if event < 0.06 and sparse and dense:
+        if event < 0.04 and sparse and dense:
             inside.append(number)
             yield Dense(number, enter=True)
-        elif event < 0.2 and inside:
+        elif event < 0.3 and inside:
             yield Dense(inside.pop(0 if "overlapping" in features else -1), enter=False)
-        elif event < 0.23 and cuts and not inside:
+        elif 0.3 < event < 0.325 and cuts and not inside:
             sparse = not sparse or dice.random() < 0.3
             yield Cut(sparse)
         else:
