@@ -56,7 +56,15 @@ def test_saved_model_loads_in_stock_transformers(tmp_path: Path) -> None:
     assert not report["missing_keys"]
     assert len(report["unexpected_keys"]) == 6
     assert loaded.config.architectures == ["Sam2VideoModel"]
-    assert same(TransformersDriver(loaded.eval()).track(video(5)), stock)
+    # The file is memory-mapped at addresses for which a CPU may take other kernels: its weights go where ours lie.
+    twin = make("transformers", localised=False)
+    assert not same(twin.track(video(5)), stock)
+    twin.model.load_state_dict(loaded.state_dict())
+    assert same(twin.track(video(5)), stock)
+    mapped = TransformersDriver(loaded.eval()).track(video(5))
+    close(mapped, stock, 1e-4)
+    surgery.sparsify(loaded, "exact")
+    assert same(TransformersDriver(loaded).track(video(5)), mapped)
 
 
 def test_attention_implementation_can_be_switched() -> None:
