@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SurgeryError(Exception):
@@ -66,7 +68,18 @@ class PrecisionWarning(UserWarning):
     """The caller's autocast asks for another precision than the recipe does."""
 
 
+class DamagedVideoWarning(UserWarning):
+    """A video gave fewer frames than it declares; those that came are whole."""
+
+
 def nearest(value: str, valid: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` for the valid name closest to `value`, or `""` when none is close."""
     close = difflib.get_close_matches(value, list(valid), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def about(name: str, reason: object) -> str:
+    """Return `"name: reason"`, or the reason alone when it begins with the name, or with the path of what bears it."""
+    text = str(reason)
+    path = Path(re.split("[:,] ", text)[0])
+    return text if text.startswith(f"{name}: ") or name in (*path.parts, path.stem, str(path)) else f"{name}: {text}"

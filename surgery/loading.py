@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgery.errors import ModelLoadError, nearest
+from surgery.errors import ModelLoadError, about, nearest
 from surgery.missing import first_present, require
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def _stock(config: str, checkpoint: str | None, vos: bool = False, weights: bool
     from hydra.errors import MissingConfigException
     from sam2.build_sam import build_sam2_video_predictor
 
-    if checkpoint is not None and not Path(checkpoint).is_file():
+    if checkpoint is not None and not os.path.isfile(checkpoint):
         raise ModelLoadError(f"no checkpoint at {checkpoint!r}")
     if not weights:
         with _unfilled():
@@ -195,14 +196,14 @@ def _stock(config: str, checkpoint: str | None, vos: bool = False, weights: bool
             f"sam2 has no configuration {config!r}; expected configs/sam2.1/sam2.1_hiera_l.yaml"
         ) from error
     except Exception as error:
-        raise ModelLoadError(f"{config}+{checkpoint}: {error}") from error
+        raise ModelLoadError(about(f"{config}+{checkpoint}", error)) from error
 
 
 def _pretrained(spec: str, weights: bool) -> Any:
     require("transformers")
     from transformers import Sam2VideoConfig, Sam2VideoModel
 
-    if not Path(spec).is_dir() and spec.count("/") != 1:
+    if not os.path.isdir(spec) and spec.count("/") != 1:
         raise ModelLoadError(f"{spec!r} is not a model: expected {_FORMS}{nearest(spec, ['demo', *_sizes()])}")
     if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
         raise ModelLoadError(f"{spec}: no config.json, not a saved transformers model")
@@ -212,7 +213,7 @@ def _pretrained(spec: str, weights: bool) -> Any:
                 return Sam2VideoModel(Sam2VideoConfig.from_pretrained(spec))
         return Sam2VideoModel.from_pretrained(spec)
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelLoadError(f"{spec}: {error}") from error
+        raise ModelLoadError(about(spec, error)) from error
 
 
 def _sizes() -> list[str]:

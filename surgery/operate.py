@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from surgery.errors import ModelStateError, UnsupportedModelError, WeightsError
 from surgery.graft import graft, is_grafted, own_forward, ungraft
@@ -18,6 +18,7 @@ from surgery.hosts.ownership import Structure, is_orphan, require_own, strangers
 from surgery.hosts.parts import part_mixin
 from surgery.hosts.precision import require_castable
 from surgery.hosts.trim import check_caches
+from surgery.hosts.weights import require_plain
 from surgery.recipe import CompileParts, Recipe
 from surgery.routing.correction import Corrections
 from surgery.routing.shortcut import Shortcut
@@ -35,14 +36,15 @@ def inspect(view: HostView, recipe: Recipe, own: Binding | None = None) -> SpanI
         The span when the recipe routes windows, else None.
 
     Raises:
-        UnsupportedModelError: the model's structure cannot be routed as the recipe asks.
+        UnsupportedModelError: the model's structure cannot be routed as the recipe asks, or its weights are quantised.
         WeightsError: a weight the surgery relies on is not finite, or is out of range of the recipe's precision.
-        ModelStateError: a part carries an instance `forward` of its own, weights that precision cannot start from, or
-            the surgery of another model.
+        ModelStateError: a part carries an instance `forward` of its own, weights that precision cannot start from,
+            weights on the meta device, or the surgery of another model.
         RecipeError: the recipe would drop frames that the model reads again, or a compile backend that torch does not
             know.
     """
     require_own(view.model, own)
+    require_plain(view.model)
     parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions(), view.self_attentions()[0]]
     parts += [module for module, _ in view.wasteful()]
     routed: list[int] = []
@@ -82,12 +84,17 @@ def inspect(view: HostView, recipe: Recipe, own: Binding | None = None) -> SpanI
 def _require_finite(view: HostView, blocks: Sequence[int]) -> None:
     for index in blocks:
         for name, tensor in view.block_tensors(index).items():
-            if not finite(tensor):
-                raise WeightsError(f"encoder block {index}: {name} has values that are not finite")
+            _require_values(tensor, f"encoder block {index}: {name}")
     for part in view.cross_attentions():
         for name, tensor in part.state_dict().items():
-            if not finite(tensor):
-                raise WeightsError(f"memory cross-attention: {name} has values that are not finite")
+            _require_values(tensor, f"memory cross-attention: {name}")
+
+
+def _require_values(tensor: Tensor, name: str) -> None:
+    if tensor.is_meta:
+        raise ModelStateError(f"{name} is offloaded (accelerate dispatch); call sparsify before dispatching the model")
+    if not finite(tensor):
+        raise WeightsError(f"{name} has values that are not finite")
 
 
 def _require_own_forwards(view: HostView, parts: Sequence[nn.Module]) -> None:

@@ -8,13 +8,12 @@ valid key, so that a typo never silently means "default"; for the same reason a 
 
 from __future__ import annotations
 
-import re
+import difflib
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from surgery.errors import RecipeError, nearest
@@ -29,6 +28,7 @@ from surgery.operations import (
     SparseWindowRouting,
     TrimCaches,
 )
+from surgery.plain_yaml import read_yaml, write_yaml
 from surgery.validation import explain
 
 __all__ = [
@@ -230,7 +230,7 @@ class Recipe(Settings):
         if len(text) > _MAX_BYTES:
             raise RecipeError(f"{source}: larger than {_MAX_BYTES} bytes, not a recipe")
         try:
-            data = _plain(text)
+            data = read_yaml(text)
         except ValueError as error:
             raise RecipeError(f"{source}: not valid YAML: {error}") from error
         return cls.from_dict(data, source)
@@ -263,12 +263,11 @@ class Recipe(Settings):
         Raises:
             RecipeError: see `with_overrides`.
         """
-        return self.with_overrides([f"{key}={yaml.dump(value, Dumper=_Dumper, default_flow_style=True).strip()}"
-                                    .removesuffix("...").strip() for key, value in values.items()])  # fmt: skip
+        return self.with_overrides(f"{key}={write_yaml(value, flow=True)}" for key, value in values.items())
 
     def to_yaml(self) -> str:
         """YAML text that `Recipe.parse` reads back to an equal recipe."""
-        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return write_yaml(self.to_dict())
 
     def with_overrides(self, overrides: Iterable[str]) -> Recipe:
         """Return a copy with `"<operation>.<field>[.<field>]=<value>"` applied.
@@ -284,16 +283,18 @@ class Recipe(Settings):
             changed = True
             key, _, raw = str(override).partition("=")
             parts = key.strip().split(".")
-            if not raw.strip() or len(parts) < 2:
-                raise RecipeError(f"override {override!r}: expected '<operation>.<field>=<value>'")
-            by_name = {entry["type"]: entry for entry in data["operations"]}
             aliases = {getattr(kind, "alias"): name for name, kind in OPERATIONS.items()}  # noqa: B009
+            by_name = {entry["type"]: entry for entry in data["operations"]}
+            present = {alias: by_name[name] for alias, name in aliases.items() if name in by_name}
+            if not raw.strip() or len(parts) < 2:
+                raise RecipeError(
+                    f"override {override!r}: expected '<operation>.<field>=<value>'{_meant(present, parts[-1])}"
+                )
             target: Any = by_name.get(aliases.get(parts[0], parts[0]))
             if target is None:
-                present = [alias for alias, name in aliases.items() if name in by_name]
                 raise RecipeError(
                     f"override {override!r}: this recipe has no operation {parts[0]!r}"
-                    f"{nearest(parts[0], present)}; it has: {', '.join(present)}"
+                    f"{_meant(present, key.strip()) or nearest(parts[0], present)}; it has: {', '.join(present)}"
                 )
             for depth, part in enumerate(parts[1:], start=1):
                 valid = [field for field in target if depth > 1 or field != "type"] if isinstance(target, dict) else []
@@ -309,52 +310,12 @@ class Recipe(Settings):
                             + ", ".join(f"{key}.{field}" for field in target[part])
                         )
                     try:
-                        target[part] = _plain(raw)
+                        target[part] = read_yaml(raw)
                     except ValueError as error:
                         raise RecipeError(f"override {override!r:.200}: {raw!r:.80} is not a YAML value") from error
                 else:
                     target = target[part]
         return self.from_dict(data, "override") if changed else self
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: plain data, 5e-2 a number, no aliases (a few lines of them unfold into gigabytes)."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not allowed", problem_mark=self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[str] = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value!r:.80} is given twice", problem_mark=key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes whatever `_Loader` would not read back as the same text."""
-
-
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
-
-
-def _plain(text: str) -> Any:
-    """YAML text to plain data. Raises ValueError with a reason, whatever PyYAML's constructors raise."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    except Exception as error:  # YAMLError, and KeyError, AttributeError and others for '!!bool x' and the like
-        raise ValueError(f"{error}" or type(error).__name__) from error
 
 
 def _builtin() -> dict[str, Path]:
@@ -368,3 +329,21 @@ def _builtin() -> dict[str, Path]:
 def list_recipes() -> dict[str, str]:
     """Return `{name: description}` of the built-in recipes, sorted by name."""
     return {name: Recipe.load(path).metadata.description for name, path in _builtin().items()}
+
+
+def _meant(operations: Mapping[str, Any], key: str) -> str:
+    """The fields that `key` may be the end of, or a misspelt end. operations: plain data by short name."""
+    known = [path for alias, entry in operations.items() for path in _paths(entry, alias)]
+    found = [path for path in known if path.endswith(f".{key}")]
+    if not found and "." not in key:
+        close = difflib.get_close_matches(key, {path.split(".")[-1] for path in known})
+        found = [path for path in known if path.split(".")[-1] in close]
+    return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
+
+
+def _paths(entry: Any, prefix: str) -> list[str]:
+    """Dotted names of the fields of an operation, those of its groups included."""
+    if not isinstance(entry, dict):
+        return [prefix]
+    fields = [(name, value) for name, value in entry.items() if name != "type" or "." in prefix]
+    return [path for name, value in fields for path in _paths(value, f"{prefix}.{name}")]

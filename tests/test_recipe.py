@@ -367,6 +367,7 @@ def test_overrides_set_nested_fields_and_leave_the_original() -> None:
 OVERRIDES = """
 routing -> expected; routing=3 -> expected; routing.score_gate -> expected; =3 -> expected; 3 -> expected
 routing.score_gate= -> expected; routing.refresh.scene_cut=   -> expected; rooting.rolling=3 -> did you mean 'routing'
+budget=0.3 -> did you mean 'routing.budget'?; bugdet=1 -> 'routing.budget'; refresh.every=2 -> 'routing.refresh.every'
 metadata.name=x -> no operation 'metadata'; routing.score_gates=3 -> did you mean 'score_gate'
 routing.refresh.evry=3 -> did you mean 'every'; routing.refresh=3 -> is a group; routing..rolling=3 -> no field ''
 routing.type=x -> no field 'type'; routing.score_gate.x=3 -> 'score_gate' is a value; routing.dilation=4 -> odd

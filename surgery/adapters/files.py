@@ -37,6 +37,7 @@ from surgery.adapters.tensors import encode_tensors, read_tensors
 from surgery.api import require_view, sparsify
 from surgery.errors import AdapterError, AdapterMismatchError, ModelStateError, RecipeError, WeightsError
 from surgery.hosts.base import HostView, SpanInfo, finite
+from surgery.hosts.weights import quantised_layer
 from surgery.recipe import Recipe
 from surgery.routing.shortcut import Shortcut
 
@@ -302,6 +303,9 @@ def adapter_of(model: Any) -> Adapter:
     span, recipe = view.span_info, view.recipe
     if span is None or recipe is None or recipe.routing is None:
         raise ModelStateError("this recipe has no window routing, so no tensors were added: save the recipe instead")
+    layer = quantised_layer(view.model)
+    if layer is not None:
+        raise ModelStateError(f"{layer} is quantised; save the adapter before the model is quantised")
     shortcut = view.shortcut_module(span)
     tensors = {name: value.detach().to("cpu", torch.float32) for name, value in shortcut.state_dict().items()}
     for name, value in tensors.items():
@@ -355,6 +359,8 @@ def calibration_of(model: Any) -> CalibrationRecord | None:
     if view.span_info is None or view.recipe is None:
         return None
     shortcut = view.shortcut_module(view.span_info)
+    if quantised_layer(shortcut) is not None:
+        return None
     tensors = {name: value.detach().to("cpu", torch.float32) for name, value in shortcut.state_dict().items()}
     origin = _origin(shortcut, view.recipe, tensors)
     return origin.calibration if origin is not None else None

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from surgery.bench.machine import machine, not_measured
 from surgery.bench.settings import SCHEMA, BenchmarkError, Settings, digest
 from surgery.bench.store import write_whole
-from surgery.evaluation.store import code_digest
+from surgery.digests import code_digest
 from surgery.recipe import Recipe
 from surgery.validation import read_as
 

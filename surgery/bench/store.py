@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from surgery.bench.settings import SCHEMA, BenchmarkError
 
@@ -88,23 +85,3 @@ def write_whole(path: Path, data: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
-
-
-def model_digest(model: nn.Module) -> str:
-    """16 hex digits that tell weights apart: name, shape, type and up to 64 values of every parameter."""
-    found = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().reshape(-1)[:64].double().cpu().numpy()
-        found.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode() + values.tobytes())
-    return found.hexdigest()[:16]
-
-
-def folder_digest(path: str | None) -> str | None:
-    """16 hex digits of the files of an adapter folder; a name that is no folder stands for itself."""
-    if path is None or not Path(path).is_dir():
-        return path
-    found = hashlib.sha256()
-    for file in sorted(Path(path).iterdir()):
-        if file.is_file():
-            found.update(file.name.encode() + file.read_bytes())
-    return found.hexdigest()[:16]

@@ -12,7 +12,7 @@ from typing import Union
 import numpy as np
 import numpy.typing as npt
 
-from surgery.errors import CalibrationError, PromptError, VideoError
+from surgery.errors import CalibrationError, PromptError, VideoError, about
 from surgery.video import MaskPrompt, Prompt, Video, check, first_frames, open_video, read_label_png
 from surgery.video.folder import KINDS, natural_sort
 
@@ -72,6 +72,9 @@ class SkippedClip:
 
     name: str
     reason: str
+
+    def __str__(self) -> str:
+        return about(self.name, self.reason)
 
 
 ClipSource = Union[str, Path, Video, CalibrationClip, "_Annotated"]

@@ -122,7 +122,7 @@ class CalibrationReport:
             f"{', '.join(record.held_out_clips)}.",
         ]
         if self.skipped:
-            lines += ["", f"Skipped {len(self.skipped)}:", *(f"- {clip.name}: {clip.reason}" for clip in self.skipped)]
+            lines += ["", f"Skipped {len(self.skipped)}:", *(f"- {clip}" for clip in self.skipped)]
         if self.feature_error:
             lines += ["", "| shortcut | feature error (held out) |", "|---|---|"]
             lines += [f"| {name} | {value:.5f} |" for name, value in self.feature_error.items()]

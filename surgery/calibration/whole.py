@@ -315,7 +315,7 @@ def _require_enough(
 ) -> None:
     if clips and references and len(clips) + len(references) >= MIN_CLIPS:
         return
-    reasons = "".join(f"\n  {clip.name}: {clip.reason}" for clip in skipped)
+    reasons = "".join(f"\n  {clip}" for clip in skipped)
     raise CalibrationError(
         f"{len(clips)} usable clips to fit on and {len(references)} to measure on, expected at least one of each"
         + (f"; skipped {len(skipped)}:{reasons}\nWhat works: {LAYOUTS}" if skipped else "; give at least two clips")

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
-from rich.markup import escape
+from rich.text import Text
 
-from surgery.cli.common import Command, err, model_options, out, print_json
+from surgery.cli.common import Command, OutPath, err, loading, model_options, out, print_json
 from surgery.errors import SurgeryError
 
 
@@ -51,9 +51,7 @@ def push(
 
 @click.command(cls=Command)
 @click.argument("repo_id")
-@click.option(
-    "--out", "folder", required=True, type=click.Path(), help="Folder to write; an older adapter is replaced."
-)
+@click.option("--out", "folder", required=True, type=OutPath(), help="Folder to write; an older adapter is replaced.")
 @click.option("--revision", help="Branch, tag or commit.")
 @click.option("--subfolder", help="Folder inside the repository that holds the adapter.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -102,7 +100,7 @@ def verify(
 
 @click.command("import-published", cls=Command)
 @click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False))
-@click.option("--out", "folder", required=True, type=click.Path(), help="Adapter folder to write.")
+@click.option("--out", "folder", required=True, type=OutPath(), help="Adapter folder to write.")
 @click.option(
     "--model", help="The base model, to record its fingerprint: a Hub id, a folder, CONFIG.yaml+CHECKPOINT.pt."
 )
@@ -124,7 +122,7 @@ def import_published(
 def _model(name: str, host: str | None, device: str | None) -> Any:
     from surgery.loading import load_model
 
-    with err.status(f"loading {name}"):
+    with loading(name):
         return load_model(name, host, device)
 
 
@@ -225,7 +223,7 @@ def _notes() -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for one in caught:
-        err.print(f"[yellow]note:[/] {escape(str(one.message))}", highlight=False, soft_wrap=True)
+        err.print(Text.assemble(("note:", "yellow"), f" {one.message}"), soft_wrap=True)
 
 
 ADAPTER_COMMANDS = (push, pull, verify, import_published)

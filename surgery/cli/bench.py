@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, err, model_options, out, print_json, progress, recipe_options
+from surgery.cli.common import Command, OutPath, err, loading, model_options, out, print_json, progress, recipe_options
 from surgery.cli.tables import print_table
 
 _SAM2 = {"precision": "bf16", "compile": "all"}
@@ -47,7 +47,7 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
 @click.option("--long", "long_", default=0, metavar="N", help="Long run instead: N frames, memory over time.")
 @click.option("--seed", default=0, show_default=True, help="Of the synthetic clip.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: torch's.")
-@click.option("--out", "folder", default="bench", show_default=True, type=click.Path(file_okay=False))
+@click.option("--out", "folder", default="bench", show_default=True, type=OutPath(file_okay=False))
 @click.option("--again", is_flag=True, help="Measure cases that are in the folder already again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the document.")
 def bench(
@@ -63,11 +63,12 @@ def bench(
     """
     import torch
 
+    from surgery.adapters import open_adapter
     from surgery.bench import Settings, benchmark, frame_count
     from surgery.bench.machine import machine, not_measured
     from surgery.bench.settings import digest
-    from surgery.bench.store import Store, folder_digest, model_digest
-    from surgery.evaluation.store import code_digest
+    from surgery.bench.store import Store
+    from surgery.digests import code_digest, weights_digest
     from surgery.loading import load_model
     from surgery.recipe import Recipe
 
@@ -83,14 +84,16 @@ def bench(
         )
     ]
     chosen = Recipe.load(recipe, overrides)
+    opened = open_adapter(adapter) if adapter is not None else None
+    fitted = weights_digest(opened.tensors) if opened is not None else None
     if threads:
         torch.set_num_threads(threads)
     store = Store(Path(folder))
-    with err.status(f"loading {model}"):
+    with loading(model):
         loaded = load_model(model, host, device)
     place = next(loaded.parameters()).device
     facts = machine(place)
-    about = [model, model_digest(loaded), chosen.to_dict(), folder_digest(adapter), facts, code_digest()]
+    about = [model, weights_digest(loaded.state_dict()), chosen.to_dict(), fitted, facts, code_digest()]
     keys = [digest(case.as_dict(), *about) for case in cases]
     rows = [None if again else store.get(key) for key in keys]
     document: dict[str, Any] = {}
@@ -114,7 +117,7 @@ def bench(
                     continue
                 task = bar.add_task(_title(case), total=frame_count(case))
                 timings = benchmark(
-                    loaded, chosen, adapter=adapter, settings=case, step=lambda task=task: bar.advance(task)  # type: ignore[misc]
+                    loaded, chosen, adapter=opened, settings=case, step=lambda task=task: bar.advance(task)  # type: ignore[misc]
                 )  # fmt: skip
                 bar.remove_task(task)
                 row = {**timings.row, "model": model}

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, err, model_options, out, print_json
+from surgery.cli.common import Command, OutPath, err, model_options, out, print_json
 from surgery.errors import AdapterError
 from surgery.missing import require
 
@@ -17,11 +17,11 @@ _OBJECTIVES = click.Choice(["memory", "stage", "masks"])
 def _shared(function: Any) -> Any:
     for option in (
         click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0)),
-        click.option("--checkpoint", type=click.Path(), help="Resume the fit from this file, and save to it."),
+        click.option("--checkpoint", type=OutPath(dir_okay=False), help="Resume the fit from it, and save to it."),
         click.option("--max-frames", type=click.IntRange(min=3), help="Use only so many frames of each clip."),
         click.option("--objective", type=_OBJECTIVES, help="What the shortcut is fitted to; default the recipe's."),
         click.option("--steps", type=click.IntRange(min=0), help="Steps after the closed form; default the recipe's."),
-        click.option("--out", "folder", required=True, type=click.Path(file_okay=False), help="Adapter to write."),
+        click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Adapter to write."),
         click.option(
             "--clips", "clips", multiple=True, required=True, metavar="PATH",
             help="Video file, folder of frames, folder with frames/ and masks/, or a folder of those; repeatable.",
@@ -45,7 +45,7 @@ def _shared(function: Any) -> Any:
     "--if-missed", default="raise", show_default=True, type=click.Choice(["raise", "nearest"]),
     help="When no setting keeps the promise: fail, or write the most faithful one.",
 )  # fmt: skip
-@click.option("--report", "report_to", type=click.Path(file_okay=False), help="Report folder; default OUT-report.")
+@click.option("--report", "report_to", type=OutPath(file_okay=False), help="Report folder; default OUT-report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 def calibrate(
     spec: str, recipe: str, overrides: tuple[str, ...], clips: tuple[str, ...], folder: str, steps: int | None,
@@ -118,7 +118,7 @@ def fit(
         sparsify(model, chosen)
         usable = prompted(model, usable, skipped, step)
         for clip in skipped:
-            err.print(f"skipped {clip.name}: {clip.reason}", highlight=False, soft_wrap=True)
+            err.print(f"skipped {clip}", highlight=False, soft_wrap=True)
         if not usable:
             raise CalibrationError(f"none of the {len(skipped)} clips is usable. What works: {LAYOUTS}")
         result = fit_shortcut(model, usable, settings, checkpoint=checkpoint, closed_form=closed_form, step=step)

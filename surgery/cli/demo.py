@@ -10,7 +10,7 @@ import click
 import numpy as np
 from rich.table import Table
 
-from surgery.cli.common import Command, err, host_option, out, print_json, progress
+from surgery.cli.common import Command, OutPath, err, host_option, noted, out, print_json, progress
 
 PUBLISHED = "published-base-plus"
 """Recipe with the thresholds of the released code; without its weights the shortcut is the identity."""
@@ -19,7 +19,7 @@ _COLUMNS = ("", "J&F", "J", "F", "ms/frame", "windows", "keys")
 
 
 @click.command(cls=Command)
-@click.option("--out", "folder", default="demo-output", show_default=True, type=click.Path(file_okay=False))
+@click.option("--out", "folder", default="demo-output", show_default=True, type=OutPath(file_okay=False))
 @click.option("--recipe", default="balanced", show_default=True, help="Recipe name or YAML path.")
 @click.option("--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable.")
 @click.option("--clips", default=3, show_default=True, type=click.IntRange(1, 1000))
@@ -47,7 +47,7 @@ def demo(
     torch.set_num_threads(1)
     model = demo_model.load(host) if trained else demo_model.build(host)  # type: ignore[arg-type]
     if not trained:
-        err.print("[yellow]The demo model has random weights: the figures show speed and routing, not quality.[/]")
+        err.print("The demo model has random weights: the figures show speed and routing, not quality.", style="yellow")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     video = target / "side-by-side.mp4"
@@ -91,7 +91,7 @@ def demo(
         table.add_row(*_row(name, figures))
     out.print(table)
     for name, what in _FILES.items():
-        out.print(f"  {target / name}  [dim]{what}[/]", highlight=False, soft_wrap=True)
+        out.print(noted(f"  {target / name}", what), soft_wrap=True)
 
 
 _FILES = {

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from surgery.cli.common import Command, host_option, out, print_json, progress
+from surgery.cli.common import Command, OutPath, host_option, out, print_json, progress
 
 _PROMPTS = click.Choice(["mask", "box", "point"])
 _LEVELS = click.Choice(["easy", "medium", "hard"])
@@ -78,7 +78,7 @@ _COLUMNS = ("J&F", "J", "F", "score acc.", "absence recall", "ms/frame", "window
 
 
 @click.command(cls=Command, name="demo-clips")
-@click.option("--out", "folder", required=True, type=click.Path(file_okay=False), help="Folder for the DAVIS layout.")
+@click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Folder for the DAVIS layout.")
 @click.option("--clips", default=3, show_default=True, type=click.IntRange(1, 10_000))
 @click.option("--frames", default=24, show_default=True, type=click.IntRange(1, 10_000))
 @click.option("--size", default=256, show_default=True, type=click.IntRange(64, 2048), help="Side in pixels.")

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.text import Text
 
-from surgery.cli.common import Command, err, model_options, out, print_json, progress, recipe_options
+from surgery.cli.common import (
+    Command,
+    OutPath,
+    loading,
+    model_options,
+    noted,
+    out,
+    print_json,
+    progress,
+    recipe_options,
+)
 from surgery.cli.tables import print_table
 
 DATASETS = ("davis2016", "davis2017", "mose", "lvos", "sav", "ytvos", "folder")
@@ -31,7 +40,7 @@ CONVENTIONS = ("davis2017", "vos-benchmark", "sav", "lvos", "after-prompt")
 @click.option("--convention", type=click.Choice(CONVENTIONS), help="Which frames count; default the data set's.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
 @click.option("--record", is_flag=True, help="Also write a trace of every sequence, for a player.")
-@click.option("--out", "folder", required=True, type=click.Path(file_okay=False), help="Folder for the results.")
+@click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Folder for the results.")
 @click.option("--json", "as_json", is_flag=True, help="Print eval.json on stdout.")
 def evaluate_command(
     model: str, root: str, dataset: str, split: str | None, sequences: tuple[str, ...], recipe: str | None,
@@ -60,7 +69,7 @@ def evaluate_command(
     opened = open_dataset(dataset, root, split)
     names = [part for text in sequences for part in text.split(",") if part] or None
     chosen = _recipe(recipe, overrides, adapter)
-    with err.status(f"loading {model}"):
+    with loading(model):
         loaded = load_model(model, host, device)
     if not dense_too and (chosen is not None or adapter is not None):
         # Nothing else needs the stock model, so it need not be copied.
@@ -88,15 +97,12 @@ def evaluate_command(
         return
     _say(scores)
     for name in ("eval.json", "eval.csv"):
-        _place(Path(folder) / name, "")
+        out.print(f"  {Path(folder) / name}", highlight=False, soft_wrap=True)
     for arm, place in scores.head["predictions"].items():
-        _place(Path(folder) / place, f"masks, {arm}")
+        out.print(noted(f"  {Path(folder) / place}", f"masks, {arm}"), soft_wrap=True)
     if scores.head["traces"] is not None:
-        _place(Path(folder) / scores.head["traces"], "traces; a page that plays them: surgery report")
-
-
-def _place(path: Path, what: str) -> None:
-    out.print(Text.assemble(f"  {path}", (f"  {what}" if what else "", "dim")), highlight=False, soft_wrap=True)
+        traces = Path(folder) / scores.head["traces"]
+        out.print(noted(f"  {traces}", "traces; a page that plays them: surgery report"), soft_wrap=True)
 
 
 def _recipe(recipe: str | None, overrides: tuple[str, ...], adapter: str | None) -> Any:

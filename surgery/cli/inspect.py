@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, err, model_options, out, print_json, recipe_options
+from surgery.cli.common import Command, loading, model_options, out, print_json, recipe_options
 from surgery.cli.tables import print_table
 from surgery.errors import RecipeError
 
@@ -32,7 +32,7 @@ def inspect(
     from surgery.recipe import Recipe
 
     chosen, shares = Recipe.load(recipe, overrides), _shares(windows)
-    with err.status("loading the model"):
+    with loading(model):
         # Only an adapter asks for the weights: it is checked against them.
         loaded = load_model(model, host, device, weights=adapter is not None)
     sparsify(loaded, chosen, adapter=adapter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from surgery.cli.common import Command, out, print_json
 from surgery.recipe import Recipe, list_recipes
@@ -25,5 +26,5 @@ def recipes(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None
         return
     table = Table("recipe", "what it does", box=None, pad_edge=False)
     for key, description in known.items():
-        table.add_row(f"[bold]{key}[/]", description)
+        table.add_row(Text(key, style="bold"), description)
     out.print(table)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from surgery.cli.common import Command, out
+from surgery.cli.common import Command, OutPath, noted, out
 
 
 @click.command(cls=Command)
 @click.argument("files", nargs=-1, required=True, type=click.Path())
-@click.option("--out", "target", default="report.html", show_default=True, type=click.Path(dir_okay=False))
+@click.option("--out", "target", default="report.html", show_default=True, type=OutPath(dir_okay=False))
 @click.option(
     "--frames", type=click.Path(), help="Pictures of the traces: FRAMES/SEQUENCE/NAME.jpg or FRAMES/NAME.jpg."
 )
@@ -22,4 +22,4 @@ def report(files: tuple[str, ...], target: str, frames: str | None, title: str) 
     from surgery.report.build import write_report
 
     path = write_report(files, target, frames=frames, title=title)
-    out.print(f"{path}  [dim]{path.stat().st_size / 1024:.0f} kB[/]", highlight=False, soft_wrap=True)
+    out.print(noted(path, f"{path.stat().st_size / 1024:.0f} kB"), soft_wrap=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, model_options, out, print_json, recipe_options
+from surgery.cli.common import Command, OutPath, model_options, out, print_json, recipe_options
 from surgery.cli.display import Display
 from surgery.cli.run_folder import RunFolder
 from surgery.cli.stops import held
@@ -28,7 +28,7 @@ from surgery.video.prompts import Prompt
 @click.option("--mask", "masks", multiple=True, metavar="PNG[@FRAME]", help="Label PNG: one object per value.")
 @click.option("--box", "boxes", multiple=True, metavar="X0,Y0,X1,Y1[@FRAME][#ID]", help="Box in pixels.")
 @click.option("--point", "points", multiple=True, metavar="X,Y[,LABEL][@FRAME][#ID]", help="Click; label 1 on, 0 off.")
-@click.option("--out", "folder", required=True, type=click.Path(file_okay=False), help="Output folder.")
+@click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Output folder.")
 @click.option(
     "--resume",
     is_flag=True,

@@ -101,7 +101,12 @@ class Trainer:
 
         options = self.options
         last = min(options.steps, options.stop_after or options.steps)
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+        )
         with Progress(*columns, disable=not os.isatty(1)) as bar:
             task = bar.add_task("", total=options.steps, completed=self.step)
             while self.step < last:

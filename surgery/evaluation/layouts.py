@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def open_dataset(name: str, root: str | Path, split: str | None = None) -> Datas
     if name not in DATASETS:
         raise DatasetError(f"data set {name!r}{nearest(name, DATASETS)}; known: {', '.join(DATASETS)}")
     folder = Path(root).expanduser()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False, too, for a name that no file system takes
         raise DatasetError(f"{folder}: no such folder, expected the root of a {name} data set")
     dataset = DATASETS[name](name, folder, split)
     if not dataset.sequences:

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import PIL
+
 from surgery.api import current_view, desparsify, sparsify, status
 from surgery.bench.machine import machine
+from surgery.digests import code_digest, weights_digest
 from surgery.errors import DatasetError
 from surgery.evaluation.dataset import Dataset, Sequence
 from surgery.evaluation.layouts import open_dataset
@@ -17,7 +20,7 @@ from surgery.evaluation.metrics import TOLERANCE
 from surgery.evaluation.scores import Scores
 from surgery.evaluation.scoring import convention_named
 from surgery.evaluation.sequence_run import SequenceRun
-from surgery.evaluation.store import Store, code_digest, weights_digest
+from surgery.evaluation.store import Store
 from surgery.hosts import view_of
 from surgery.recipe import Recipe
 
@@ -135,7 +138,7 @@ def _settings(
         "cpu": facts["cpu"],
         "threads": facts["threads"],
         "arms": list(arms),
-        "weights": {arm: weights_digest(model) for arm, model in arms.items()},
+        "weights": {arm: weights_digest(model.state_dict()) for arm, model in arms.items()},
         "recipe": recipe,
         "adapter": state.adapter if state is not None else None,
         "dataset": dataset.name,
@@ -144,7 +147,7 @@ def _settings(
         "convention": convention,
         "tolerance": tolerance,
         "record": record,
-        "versions": facts["versions"],
+        "versions": {**facts["versions"], "pillow": PIL.__version__},  # decodes the frames
         "code": code_digest(),
     }
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from surgery.api import status
-from surgery.errors import DatasetError, VideoError
+from surgery.errors import DatasetError, VideoError, about
 from surgery.evaluation.dataset import Annotated, Sequence
 from surgery.evaluation.scoring import FIELDS, Scorer
 from surgery.evaluation.trace import Trace
@@ -79,7 +79,7 @@ class SequenceRun:
                     trace.add(index, video.name_of(index), masks, results, index in prompted)
                 step()
         except VideoError as error:
-            raise DatasetError(f"{self.sequence.name}: {error}") from error
+            raise DatasetError(about(self.sequence.name, error)) from error
         finally:
             for one in runs.values():
                 one.close()  # type: ignore[attr-defined]

@@ -12,42 +12,13 @@ import json
 import os
 import shutil
 import tempfile
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
-from torch import nn
-
 from surgery.errors import DatasetError
 
-_CODE = ("api.py", "graft.py", "session.py", "tracking.py", "evaluation", "hosts", "retrieval", "routing", "video")
 _TEMPORARY = ".unfinished-"
 PREDICTIONS, TRACES, SEQUENCES, PARTIAL = "predictions", "traces", "sequences", "partial"
-
-
-def weights_digest(model: nn.Module) -> str:
-    """`"sha256:..."` over names, types, shapes and bytes of all parameters and buffers."""
-    import torch
-
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return f"sha256:{total.hexdigest()}"
-
-
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """`"sha256:..."` over the parts of this library that decide a mask or a score; a version number stands still while
-    the code is worked on."""
-    import surgery
-
-    root = Path(surgery.__file__).parent
-    total = hashlib.sha256()
-    for part in _CODE:
-        for path in sorted((root / part).rglob("*.py")) if (root / part).is_dir() else [root / part]:
-            total.update(f"{path.relative_to(root).as_posix()} ".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return f"sha256:{total.hexdigest()}"
 
 
 def settings_key(settings: dict[str, Any]) -> str:

@@ -202,12 +202,12 @@ class Binding:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Inside, a module runs as stock does, and nothing of it is noted."""
-        before = self.route, self.plan, self.query, self.inputs, self.taps
-        self.route = self.plan = self.query = self.inputs = self.taps = None
+        before = self.route, self.plan, self.query, self.shared, self.inputs, self.taps
+        self.route = self.plan = self.query = self.shared = self.inputs = self.taps = None
         try:
             yield
         finally:
-            self.route, self.plan, self.query, self.inputs, self.taps = before
+            self.route, self.plan, self.query, self.shared, self.inputs, self.taps = before
 
 
 def _revive_binding(*settings: Any) -> Binding:

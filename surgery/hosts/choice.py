@@ -182,8 +182,8 @@ def saliency_maps(view: HostView, evidence: list[Evidence]) -> Tensor:
         layers = []
         for (query, key), module in zip(item.taps, view.token_to_image(), strict=True):
             projections = view.decoder_projections(module)
-            # Of a decoder in half precision the tokens are too, and its weights are not.
-            dtype = next(module.parameters()).dtype
+            # Of a decoder in half precision the tokens are too, and its weights are not. Quantised ones take fp32.
+            dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
             layers.append(prompt_saliency(query.to(dtype), key.to(dtype), *projections))
         maps.append(torch.stack(layers).mean(0))
     return torch.stack(maps)

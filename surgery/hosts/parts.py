@@ -6,12 +6,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from surgery.errors import ModelStateError
 from surgery.graft import Graft
 from surgery.hosts.base import HostView
 from surgery.hosts.compiled import ATTENTION, DECODER, ENCODER, MEMORY
 from surgery.hosts.control import key_plan
 from surgery.hosts.precision import run_part
 from surgery.hosts.query import Run, conditioned, frame_work
+from surgery.hosts.weights import quantised_layer
 
 
 class ModelPart(Graft):
@@ -23,7 +25,19 @@ class ModelPart(Graft):
     _surgery: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return run_part(self._surgery.binding, self.part, self, super().__call__, args, kwargs)  # type: ignore[misc]
+        binding = self._surgery.binding
+        try:
+            return run_part(binding, self.part, self, super().__call__, args, kwargs)  # type: ignore[misc]
+        except Exception as error:
+            # Asked only now: looking for it costs time on every frame.
+            layer = quantised_layer(self) if binding.precision or binding.compiled else None  # type: ignore[arg-type]
+            if layer is None:
+                raise
+            raise ModelStateError(
+                f"part {self.part}: {layer} was quantised after the surgery, and the recipe runs the part "
+                f"{'in half precision' if binding.precision else 'compiled'}, which failed ({type(error).__name__}); "
+                "take a recipe without operations precision and compile"
+            ) from error
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         binding = self._surgery.binding

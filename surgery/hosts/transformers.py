@@ -172,7 +172,7 @@ class TransformersView(HostView):
         """Whether `model` is a `Sam2VideoModel`.
 
         Raises:
-            UnsupportedModelError: another model of the SAM family: image-only, EdgeTAM or SAM 3.
+            UnsupportedModelError: another model of transformers; EdgeTAM, SAM 3 and models for pictures by name.
         """
         homes = [base.__module__ for base in type(model).__mro__]
         if not any(home.startswith("transformers.") for home in homes):
@@ -182,16 +182,16 @@ class TransformersView(HostView):
         if isinstance(model, Sam2VideoModel):
             return True
         kind = type(model).__name__
-        video = hasattr(model, "memory_attention") and hasattr(model, "memory_encoder")
-        if not video:
+        expected = 'expected a Sam2VideoModel: Sam2VideoModel.from_pretrained("facebook/sam2.1-hiera-large")'
+        family = next((name for name in ("EdgeTam", "Sam3") if kind.startswith(name)), None)
+        if family is not None:
+            shown = {"EdgeTam": "EdgeTAM", "Sam3": "SAM 3"}[family]
+            raise UnsupportedModelError(f"{kind} is of {shown}, which is not supported yet; {expected}")
+        if "Sam" in kind:
             raise UnsupportedModelError(
-                f"{kind} has no memory and no previous frame to route by; expected a Sam2VideoModel: "
-                'Sam2VideoModel.from_pretrained("facebook/sam2.1-hiera-large")'
+                f"{kind} is for pictures: it has no memory and no previous frame to route by; {expected}"
             )
-        raise UnsupportedModelError(
-            f"{kind} tracks video, but not with a Hiera encoder and a full-resolution memory bank; expected a "
-            "Sam2VideoModel (EdgeTAM and SAM 3 are not supported yet)"
-        )
+        raise UnsupportedModelError(f"{kind} is not a SAM 2 video model; {expected}")
 
     def sessions_of(self, state: VideoState) -> list[SessionHandle]:
         session = self.binding.states[state]()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.errors import VideoError
+from surgery.errors import DamagedVideoWarning, VideoError
 from surgery.missing import require
 from surgery.video.container import missing_bytes
 from surgery.video.rgb import Frame
@@ -36,6 +37,9 @@ class FileReader:
 
     Raises:
         VideoError: not a video, no frame, cut short (the container declares more bytes than the file has), damaged.
+
+    Warns:
+        DamagedVideoWarning: after the last frame, when there were fewer than the container declares.
     """
 
     names: tuple[str, ...] | None = None
@@ -70,6 +74,9 @@ class FileReader:
         with self._open() as container:
             stream = self._stream(container)
             stream.thread_type = "AUTO"
+            if stream.codec_context.name == "mjpeg":
+                # Unlike other decoders it marks no damaged frame: it errs, or says nothing.
+                stream.codec_context.options = {"err_detect": "explode"}
             decoded = container.decode(stream)
             index = 0
             while True:
@@ -83,7 +90,7 @@ class FileReader:
                     rgb = _to_rgb(frame)
                     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
                 except StopIteration:
-                    return
+                    break
                 except av.error.FFmpegError as error:
                     raise VideoError(
                         f"{self._path}, frame {index}: cannot be decoded ({error.strerror}), expected a video that "
@@ -93,6 +100,13 @@ class FileReader:
                     rgb = upright(rgb, struct.unpack("<9i", bytes(matrix)), f"{self._path}, frame {index}")
                 yield rgb
                 index += 1
+        if self.num_frames is not None and index < self.num_frames:
+            warnings.warn(
+                f"{self._path}: {index} frames were decoded of {self.num_frames} that the file declares: frames "
+                f"{index}..{self.num_frames - 1} are missing at its end, or as many were lost on the way",
+                DamagedVideoWarning,
+                stacklevel=2,
+            )
 
     def _open(self) -> InputContainer:
         import av

@@ -98,6 +98,10 @@ def open_video(source: VideoSource) -> Video:
             f"{source}: an address, expected a folder or a video file: download it first, or pass an iterator of frames"
         )
     path = Path(source).expanduser()
+    try:
+        path.exists()
+    except OSError as error:
+        raise VideoError(f"{path}: {error.strerror}, expected a folder of frames or a video file") from error
     if path.is_dir():
         return Video(FolderReader(path))
     if not path.exists():

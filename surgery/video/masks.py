@@ -74,9 +74,9 @@ def read_label_png(path: str | os.PathLike[str]) -> Labels:
 def read_with_mode(path: str | os.PathLike[str]) -> tuple[Labels, str]:
     """As `read_label_png`, and the Pillow mode of the file: `"P"`, `"L"` or `"1"`."""
     path = Path(path)
-    if not path.is_file():
-        raise PromptError(f"{path}: no such file, expected a label PNG")
     try:
+        if not path.is_file():
+            raise PromptError(f"{path}: no such file, expected a label PNG")
         with Image.open(path) as image:
             if image.format != "PNG":
                 raise PromptError(f"{path}: a {image.format} picture, whose values are not exact labels: {_SAVE_AS}")

@@ -165,8 +165,9 @@ def check(prompts: Sequence[Prompt], size: tuple[int, int], num_frames: int | No
 
     Raises:
         PromptError: no prompt; a frame out of range; a box that is inverted, without area or not inside the frame; a
-            point outside the frame; a mask of another size; for one object in one frame, two boxes, two masks, points
-            that were not merged, or a mask together with a box or points; an object with nothing but points off it.
+            point outside the frame; a box or points in 0..1, shares of the frame and not pixels; a mask of another
+            size; for one object in one frame, two boxes, two masks, points that were not merged, or a mask together
+            with a box or points; an object with nothing but points off it.
     """
     if not prompts:
         raise PromptError("no prompt, expected at least one box, point or mask that says what to follow")
@@ -197,6 +198,12 @@ def _check_box(box: BoxPrompt, size: tuple[int, int]) -> None:
         y0, y1 = sorted((box.y0, box.y1))
         turned = f": did you mean {x0:g},{y0:g},{x1:g},{y1:g}?" if x0 < x1 and y0 < y1 else ""
         raise PromptError(f"{name} has no area, expected x0 < x1 and y0 < y1{turned}")
+    if min(box.x0, box.y0) >= 0 and max(box.x1, box.y1) <= 1:
+        scaled = f"{box.x0 * width:g},{box.y0 * height:g},{box.x1 * width:g},{box.y1 * height:g}"
+        raise PromptError(
+            f"{name} lies in 0..1, as shares of the frame do; expected pixels: of {width}x{height} (width x height) "
+            f"that would be {scaled}"
+        )
     if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height:
         x0, x1 = (min(max(x, 0), width) for x in (box.x0, box.x1))
         y0, y1 = (min(max(y, 0), height) for y in (box.y0, box.y1))
@@ -206,6 +213,14 @@ def _check_box(box: BoxPrompt, size: tuple[int, int]) -> None:
 
 def _check_points(prompt: PointPrompt, size: tuple[int, int]) -> None:
     height, width = size
+    flat = [value for point in prompt.points for value in point]
+    # 0 and 1 alone may be pixels of the corner.
+    if all(0 <= value <= 1 for value in flat) and any(0 < value < 1 for value in flat):
+        x, y = prompt.points[0]
+        raise PromptError(
+            f"point {x:g},{y:g} of object {prompt.obj_id} lies in 0..1, as shares of the frame do; expected pixels: of "
+            f"{width}x{height} (width x height) that would be {x * width:g},{y * height:g}"
+        )
     for x, y in prompt.points:
         if not (0 <= x < width and 0 <= y < height):
             near = f"{min(max(x, 0), width - 1):g},{min(max(y, 0), height - 1):g}"

@@ -13,10 +13,12 @@ import surgery.demo as demo
 from surgery.api import require_view
 from surgery.calibration import PromiseError, calibrate
 from surgery.calibration.fidelity import reference_of
+from surgery.calibration.observe import Observer
 from surgery.calibration.search import Setting, _non_negative, half_parts, settings_of
 from surgery.recipe import Precision, Recipe
 from surgery.tracking import track
 from surgery.video import labels_from_logits
+from surgery.video.prompts import BoxPrompt
 from tests.calibration.test_calibrate import clip_of
 from tests.calibration.test_calibrate import recipe as routed
 
@@ -83,6 +85,24 @@ def test_the_reference_is_the_stock_precision(host: str) -> None:
     surgery.sparsify(model, alone(dtype=["bf16"]).with_overrides(["precision.cast=weights", "precision.dtype=bf16"]))
     reference = reference_of(model, clip)
     assert all(np.array_equal(reference.labels[index], labels) for index, labels in enumerate(stock))
+
+
+@pytest.mark.parametrize("cast", ["autocast", "weights"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_precision_on_trial_leaves_the_teacher_alone(host: str, cast: str) -> None:
+    """With two objects memory attention shares a self-attention between them: never that of the trial."""
+    clip = clip_of(3, 4)
+    prompts = (*clip.prompts, BoxPrompt(100, 20, 160, 80, obj_id=2))
+    model = demo.load(host=host)  # type: ignore[arg-type]
+    stock = [result.logits for result in track(model, clip.video, prompts)]
+    surgery.sparsify(model, alone().with_values({"precision.cast": cast}))
+    view, trial = require_view(model), Precision(cast=cast)  # type: ignore[arg-type]
+    view.binding.watcher = observer = Observer(view, [], [], [trial])
+    teacher = [result.logits for result in track(model, clip.video, prompts)]
+    for one, other in zip(teacher, stock, strict=True):
+        assert all(np.array_equal(one[obj_id], other[obj_id]) for obj_id in other)
+    errors = observer.errors["memory_attention", trial]
+    assert len(errors) == 6 and all(0 < error < 0.1 for error in errors), "two objects on three tracked frames"
 
 
 def test_a_shortcut_is_fitted_in_the_stock_precision_and_measured_in_its_own() -> None:

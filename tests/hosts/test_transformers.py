@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    EdgeTamVideoConfig,
-    EdgeTamVideoModel,
-    Sam2Model,
     Sam2VideoModel,
 )
 
@@ -59,7 +56,15 @@ def test_saved_model_loads_in_stock_transformers(tmp_path: Path) -> None:
     assert not report["missing_keys"]
     assert len(report["unexpected_keys"]) == 6
     assert loaded.config.architectures == ["Sam2VideoModel"]
-    assert same(TransformersDriver(loaded.eval()).track(video(5)), stock)
+    # The file is memory-mapped at addresses for which a CPU may take other kernels: its weights go where ours lie.
+    twin = make("transformers", localised=False)
+    assert not same(twin.track(video(5)), stock)
+    twin.model.load_state_dict(loaded.state_dict())
+    assert same(twin.track(video(5)), stock)
+    mapped = TransformersDriver(loaded.eval()).track(video(5))
+    close(mapped, stock, 1e-4)
+    surgery.sparsify(loaded, "exact")
+    assert same(TransformersDriver(loaded).track(video(5)), mapped)
 
 
 def test_attention_implementation_can_be_switched() -> None:
@@ -105,30 +110,29 @@ def test_reduced_precision_model() -> None:
     assert all(mask.dtype == torch.bfloat16 and torch.isfinite(mask).all() for mask in masks)
 
 
-def test_image_model_is_refused() -> None:
-    from transformers import Sam2Config
+def test_every_other_model_is_refused_for_what_it_is() -> None:
+    """By class: an EdgeTamVideoModel may have a Hiera backbone, whose structure alone would pass."""
+    import transformers
 
-    config = demo.build("transformers").config
-    model = Sam2Model(Sam2Config(vision_config=config.vision_config))
-    with pytest.raises(UnsupportedModelError, match=r"no memory and no previous frame.*Sam2VideoModel"):
-        surgery.sparsify(model)
-
-
-def test_edgetam_is_refused_although_its_default_backbone_is_hiera() -> None:
-    """EdgeTamVideoConfig() builds a Hiera backbone: structure alone would pass, the memory would not."""
-    with torch.device("meta"):
-        model = EdgeTamVideoModel(EdgeTamVideoConfig())
-    with pytest.raises(UnsupportedModelError, match="EdgeTamVideoModel tracks video, but not with"):
-        surgery.sparsify(model)
-
-
-def test_sam3_tracker_is_refused() -> None:
-    from transformers import Sam3TrackerVideoConfig, Sam3TrackerVideoModel
-
-    with torch.device("meta"):
-        model = Sam3TrackerVideoModel(Sam3TrackerVideoConfig())
-    with pytest.raises(UnsupportedModelError, match="Sam3TrackerVideoModel tracks video"):
-        surgery.sparsify(model)
+    reasons = {
+        "Sam3VideoModel": "is of SAM 3, which is not supported yet",
+        "Sam3TrackerVideoModel": "is of SAM 3, which is not supported yet",
+        "Sam3TrackerModel": "is of SAM 3, which is not supported yet",
+        "Sam3Model": "is of SAM 3, which is not supported yet",
+        "EdgeTamVideoModel": "is of EdgeTAM, which is not supported yet",
+        "EdgeTamModel": "is of EdgeTAM, which is not supported yet",
+        "Sam2Model": "is for pictures: it has no memory and no previous frame",
+        "SamModel": "is for pictures: it has no memory and no previous frame",
+        "SamHQModel": "is for pictures: it has no memory and no previous frame",
+        "BertModel": "is not a SAM 2 video model",
+    }
+    for name, reason in reasons.items():
+        kind = getattr(transformers, name)
+        # No weights: the class alone tells.
+        model = kind.__new__(kind)
+        torch.nn.Module.__init__(model)
+        with pytest.raises(UnsupportedModelError, match=rf"^{name} {reason}.*expected a Sam2VideoModel"):
+            surgery.sparsify(model)
 
 
 def test_structures_that_cannot_be_routed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

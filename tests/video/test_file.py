@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from surgery.errors import VideoError
+from surgery.errors import DamagedVideoWarning, VideoError
 from surgery.video import open_video
 from surgery.video.file import upright
 
@@ -248,3 +248,33 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert most <= 2
     assert peak < 20 * frame_bytes  # 300 frames would be 300 times that
+
+
+def damaged(path: Path, codec: str, changes: int, seed: int) -> Path:
+    """A clip of 12 frames with some bytes of its middle changed."""
+    make_video(path, codec=codec, noise=True)
+    raw, draw = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    for place in draw.integers(len(raw) // 3, 2 * len(raw) // 3, changes):
+        raw[place] = int(draw.integers(256))
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_damage_that_a_picture_decoder_notices_is_an_error(tmp_path: Path, seed: int) -> None:
+    """Of Motion JPEG FFmpeg marks no frame: it gave damaged ones as if they were whole."""
+    path = damaged(tmp_path / "a.avi", "mjpeg", 60, seed)
+    with pytest.raises(VideoError, match=r"frame \d+: cannot be decoded"):
+        list(open_video(path))
+
+
+def test_frames_that_were_lost_are_a_warning(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "a.avi", codec="mpeg4")
+    raw = bytearray(path.read_bytes())
+    index = raw.rindex(b"idx1")
+    last = raw.rindex(b"00dc", 0, index)
+    # Readers skip a chunk of another name; without an index they do not look for it elsewhere.
+    raw[last : last + 4] = raw[index : index + 4] = b"JUNK"
+    path.write_bytes(raw)
+    with pytest.warns(DamagedVideoWarning, match=r"a\.avi: 11 frames were decoded of 12 that the file declares"):
+        assert len(list(open_video(path))) == 11
