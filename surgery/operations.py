@@ -26,7 +26,9 @@ class Settings(BaseModel):
 class ShortcutSettings(Settings):
     """The branch that stands in for the routed span on skipped windows (Efficient-SAM2, section 3.2)."""
 
-    type: Literal["bottleneck", "identity", "ffn", "attention"] = "bottleneck"
+    type: Literal["bottleneck", "identity", "ffn", "attention"] = Field(
+        "bottleneck", description="`bottleneck` is the published one"
+    )
 
 
 class RefreshSettings(Settings):
@@ -36,21 +38,21 @@ class RefreshSettings(Settings):
     """
 
     start: bool = Field(
-        True, description="dense first tracked frame of a pass (published); false: routed by the prompted frame's mask"
+        True, description="dense first tracked frame of a pass; false: routed by the masks of the prompted frame"
     )
 
     every: int = Field(
-        0, ge=0, le=_MAX_COUNT, description="dense frame after this many routed ones; 0: never for this reason"
+        0, ge=0, le=_MAX_COUNT, description="dense frame after so many routed ones; 0: never for this reason"
     )
     scene_cut: float | None = Field(
         0.6,
         gt=0.0,
         allow_inf_nan=False,
-        description="mean absolute change of the 32x32 thumbnail, in standard deviations of the normalised pixels, "
-        "above which the frame counts as a new scene; null: no test",
+        description="mean change of the 32x32 thumbnail, in standard deviations, that is a new scene; null: no test",
     )
     lost: Literal["never", "once", "always"] = Field(
-        "once", description="object score <= 0: dense on the next frame only (once), or until it is back (always)"
+        "once",
+        description="object score at most 0: dense on the next frame (`once`), until it is back (`always`), or `never`",
     )
 
 
@@ -58,30 +60,29 @@ class SparseWindowRouting(Settings):
     """Sparse Window Routing: only windows near the object run through the middle blocks (Efficient-SAM2, 3.2)."""
 
     type: Literal["sparse_window_routing"] = "sparse_window_routing"
-    windows: Literal["object", "all"] = Field("object", description="all: every window on every frame (exact)")
+    windows: Literal["object", "all"] = Field("object", description="`all`: every window on every frame (exact)")
     span: Literal["stage3", "tiles"] = Field(
         "stage3",
-        description="stage3: skipped windows skip the middle blocks; tiles: all blocks before as well",
+        description="`tiles`: skipped windows skip all blocks before the middle ones as well",
     )
     early: float = Field(
         0.0,
         ge=0.0,
         le=1.0,
         allow_inf_nan=False,
-        description="span tiles: share of the map that passes the blocks before the span, as far as computed windows "
-        "leave room: where objects are and the picture changed most. Skipped windows are corrected there by the "
-        "shortcut; elsewhere, and with 0, they return their last output as it is",
+        description="with tiles: share of the map that passes the blocks before the span",
     )
     correction: Literal["none", "patch"] = Field(
         "none",
-        description="span tiles: stage outputs that are reused follow the change of the patch embedding through a "
-        "small fitted branch (patch), or stay as they are (none)",
+        description="with tiles: `patch` lets reused maps of stages 1 and 2 follow the patch embedding (fitted)",
     )
     stage4: Literal["dense", "routed"] = Field(
         "dense",
-        description="dense: stage 4 runs whole; routed: for computed windows only, the others return their last output",
+        description="`routed`: stage 4 runs for computed windows only; needs `temporal`",
     )
-    saliency_mass: Fraction = Field(0.7, description="share of the prompt-to-image attention the salient windows hold")
+    saliency_mass: Fraction = Field(
+        0.7, description="share of the prompt-to-image attention that the salient windows hold"
+    )
     score_gate: float = Field(
         5.0, allow_inf_nan=False, description="object score logit under which salient windows are added"
     )
@@ -91,27 +92,26 @@ class SparseWindowRouting(Settings):
         ge=0.0,
         le=100.0,
         allow_inf_nan=False,
-        description="the mask also counts where the object would be after so many frames at its present speed",
+        description="the mask also counts where the object would be after so many frames at its speed",
     )
-    candidates: Literal["all", "best"] = Field("all", description="all three mask candidates, or the best by IoU")
+    candidates: Literal["all", "best"] = Field(
+        "all", description="which mask candidates count: all three, or the `best` by predicted IoU"
+    )
     shortcut: ShortcutSettings = ShortcutSettings()
     temporal: bool = Field(False, description="skipped windows return their last output plus the shortcut's change")
     rolling: int = Field(
-        0, ge=0, le=_MAX_COUNT, description="windows computed each frame because they have waited longest"
+        0, ge=0, le=_MAX_COUNT, description="windows computed on each frame because they have waited longest"
     )
     budget: Fraction = Field(
         1.0,
-        description="largest share of the windows computed on a routed frame; those whose picture changed most since "
-        "they were last computed go first, the object's before others; 1: no limit",
+        description="largest share of the windows on a routed frame; 1: no limit; below 1 needs `temporal`",
     )
-    fill: bool = Field(
-        False, description="compute as many windows as the budget allows on every routed frame, wanted or not"
-    )
+    fill: bool = Field(False, description="compute as many windows as the budget allows, wanted or not")
     round_to: int = Field(
         1, ge=1, le=_MAX_COUNT, description="window counts are rounded up to a multiple (fewer compiled shapes)"
     )
     padding: Literal["exact", "published"] = Field(
-        "exact", description="published: pad before the first norm, as the released base+ shortcut was trained with"
+        "exact", description="`published`: the padding order of the released shortcuts; not with `temporal`"
     )
     refresh: RefreshSettings = RefreshSettings()
 
@@ -173,19 +173,17 @@ class SparseMemoryRetrieval(Settings):
     """Sparse Memory Retrieval: older memory frames keep only the tokens that mattered (Efficient-SAM2, section 3.3)."""
 
     type: Literal["sparse_memory_retrieval"] = "sparse_memory_retrieval"
-    keep: Fraction = Field(0.05, description="share of the tokens kept of each pruned memory frame; 1: all (exact)")
+    keep: Fraction = Field(0.05, description="share of the tokens kept of each older memory frame; 1: all")
     keep_conditioning: Fraction = Field(
-        1.0, description="the same for conditioning frames, measured when first read; 1: whole (published)"
+        1.0, description="the same for conditioning frames, measured when first read; 1: whole"
     )
     rebalance: bool = Field(
-        False, description="kept tokens of a pruned frame together weigh what the whole frame weighed when measured"
+        False, description="kept tokens of a frame together weigh what the whole frame weighed when measured"
     )
     warm_up: bool = Field(
-        True, description="prune only after as many frames were measured as the bank's middle holds (published)"
+        True, description="prune only after as many frames were measured as the bank's middle holds (5)"
     )
-    query_stride: int = Field(
-        1, ge=1, le=_MAX_COUNT, description="saliency averages every n-th query token only; 1: all (published)"
-    )
+    query_stride: int = Field(1, ge=1, le=_MAX_COUNT, description="saliency averages every n-th query only; 1: all")
 
     alias: ClassVar[str] = "retrieval"
 
@@ -194,16 +192,13 @@ class SparseQueryRouting(Settings):
     """Memory attention runs for tokens of computed windows and near the object; the others keep their last output."""
 
     type: Literal["sparse_query_routing"] = "sparse_query_routing"
-    margin: int = Field(
-        2, ge=0, le=255, description="tokens by which the object's mask candidates of the frame before are widened"
-    )
+    margin: int = Field(2, ge=0, le=255, description="tokens by which the object's mask candidates are widened")
     rolling: int = Field(
         1, ge=0, le=_MAX_COUNT, description="further windows whose tokens are queries, those that waited longest"
     )
     budget: Fraction = Field(
         1.0,
-        description="largest share of the tokens that are queries, as far as those of computed windows leave room; "
-        "those near the object whose picture changed most go first; 1: no limit",
+        description="largest share of the tokens that are queries; 1: no limit",
     )
 
     alias: ClassVar[str] = "queries"
@@ -231,15 +226,12 @@ class Precision(Settings):
     """Parts of the model run in half precision; what they take and give, and everything between them, stays fp32."""
 
     type: Literal["precision"] = "precision"
-    dtype: Literal["bf16", "fp16"] = Field("bf16", description="bf16 or fp16; bfloat16 and float16 are read as well")
+    dtype: Literal["bf16", "fp16"] = Field("bf16", description="`bfloat16` and `float16` are read as well")
     cast: Literal["autocast", "weights"] = Field(
         "autocast",
-        description="autocast: each op casts what torch.autocast casts; weights: everything in the part is half "
-        "precision, by copies of its weights kept beside the originals",
+        description="`autocast`: as torch.autocast casts each operation; `weights`: half-precision copies of the weights",
     )
-    keep_fp32: tuple[Part, ...] = Field(
-        (), description="parts left as they are: encoder, memory_attention, memory_encoder, mask_decoder"
-    )
+    keep_fp32: tuple[Part, ...] = Field((), description="parts left as they are")
 
     alias: ClassVar[str] = "precision"
 
@@ -259,18 +251,17 @@ class TrimCaches(Settings):
 
     type: Literal["trim_caches"] = "trim_caches"
     high_res_masks: bool = Field(
-        True, description="drop the masks at model resolution that transformers keeps after encoding them into memory"
+        True,
+        description="`transformers`: drop masks at model resolution (4 MiB each at 1024 px) once they are in memory",
     )
-    positions: bool = Field(True, description="one position code for all memory frames of a video (transformers)")
+    positions: bool = Field(True, description="`transformers`: one position code for all memory frames of a video")
     frames: int | None = Field(
         None,
         ge=1,
         le=_MAX_COUNT,
-        description="forget tracked frames further than this from the one being tracked; null: keep all",
+        description="forget tracked frames further than so many from the one being tracked; null: keep all",
     )
-    images: bool = Field(
-        False, description="empty the images behind the kept frames too (transformers); needs frames: n"
-    )
+    images: bool = Field(False, description="`transformers`: empty the images behind those frames too; needs `frames`")
 
     alias: ClassVar[str] = "caches"
 
@@ -286,7 +277,7 @@ class CompileParts(Settings):
 
     type: Literal["compile"] = "compile"
     parts: tuple[Part, ...] = Field(PARTS, description="what is compiled; the prompt encoder never is")
-    mode: CompileMode = Field("default", description="of torch.compile; those with CUDA graphs: fixed shapes only")
+    mode: CompileMode = Field("default", description="of torch.compile; all but `default` are inductor's")
     backend: str = Field("inductor", min_length=1, max_length=80, description="any that torch.compile knows")
 
     alias: ClassVar[str] = "compile"
@@ -327,14 +318,20 @@ class CalibrationSettings(Settings):
     The Jaccard distance is a metric, so the drop in J against any ground truth is at most 1 - J against dense masks.
     """
 
-    max_drop: float = Field(0.05, gt=0.0, le=1.0, allow_inf_nan=False, description="promise on the mean over clips")
-    max_clip_drop: float = Field(0.2, gt=0.0, le=1.0, allow_inf_nan=False, description="promise on the worst clip")
+    max_drop: float = Field(
+        0.05, gt=0.0, le=1.0, allow_inf_nan=False, description="promise on the mean over held-out clips"
+    )
+    max_clip_drop: float = Field(
+        0.2, gt=0.0, le=1.0, allow_inf_nan=False, description="promise on the worst held-out clip"
+    )
     objective: Literal["memory", "stage", "masks"] = Field(
-        "memory", description="what the shortcut is fitted to: conditioned feature (published), span output, masks"
+        "memory",
+        description="what the shortcut is fitted to: conditioned feature (`memory`), span output (`stage`) or masks",
     )
     steps: int = Field(100, ge=0, le=_MAX_COUNT, description="gradient steps after the closed form")
     search: dict[str, tuple[Any, ...]] = Field(
-        default_factory=dict, description="values to try, by dotted field, as in an override"
+        default_factory=dict,
+        description="values to try, by dotted field; every combination is a candidate, at most 5,000",
     )
 
     @field_validator("search", mode="before")
