@@ -229,7 +229,7 @@ class Precision(Settings):
     dtype: Literal["bf16", "fp16"] = Field("bf16", description="`bfloat16` and `float16` are read as well")
     cast: Literal["autocast", "weights"] = Field(
         "autocast",
-        description="`autocast`: as torch.autocast casts operations; `weights`: all, by half-precision copies of weights",
+        description="`autocast`: as torch.autocast casts operations; `weights`: by half-precision weights",
     )
     keep_fp32: tuple[Part, ...] = Field((), description="parts left as they are")
 
