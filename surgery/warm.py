@@ -16,8 +16,8 @@ from surgery.access import access_to
 from surgery.api import require_view
 from surgery.errors import ModelStateError
 from surgery.hosts.base import HostView
-from surgery.hosts.compiled import Spent
 from surgery.hosts.feed import feed
+from surgery.operations.compile import Spent
 from surgery.session import VideoState
 
 

@@ -33,7 +33,8 @@ from surgery.bench.settings import BenchmarkError, Settings
 from surgery.hosts import view_of
 from surgery.hosts.base import HostView
 from surgery.hosts.feed import feed
-from surgery.recipe import CompileParts, Recipe
+from surgery.operations import CompileParts, SparseWindowRouting
+from surgery.recipe import Recipe
 
 Rows = list[dict[str, Any]]
 _STOCK = 0
@@ -62,7 +63,7 @@ class Arms:
             raise BenchmarkError("arms take their window shares from run, autocast and protocol 'surgery' only")
         check_host(view_of(model).name, settings)
         for recipe in recipes:
-            if recipe.routing is None:
+            if recipe.find(SparseWindowRouting) is None:
                 raise BenchmarkError(f"recipe {recipe.metadata.name!r} routes no windows; there is nothing to force")
         if baseline is not None:
             baseline.load_state_dict(model.state_dict(), assign=True)

@@ -17,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from surgery.hosts.base import Binding, HostView
-from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseWindowRouting
+from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.recipe import Recipe
 from surgery.retrieval.bank import Conditioning, KeyPlan, ObjectMemory, plan_keys
 from surgery.retrieval.queries import QueryRoute, query_count
 from surgery.retrieval.saliency import kept_count
@@ -214,13 +215,14 @@ class FlopModel:
             recipe: the settings. windows, keys, queries: fractions computed, read and asked. Without `queries` as many
             as the budget of query routing allows: how far objects reach is not known before a run.
         """
-        encoder = self.encoder
-        if windows < 1.0 and recipe.routing is not None:
-            floor, slope = self._line(recipe.routing)
+        encoder, routed = self.encoder, recipe.find(SparseWindowRouting)
+        if windows < 1.0 and routed is not None:
+            floor, slope = self._line(routed)
             encoder = floor + windows * slope
         memory = self.memory - (1.0 - keys) * self.memory_slope
-        if windows < 1.0 and recipe.queries is not None:
-            memory *= self._of_queries(max(windows, recipe.queries.budget) if queries is None else queries)
+        asked = recipe.find(SparseQueryRouting)
+        if windows < 1.0 and asked is not None:
+            memory *= self._of_queries(max(windows, asked.budget) if queries is None else queries)
         both = self.encoder + self.memory
         return {"encoder": encoder / both, "memory_attention": memory / both}
 

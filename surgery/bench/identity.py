@@ -8,7 +8,7 @@ from typing import Any
 from surgery.bench.pair import Pair
 from surgery.bench.settings import Settings
 from surgery.hosts.base import HostView
-from surgery.recipe import Precision
+from surgery.operations import Precision
 
 
 @dataclass(frozen=True)

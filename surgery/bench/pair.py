@@ -14,11 +14,12 @@ from torch import nn
 
 from surgery.api import current_view, desparsify, require_view, sparsify
 from surgery.bench.settings import BenchmarkError, Settings
+from surgery.core.parts import PARTS
 from surgery.hosts import view_of
 from surgery.hosts.base import HostView
-from surgery.hosts.compiled import must_keep_forward
 from surgery.operate import retune
-from surgery.operations import PARTS, CompileParts
+from surgery.operations import CompileParts
+from surgery.operations.compile import must_keep_forward
 from surgery.recipe import Metadata, Recipe
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def twins(
         sparsify(dense, compiled_alone(operation))
     view = require_view(sparse)
     assert view.recipe is not None
-    retune(view, view.recipe.with_compilation(operation))
+    retune(view, view.recipe.with_operation(operation) if operation is not None else view.recipe.without(CompileParts))
     if settings.windows is not None and view.binding.routing is None:
         name = view.recipe.metadata.name if view.recipe is not None else None
         raise BenchmarkError(f"windows {settings.windows}: recipe {name!r} routes no windows; leave windows out")

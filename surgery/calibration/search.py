@@ -18,11 +18,13 @@ from surgery.bench.flops import BANK, FlopModel
 from surgery.calibration.clips import CalibrationClip
 from surgery.calibration.fidelity import ClipScore, Reference, score_clip, summarise
 from surgery.calibration.observe import Candidate, Observer, observe
+from surgery.core.parts import PARTS
+from surgery.core.promise import CalibrationSettings
 from surgery.errors import CalibrationError, RecipeError
 from surgery.hosts.base import HostView
 from surgery.operate import retune
-from surgery.operations import PARTS
-from surgery.recipe import CalibrationSettings, Precision, Recipe, SparseMemoryRetrieval
+from surgery.operations import Precision, SparseMemoryRetrieval, SparseWindowRouting
+from surgery.recipe import Recipe
 from surgery.retrieval.saliency import kept_count
 
 TIE = 1e-6
@@ -104,14 +106,13 @@ def predict(
     """Fill in what one dense pass over the clips says about every setting. `step` is called after every frame."""
     routing, retrieval = view.binding.routing, view.binding.retrieval
     simulated: dict[str, Candidate] = {}
-    keeps = sorted(
-        {value for setting in settings if setting.recipe.retrieval
-         for value in (setting.recipe.retrieval.keep, setting.recipe.retrieval.keep_conditioning) if value < 1.0}
-    )  # fmt: skip
+    pruned = [kept for setting in settings if (kept := setting.recipe.find(SparseMemoryRetrieval)) is not None]
+    keeps = sorted({value for kept in pruned for value in (kept.keep, kept.keep_conditioning) if value < 1.0})
     if routing is not None and routing.windows == "object":
         for setting in settings:
-            assert setting.recipe.routing is not None
-            simulated.setdefault(repr(setting.recipe.routing), Candidate(setting.recipe.routing))
+            routed = setting.recipe.find(SparseWindowRouting)
+            assert routed is not None
+            simulated.setdefault(repr(routed), Candidate(routed))
     observer = Observer(view, list(simulated.values()), keeps, _precisions(settings))
     lengths = []
     if retrieval is not None and keeps:
@@ -125,17 +126,17 @@ def predict(
         view.binding.retrieval = retrieval
     flops = FlopModel(view)
     for setting in settings:
-        if setting.recipe.routing is not None and simulated:
-            candidate = simulated[repr(setting.recipe.routing)]
+        if simulated:
+            candidate = simulated[repr(setting.recipe.find(SparseWindowRouting))]
             setting.windows = candidate.windows / max(1, candidate.frames)
             setting.risk_windows = candidate.risk / max(1, candidate.frames)
-        if setting.recipe.retrieval is not None:
-            kept = setting.recipe.retrieval
+        kept = setting.recipe.find(SparseMemoryRetrieval)
+        if kept is not None:
             setting.keys = statistics.fmean(keys_kept(kept, length) for length in lengths)
             setting.risk_keys = _lost(observer, kept)
         parts = flops.shares(setting.recipe, setting.windows, setting.keys)
         setting.cost = sum(parts.values())
-        precision = setting.recipe.precision
+        precision = setting.recipe.find(Precision)
         if precision is not None:
             half = half_parts(precision)
             setting.halved = sum(parts.get(name, TIE) for name in half)
@@ -157,7 +158,7 @@ def _bare(precision: Precision) -> Precision:
 
 def _precisions(settings: Sequence[Setting]) -> list[Precision]:
     """The precisions to measure: none when every setting has the same one, which then explains no difference."""
-    found = [setting.recipe.precision for setting in settings]
+    found = [setting.recipe.find(Precision) for setting in settings]
     if all(each == found[0] for each in found):
         return []
     return list(dict.fromkeys(_bare(each) for each in found if each is not None))

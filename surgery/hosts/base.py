@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from surgery.access import is_paused
+from surgery.core.parts import PARTS
 from surgery.errors import UnsupportedModelError
 from surgery.graft import Graft, host_class
-from surgery.hosts.compiled import Compilation, SetAside
 from surgery.hosts.ownership import Structure
-from surgery.operations import PARTS
-from surgery.recipe import (
+from surgery.operations import (
     CompileParts,
     Precision,
-    Recipe,
     SparseMemoryRetrieval,
     SparseQueryRouting,
     SparseWindowRouting,
     TrimCaches,
 )
+from surgery.operations.compile import Compilation, SetAside
+from surgery.recipe import Recipe
 from surgery.retrieval.bank import Chunk, KeyPlan
 from surgery.retrieval.queries import QueryRoute
 from surgery.retrieval.shared import FrameWork
@@ -39,7 +39,7 @@ from surgery.routing.windows import WindowGrid
 from surgery.session import Generation, SessionHandle, SessionStats, VideoState
 
 if TYPE_CHECKING:
-    from surgery.hosts.precision import HalfWeights
+    from surgery.operations.precision import HalfWeights
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from surgery.hosts.sam2_parts import (
     Sam2SpanBlock,
 )
 from surgery.hosts.seam import in_turn, seam
-from surgery.hosts.trim import drop_far
+from surgery.operations.trim_caches import drop_far
 from surgery.retrieval.bank import Chunk, Conditioning
 from surgery.session import SessionHandle, VideoState
 

@@ -6,8 +6,8 @@ from collections.abc import Set
 from typing import Any
 
 from surgery.errors import ModelStateError
-from surgery.hosts.trim import blank_images, drop_far, one_copy
-from surgery.recipe import TrimCaches
+from surgery.operations import TrimCaches
+from surgery.operations.trim_caches import blank_images, drop_far, one_copy
 from surgery.session import VideoState
 
 
