@@ -128,7 +128,7 @@ def memory_attention_gflop(
         queries: share of the tokens that are queries; None for all.
     """
     layers = view.cross_attentions()
-    tokens = (view.image_size() // 16) ** 2
+    tokens = view.frame_tokens()
     length = frames * tokens + pointers
     reference = next(view.memory_attention().parameters())
     if keep is not None:
@@ -180,10 +180,10 @@ def _width(view: HostView) -> int:
 
 
 def _bank(view: HostView, tokens: int, length: int, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Current features [T, 1, C] and memory [M, 1, 64]."""
+    """Current features [T, 1, C] and memory [M, 1, D]."""
     width = _width(view)
-    options = {"device": reference.device, "dtype": reference.dtype}
-    return torch.empty(tokens, 1, width, **options), torch.empty(length, 1, 64, **options)  # type: ignore[call-overload]
+    memory = torch.empty(length, 1, view.memory_channels(), device=reference.device, dtype=reference.dtype)
+    return memory.new_empty(tokens, 1, width), memory
 
 
 def predicted(view: HostView, windows: Sequence[int] | None, keep: float | None) -> FrameFlops:

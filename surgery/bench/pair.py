@@ -56,13 +56,7 @@ def twins(
     Raises:
         BenchmarkError: the host cannot reach the precision, or windows are forced and the recipe routes none.
     """
-    host = view_of(model).name
-    check_host(host, settings)
-    if settings.cast == "weights" and host != "transformers":
-        raise BenchmarkError(
-            f"cast 'weights' needs the transformers host: {host} feeds its encoder fp32 frames; use cast 'autocast', "
-            "or half-precision parts by the recipe's own operation precision"
-        )
+    check_host(view_of(model), settings)
 
     def cut(model: Any) -> Any:
         if current_view(model) is None or recipe is not None or adapter is not None:
@@ -110,12 +104,18 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
-def check_host(host: str, settings: Settings) -> None:
+def check_host(view: HostView, settings: Settings) -> None:
     """Raises BenchmarkError when the host cannot reach the precision."""
-    if settings.precision == "fp16" and host == "sam2":
+    parts = "half-precision parts by the recipe's own operation precision"
+    if settings.cast in view.cannot:
         raise BenchmarkError(
-            "precision fp16 needs the transformers host: sam2 keeps its memory in bf16, which fp16 autocast cannot "
-            "join with fp16; use bf16, or fp16 parts by the recipe's own operation precision"
+            f"cast {settings.cast!r} needs another host: {view.name} {view.cannot[settings.cast]}; use cast "
+            f"'autocast', or {parts}"
+        )
+    if settings.precision in view.cannot:
+        raise BenchmarkError(
+            f"precision {settings.precision} needs another host: {view.name} {view.cannot[settings.precision]}; use "
+            f"another precision, or {parts}"
         )
 
 

@@ -16,7 +16,7 @@ import surgery
 from surgery.api import require_view
 from surgery.graft import host_class, is_grafted
 from surgery.hosts import view_of
-from surgery.hosts.transformers_encoder import TransformersEncoderAttention
+from surgery.hosts.transformers.encoder import TransformersEncoderAttention
 from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.retrieval.shared import FrameWork
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, square, video
