@@ -37,7 +37,8 @@ T = TypeVar("T")
 @dataclass
 class TrackedFrame:
     """One frame's result. logits: fp32 [H, W] at video size per object id (> 0 is foreground). seconds: model time,
-    synchronised, prompts on the frame included, reading and resizing it not. record: how the frame was encoded, None for stock models and frames that were not tracked.
+    synchronised; prompts on the frame count, reading and resizing it do not. record: how the frame was encoded, None
+    for stock models and frames that were not tracked.
     """
 
     index: int

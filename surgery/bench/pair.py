@@ -14,7 +14,7 @@ from torch import nn
 
 from surgery.api import current_view, desparsify, require_view, sparsify
 from surgery.bench.settings import BenchmarkError, Settings
-from surgery.hosts import view_of
+from surgery.hosts import hosts, view_of
 from surgery.hosts.base import HostView
 from surgery.hosts.compiled import must_keep_forward
 from surgery.operate import retune
@@ -106,17 +106,10 @@ def twin(model: nn.Module) -> nn.Module:
 
 def check_host(view: HostView, settings: Settings) -> None:
     """Raises BenchmarkError when the host cannot reach the precision."""
-    parts = "half-precision parts by the recipe's own operation precision"
-    if settings.cast in view.cannot:
-        raise BenchmarkError(
-            f"cast {settings.cast!r} needs another host: {view.name} {view.cannot[settings.cast]}; use cast "
-            f"'autocast', or {parts}"
-        )
-    if settings.precision in view.cannot:
-        raise BenchmarkError(
-            f"precision {settings.precision} needs another host: {view.name} {view.cannot[settings.precision]}; use "
-            f"another precision, or {parts}"
-        )
+    for asked, way in ((settings.precision, "precision {}"), (settings.cast, "cast {!r}")):
+        if asked in view.cannot:
+            able = " or ".join(host.name for host in hosts() if asked not in host.cannot)
+            raise BenchmarkError(f"{way.format(asked)} needs the {able} host: {view.name} {view.cannot[asked]}")
 
 
 @contextmanager

@@ -218,8 +218,8 @@ class HostView(ABC):
     """One model seen through its host: where the parts are, and which mixin each part gets.
 
     name: of the host. models: the class it is for, as a user knows it. driver: how it is given a video.
-    cannot: ways of half precision for a whole model that it does not run in, and why: "weights" converted; "fp16" or
-    "bf16" at all.
+    cannot: ways of half precision that a whole model does not run in ("weights": converted; "fp16", "bf16"), each with
+    why and what to use instead.
     """
 
     name: ClassVar[str]

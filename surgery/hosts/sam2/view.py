@@ -36,8 +36,10 @@ class Sam2View(HostView):
     models = "sam2 SAM2VideoPredictor"
     driver = Sam2Driver
     cannot: ClassVar[Mapping[str, str]] = {
-        "weights": "feeds its encoder fp32 frames",
-        "fp16": "keeps its memory in bf16, which fp16 autocast cannot join with fp16",
+        "weights": "feeds its encoder fp32 frames; use cast 'autocast', or half-precision parts by the recipe's own "
+        "operation precision",
+        "fp16": "keeps its memory in bf16, which fp16 autocast cannot join with fp16; use bf16, or fp16 parts by the "
+        "recipe's own operation precision",
     }
     span_block = Sam2SpanBlock
     late_block = Sam2LateBlock
