@@ -26,7 +26,7 @@ from surgery.bench.flops import FlopModel
 from surgery.bench.machine import machine
 from surgery.bench.modules import forced_windows
 from surgery.bench.pair import twin
-from surgery.hosts.sam2_video import frames_instead_of_files, without_bar
+from surgery.hosts.sam2.driver import frames_instead_of_files, without_bar
 from surgery.loading import load_model
 from surgery.operations import SparseMemoryRetrieval
 

@@ -24,7 +24,7 @@ from surgery.bench.flops import _full_bank_plan
 from surgery.bench.machine import machine
 from surgery.graft import graft, ungraft
 from surgery.hosts import view_of
-from surgery.hosts.transformers_encoder import TransformersEncoderAttention
+from surgery.hosts.transformers.encoder import TransformersEncoderAttention
 from surgery.loading import load_model
 from surgery.operations import SparseMemoryRetrieval
 from surgery.retrieval.attention import Projections, pruned_attention, rotate, rotated_query, split_heads

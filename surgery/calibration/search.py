@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from surgery.adapters.record import Fidelity
 from surgery.api import require_view
-from surgery.bench.flops import BANK, FlopModel
+from surgery.bench.flops import FlopModel
 from surgery.calibration.clips import CalibrationClip
 from surgery.calibration.fidelity import ClipScore, Reference, score_clip, summarise
 from surgery.calibration.observe import Candidate, Observer, observe
@@ -124,7 +124,7 @@ def predict(
             observe(view, observer, clip, step)
     finally:
         view.binding.retrieval = retrieval
-    flops = FlopModel(view)
+    flops, bank = FlopModel(view), view.bank_size()
     for setting in settings:
         if simulated:
             candidate = simulated[repr(setting.recipe.find(SparseWindowRouting))]
@@ -132,8 +132,8 @@ def predict(
             setting.risk_windows = candidate.risk / max(1, candidate.frames)
         kept = setting.recipe.find(SparseMemoryRetrieval)
         if kept is not None:
-            setting.keys = statistics.fmean(keys_kept(kept, length) for length in lengths)
-            setting.risk_keys = _lost(observer, kept)
+            setting.keys = statistics.fmean(keys_kept(kept, length, bank) for length in lengths)
+            setting.risk_keys = _lost(observer, kept, bank)
         parts = flops.shares(setting.recipe, setting.windows, setting.keys)
         setting.cost = sum(parts.values())
         precision = setting.recipe.find(Precision)
@@ -164,23 +164,26 @@ def _precisions(settings: Sequence[Setting]) -> list[Precision]:
     return list(dict.fromkeys(_bare(each) for each in found if each is not None))
 
 
-def _lost(observer: Observer, retrieval: SparseMemoryRetrieval) -> float:
+def _lost(observer: Observer, retrieval: SparseMemoryRetrieval, bank: int) -> float:
     """Share of a full bank's attention, at its first read, that pruning drops; the newest frame is never pruned."""
     lost = 0.0
-    for conditioning, keep, frames in ((False, retrieval.keep, BANK - 2), (True, retrieval.keep_conditioning, 1)):
+    for conditioning, keep, frames in ((False, retrieval.keep, bank - 2), (True, retrieval.keep_conditioning, 1)):
         held = observer.held.get((conditioning, keep))
         if keep < 1.0 and held:
             lost += frames * (1.0 - statistics.fmean(held))
-    return lost / BANK
+    return lost / bank
 
 
-def keys_kept(retrieval: SparseMemoryRetrieval, frames: int, tokens: int = 4096) -> float:
-    """Mean fraction of spatial keys read over a clip prompted on its first frame, one conditioning frame."""
+def keys_kept(retrieval: SparseMemoryRetrieval, frames: int, bank: int, tokens: int = 4096) -> float:
+    """Mean fraction of spatial keys read over a clip prompted on its first frame, one conditioning frame.
+
+    bank: frames of a full memory bank. tokens: of a frame.
+    """
     keep = kept_count(tokens, retrieval.keep) / tokens if retrieval.keep < 1.0 else 1.0
     total = []
     for index in range(1, max(2, frames)):
-        tracked = min(index - 1, BANK - 1)
-        warm = not retrieval.warm_up or index - 2 >= BANK - 2
+        tracked = min(index - 1, bank - 1)
+        warm = not retrieval.warm_up or index - 2 >= bank - 2
         middle = max(0, tracked - 1)
         first = retrieval.keep_conditioning if warm and index > 1 else 1.0
         kept = first + min(1, tracked) + middle * (keep if warm else 1.0)

@@ -73,7 +73,7 @@ class MemoryAttentionPart(ModelPart):
                 length=memory.shape[0],
                 pointers=pointers,
                 layers=layers,
-                bank=view.model.num_maskmem,
+                bank=view.bank_size(),
                 stride=stride,
                 device=memory.device,
             ),

@@ -200,9 +200,9 @@ class SparseWindowRouting(Operation):
                 f"the stage-3 map of {span.side}x{span.side} tokens is a single window of {span.window}: there is "
                 "nothing to skip; use recipe memory-only"
             )
-        if view.image_size() // 4 % span.side:
+        if view.mask_side() % span.side:
             raise UnsupportedModelError(
-                f"masks of {view.image_size() // 4} px do not divide into the {span.side} tokens of stage 3"
+                f"masks of {view.mask_side()} px do not divide into the {span.side} tokens of stage 3"
             )
         routed = list(range(span.exit + 1))
         if self.span == "tiles":

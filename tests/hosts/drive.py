@@ -11,7 +11,7 @@ from torch import Tensor
 
 from surgery.demo import keymap
 from surgery.demo import model as demo
-from surgery.hosts.sam2_video import frames_instead_of_files
+from surgery.hosts.sam2.driver import frames_instead_of_files
 from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
 from surgery.recipe import Recipe
 

@@ -16,7 +16,7 @@ import surgery
 from surgery.api import require_view
 from surgery.graft import host_class, is_grafted
 from surgery.hosts import view_of
-from surgery.hosts.transformers_encoder import TransformersEncoderAttention
+from surgery.hosts.transformers.encoder import TransformersEncoderAttention
 from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.recipe import Recipe
 from surgery.retrieval.shared import FrameWork
