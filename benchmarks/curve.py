@@ -30,6 +30,7 @@ from surgery.demo.clips import make_clip
 from surgery.demo.feed import HELD_OUT
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.loading import load_model
+from surgery.operations import SparseWindowRouting
 
 ROOT = Path(__file__).resolve().parent.parent
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -95,8 +96,8 @@ class Weights:
 
     def give(self, model: Any, recipe: Recipe) -> None:
         """Give a model under surgery the weights that its recipe needs."""
-        assert recipe.routing is not None
-        name = "turbo" if recipe.routing.temporal else "published-large"
+        assert recipe.find(SparseWindowRouting) is not None
+        name = "turbo" if recipe.find(SparseWindowRouting).temporal else "published-large"
         if name not in self._held:
             twin = sparsify(copy.deepcopy(self._model), name)
             self._held[name] = fitted(twin, 60 if name == "published-large" else 0)

@@ -25,8 +25,8 @@ from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock, resident_mb
 from surgery.bench.machine import machine
 from surgery.bench.work import held_bytes
-from surgery.hosts.sam2_video import frames_instead_of_files, without_bar
-from surgery.hosts.transformers_video import new_processor, new_session
+from surgery.hosts.sam2.driver import frames_instead_of_files, without_bar
+from surgery.hosts.transformers.driver import new_processor, new_session
 
 CPU = torch.device("cpu")
 HOSTS = ("sam2", "transformers")

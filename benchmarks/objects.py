@@ -26,8 +26,9 @@ from surgery.bench.flops import FlopModel
 from surgery.bench.machine import machine
 from surgery.bench.modules import forced_windows
 from surgery.bench.pair import twin
-from surgery.hosts.sam2_video import frames_instead_of_files, without_bar
+from surgery.hosts.sam2.driver import frames_instead_of_files, without_bar
 from surgery.loading import load_model
+from surgery.operations import SparseMemoryRetrieval
 
 BANK = 7
 """Frames after which the memory bank of seven is full."""
@@ -109,7 +110,7 @@ def row(
 def predicted(view: Any, recipe: Recipe, options: argparse.Namespace) -> float:
     """Ratio of counted operations of encoder and memory attention, every object with its own memory attention."""
     flops = FlopModel(view)
-    keep, conditioning = recipe.retrieval.keep, recipe.retrieval.keep_conditioning  # type: ignore[union-attr]
+    keep, conditioning = recipe.find(SparseMemoryRetrieval).keep, recipe.find(SparseMemoryRetrieval).keep_conditioning  # type: ignore[union-attr]
     keys = (conditioning + 1 + 5 * keep) / 7
     shares = flops.shares(recipe, options.share, keys, None)
     both = flops.encoder + flops.memory

@@ -23,7 +23,7 @@ from surgery.demo.clips import make_clip
 from surgery.demo.feed import HELD_OUT
 from surgery.demo.show import calibrated
 from surgery.evaluation.bootstrap import mean_interval
-from surgery.recipe import Precision
+from surgery.operations import Precision
 
 ROWS: dict[str, tuple[str | None, Precision | None]] = {
     "bf16 by autocast": (None, Precision()),

@@ -24,9 +24,9 @@ from surgery.bench.flops import _full_bank_plan
 from surgery.bench.machine import machine
 from surgery.graft import graft, ungraft
 from surgery.hosts import view_of
-from surgery.hosts.transformers_encoder import TransformersEncoderAttention
+from surgery.hosts.transformers.encoder import TransformersEncoderAttention
 from surgery.loading import load_model
-from surgery.recipe import SparseMemoryRetrieval
+from surgery.operations import SparseMemoryRetrieval
 from surgery.retrieval.attention import Projections, pruned_attention, rotate, rotated_query, split_heads
 from surgery.retrieval.bank import KeyPlan
 
@@ -113,7 +113,7 @@ def object_work(pairs: int) -> dict[str, Any]:
     fine = [torch.randn(1, 32, 256, 256), torch.randn(1, 64, 128, 128)]
 
     def pruned() -> None:
-        view.binding.plan = bank_plan(Recipe.load("balanced").retrieval)
+        view.binding.plan = bank_plan(Recipe.load("balanced").find(SparseMemoryRetrieval))
         try:
             view.run_memory_attention(current, memory, POINTERS)
         finally:
@@ -145,7 +145,7 @@ def object_work(pairs: int) -> dict[str, Any]:
         "rotary tables (transformers)": median(
             lambda: twin.memory_attention.rotary_emb(tokens, twin.memory_attention.position_ids), few
         ),
-        "key plan": median(lambda: bank_plan(Recipe.load("balanced").retrieval), few),
+        "key plan": median(lambda: bank_plan(Recipe.load("balanced").find(SparseMemoryRetrieval)), few),
     }
     total = sum(whole.values()) - whole["memory attention, all keys"]
     return {
@@ -169,7 +169,7 @@ def memory_rows(pairs: int) -> dict[str, Any]:
     """Keys and values of unchanged memory rows, projected and rotated once instead of on every frame."""
     found = {}
     for name, settings in {
-        "balanced": Recipe.load("balanced").retrieval,
+        "balanced": Recipe.load("balanced").find(SparseMemoryRetrieval),
         "published": SparseMemoryRetrieval(),
     }.items():
         assert settings is not None

@@ -26,7 +26,8 @@ from surgery.bench.clock import Clock
 from surgery.bench.machine import machine
 from surgery.bench.modules import forced_windows
 from surgery.bench.pair import inference, stepped, twin
-from surgery.hosts.feed import feed
+from surgery.hosts import view_of
+from surgery.hosts.driver import follow
 from surgery.loading import load_model
 
 WARM = 8
@@ -58,7 +59,7 @@ def main() -> None:
     with inference(place), ExitStack() as stack:
         for view in views:
             stack.enter_context(forced_windows(view, options.share))
-        runs = [stepped(feed(model, clip, clip.masks), place, settings, False) for model in models]
+        runs = [stepped(follow(view_of(model), clip, clip.masks), place, settings, False) for model in models]
         gc.disable()
         series = in_turn(
             runs, Clock(place, processor=True), 1 + WARM + options.frames, lambda: print(end=".", flush=True)

@@ -9,10 +9,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from surgery.operations import OPERATIONS, CalibrationSettings
+import surgery.operations  # noqa: F401  makes those that ship known
+from surgery.core.operation import known
+from surgery.core.promise import CalibrationSettings
 
 PAGE = Path(__file__).with_name("recipes.md")
-SECTIONS: dict[str, type[BaseModel]] = {**OPERATIONS, "calibration": CalibrationSettings}
+SECTIONS: dict[str, type[BaseModel]] = {
+    **{name: kind for name, kind in known().items() if kind.__module__.startswith("surgery.")},
+    "calibration": CalibrationSettings,
+}
 _KINDS = {"number": "a number", "integer": "a whole number", "string": "text", "null": "`null`", "object": "a mapping"}
 
 _ENDS = {"exclusiveMinimum": "above", "minimum": "from", "exclusiveMaximum": "below", "maximum": "to"}

@@ -15,9 +15,10 @@ from surgery.errors import CalibrationError, ModelStateError
 from surgery.graft import is_grafted
 from surgery.hosts import view_of
 from surgery.hosts.base import HostView, SpanInfo
-from surgery.hosts.early import tile_grid
 from surgery.operate import inspect, operate, undo, undo_copies
-from surgery.recipe import CompileParts, Recipe
+from surgery.operations import CompileParts, Precision, SparseWindowRouting
+from surgery.operations.window_geometry import tile_grid
+from surgery.recipe import Recipe
 from surgery.routing.shortcut import Shortcut, make_shortcut
 from surgery.session import SessionStats
 
@@ -65,7 +66,7 @@ class Status:
             return "stock model"
         lines = [f"{self.host} model under recipe {self.recipe.metadata.name!r}" if self.recipe else ""]
         lines.append("operations: " + ", ".join(self.operations) + ("" if self.enabled else " (disabled)"))
-        precision = self.recipe.precision if self.recipe is not None else None
+        precision = self.recipe.find(Precision) if self.recipe is not None else None
         if precision is not None:
             spared = f", fp32 in {', '.join(precision.keep_fp32)}" if precision.keep_fp32 else ""
             lines.append(f"precision: {precision.dtype} by {precision.cast}{spared}")
@@ -272,18 +273,19 @@ def _with_compile(recipe: Recipe, compile: bool | str | CompileParts | None) -> 
     if compile is None:
         return recipe
     if compile is False:
-        return recipe.with_compilation(None)
+        return recipe.without(CompileParts)
     if isinstance(compile, CompileParts):
-        return recipe.with_compilation(compile)
-    compiled = recipe if recipe.compilation is not None else recipe.with_compilation(CompileParts())
+        return recipe.with_operation(compile)
+    compiled = recipe if recipe.find(CompileParts) is not None else recipe.with_operation(CompileParts())
     return compiled if compile is True else compiled.with_values({"compile.mode": compile})
 
 
 def _shortcut(view: HostView, span: SpanInfo, recipe: Recipe, adapter: Adapter | None, force: bool) -> Shortcut:
-    assert recipe.routing is not None
-    kind = recipe.routing.shortcut.type
+    routing = recipe.find(SparseWindowRouting)
+    assert routing is not None
+    kind = routing.shortcut.type
     reference = next(view.blocks()[span.entry].parameters())
-    corrected = tile_grid(view, span).widths if recipe.routing.correction == "patch" else None
+    corrected = tile_grid(view, span).widths if routing.correction == "patch" else None
     shortcut = make_shortcut(kind, span.channels, corrected=corrected)
     if adapter is not None:
         adapter.check(view, span, kind, force)

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from surgery.errors import ModelStateError, UnsupportedModelError, WeightsError
+from surgery.errors import ModelStateError, WeightsError
 from surgery.graft import graft, is_grafted, own_forward, ungraft
 from surgery.hosts.base import Binding, HostView, SpanInfo, finite
 from surgery.hosts.blocks import BlockPart, LayerPart
-from surgery.hosts.compiled import check_backend, must_keep_forward
-from surgery.hosts.early import EarlyBlock, early_parts, tile_grid
-from surgery.hosts.late import late_blocks, late_grid, late_parts
+from surgery.hosts.early import EarlyBlock, early_parts
+from surgery.hosts.late import late_parts
 from surgery.hosts.ownership import Structure, is_orphan, require_own, strangers
 from surgery.hosts.parts import part_mixin
-from surgery.hosts.precision import require_castable
-from surgery.hosts.trim import check_caches
 from surgery.hosts.weights import require_plain
-from surgery.recipe import CompileParts, Recipe
+from surgery.operations import (
+    CompileParts,
+    Precision,
+    SparseMemoryRetrieval,
+    SparseQueryRouting,
+    SparseWindowRouting,
+    TrimCaches,
+)
+from surgery.operations.window_geometry import late_grid, tile_grid
+from surgery.recipe import Recipe
 from surgery.routing.correction import Corrections
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.windows import WindowGrid
@@ -47,54 +53,25 @@ def inspect(view: HostView, recipe: Recipe, own: Binding | None = None) -> SpanI
     require_plain(view.model)
     parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions(), view.self_attentions()[0]]
     parts += [module for module, _ in view.wasteful()]
-    routed: list[int] = []
-    span = None
-    if recipe.routing is not None:
-        span = view.span()
-        grid = WindowGrid(span.side, span.side, span.window)
-        if grid.count < 2:
-            raise UnsupportedModelError(
-                f"the stage-3 map of {span.side}x{span.side} tokens is a single window of {span.window}: there is "
-                "nothing to skip; use recipe memory-only"
-            )
-        if view.image_size() // 4 % span.side:
-            raise UnsupportedModelError(
-                f"masks of {view.image_size() // 4} px do not divide into the {span.side} tokens of stage 3"
-            )
-        routed = list(range(span.exit + 1))
-        if recipe.routing.span == "tiles":
-            tile_grid(view, span)
-        if recipe.routing.stage4 == "routed":
-            late_grid(view, span)
-            routed += late_blocks(view, span)
-        blocks = view.blocks()
-        parts += [*(blocks[index] for index in routed), *view.token_to_image()]
-    if recipe.queries is not None:
-        parts += view.self_attentions()[1:]
-    check_caches(view, recipe)
-    if recipe.compilation is not None:
-        _require_compilable(view, recipe.compilation)
-    _require_finite(view, routed)
+    for operation in recipe.operations:
+        parts += operation.check(view)
+    _require_values(view, parts)
     _require_own_forwards(view, parts)
-    if recipe.precision is not None:
-        require_castable(view, recipe.precision)
-    return span
+    return view.span() if recipe.find(SparseWindowRouting) is not None else None
 
 
-def _require_finite(view: HostView, blocks: Sequence[int]) -> None:
-    for index in blocks:
-        for name, tensor in view.block_tensors(index).items():
-            _require_values(tensor, f"encoder block {index}: {name}")
-    for part in view.cross_attentions():
-        for name, tensor in part.state_dict().items():
-            _require_values(tensor, f"memory cross-attention: {name}")
-
-
-def _require_values(tensor: Tensor, name: str) -> None:
-    if tensor.is_meta:
-        raise ModelStateError(f"{name} is offloaded (accelerate dispatch); call sparsify before dispatching the model")
-    if not finite(tensor):
-        raise WeightsError(f"{name} has values that are not finite")
+def _require_values(view: HostView, parts: Sequence[nn.Module]) -> None:
+    wanted = {id(part) for part in parts}
+    for path, part in view.model.named_modules():
+        for name, tensor in part.state_dict().items() if id(part) in wanted else ():
+            if name.startswith("shortcut."):
+                continue
+            if tensor.is_meta:
+                raise ModelStateError(
+                    f"{path}.{name} is offloaded (accelerate dispatch); call sparsify before dispatching the model"
+                )
+            if not finite(tensor):
+                raise WeightsError(f"{path}.{name} has values that are not finite")
 
 
 def _require_own_forwards(view: HostView, parts: Sequence[nn.Module]) -> None:
@@ -106,17 +83,6 @@ def _require_own_forwards(view: HostView, parts: Sequence[nn.Module]) -> None:
             f"{type(patched[0]).__name__} carries its own forward (accelerate dispatch or another patch), which would "
             "bypass the surgery; call sparsify before dispatching or patching the model"
         )
-
-
-def _require_compilable(view: HostView, settings: CompileParts) -> None:
-    check_backend(settings)
-    for part in settings.parts:
-        module = view.parts()[part]
-        if must_keep_forward(module):
-            raise ModelStateError(
-                f"{type(module).__name__} carries its own forward (accelerate dispatch or another patch), which "
-                f"compiling {part} would bypass; sparsify first, or leave {part} out of the parts of operation compile"
-            )
 
 
 def operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Shortcut | None) -> None:
@@ -162,7 +128,7 @@ def retune(view: HostView, recipe: Recipe) -> None:
             stage 4 and its windows are not those of stage 3.
     """
     binding = view.binding
-    tiles, late, routing, span = binding.tiles, binding.late, recipe.routing, view.span_info
+    tiles, late, routing, span = binding.tiles, binding.late, recipe.find(SparseWindowRouting), view.span_info
     parts: list[tuple[nn.Module, type, Any]] = []
     if routing is not None:
         assert span is not None
@@ -176,23 +142,25 @@ def retune(view: HostView, recipe: Recipe) -> None:
     binding.tiles, binding.late = tiles, late
     for module, mixin, payload in parts:
         _graft(view, module, mixin, payload)
-    if recipe.retrieval is not None or recipe.queries is not None:
+    if recipe.find(SparseMemoryRetrieval) is not None or recipe.find(SparseQueryRouting) is not None:
         for layer, attention in enumerate(view.cross_attentions()):
             _graft(view, attention, view.cross_attention, LayerPart(binding, layer))
-    if recipe.queries is not None:
+    if recipe.find(SparseQueryRouting) is not None:
         for layer, attention in enumerate(view.self_attentions()):
             _graft(view, attention, view.self_attention, LayerPart(binding, layer))
-    compiled = recipe.compilation.parts if recipe.compilation is not None else ()
+    compiles, precision = recipe.find(CompileParts), recipe.find(Precision)
+    compiled = compiles.parts if compiles is not None else ()
     for name, module in view.parts().items():
         if name in compiled and not own_forward(module):
             view.set_aside.take(module)
-        if name in compiled or recipe.precision is not None:
+        if name in compiled or precision is not None:
             _graft(view, module, part_mixin(view, name), view)
     view.recipe = recipe
-    binding.precision, binding.warned = recipe.precision, False
+    binding.precision, binding.warned = precision, False
     binding.halves.clear()
-    binding.routing, binding.retrieval, binding.queries = recipe.routing, recipe.retrieval, recipe.queries
-    binding.caches, binding.compiled = recipe.caches, recipe.compilation
+    binding.routing, binding.retrieval = recipe.find(SparseWindowRouting), recipe.find(SparseMemoryRetrieval)
+    binding.queries, binding.caches = recipe.find(SparseQueryRouting), recipe.find(TrimCaches)
+    binding.compiled = compiles
     binding.strips = recipe.approximate
     view.structure = Structure.of(view.model, view.grafted)
     binding.generation = Generation(binding.states)

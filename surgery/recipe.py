@@ -1,7 +1,7 @@
 """Recipes: what is done to a model, as data.
 
 A recipe is a short YAML file (or the same thing built in Python): `schema`, `metadata`, a list of `operations`, each a
-mapping with a `type` (surgery/operations.py), and optionally `calibration`. Unknown keys are refused with the nearest
+mapping with a `type` (surgery/operations/), and optionally `calibration`. Unknown keys are refused with the nearest
 valid key, so that a typo never silently means "default"; for the same reason a value must have its field's own type
 (`"0.7"` and `true` are not numbers), and no key may be given twice.
 """
@@ -14,40 +14,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 
+import surgery.operations  # noqa: F401  what ships is known to recipes
+from surgery.core.operation import Operation, Settings, known
+from surgery.core.promise import CalibrationSettings
 from surgery.errors import RecipeError, nearest
-from surgery.operations import (
-    OPERATIONS,
-    CalibrationSettings,
-    CompileParts,
-    Precision,
-    Settings,
-    SparseMemoryRetrieval,
-    SparseQueryRouting,
-    SparseWindowRouting,
-    TrimCaches,
-)
 from surgery.plain_yaml import read_yaml, write_yaml
 from surgery.validation import explain
 
-__all__ = [
-    "OPERATIONS",
-    "CalibrationSettings",
-    "CompileParts",
-    "Metadata",
-    "Precision",
-    "Recipe",
-    "SparseMemoryRetrieval",
-    "SparseQueryRouting",
-    "SparseWindowRouting",
-    "TrimCaches",
-    "list_recipes",
-]
-
 SCHEMA_VERSION = 1
 _MAX_BYTES = 64_000
-_T = TypeVar("_T", bound=Settings)
+_T = TypeVar("_T", bound=Operation)
 
 
 class Metadata(Settings):
@@ -71,7 +49,7 @@ class Recipe(Settings):
 
     schema_: Literal[1] = Field(1, alias="schema")
     metadata: Metadata
-    operations: tuple[Any, ...]
+    operations: tuple[SerializeAsAny[Operation], ...]
     calibration: CalibrationSettings | None = None
 
     @field_validator("schema_", mode="before")
@@ -83,48 +61,41 @@ class Recipe(Settings):
 
     @field_validator("operations", mode="before")
     @classmethod
-    def _parse_operations(cls, value: Any) -> tuple[Settings, ...]:
+    def _parse_operations(cls, value: Any) -> tuple[Operation, ...]:
         if not isinstance(value, (list, tuple)) or not value:
             raise ValueError("expected a non-empty list of operations")
-        parsed: list[Settings] = []
+        kinds = known()
+        parsed: list[Operation] = []
         for position, entry in enumerate(value):
-            if isinstance(entry, Settings) and type(entry) in OPERATIONS.values():
+            if isinstance(entry, Operation) and type(entry) in kinds.values():
                 parsed.append(entry)
                 continue
             if not isinstance(entry, Mapping) or "type" not in entry:
                 raise ValueError(f"operation {position}: expected a mapping with a 'type', got {entry!r:.80}")
             kind = str(entry["type"])
-            if kind not in OPERATIONS:
-                known = ", ".join(OPERATIONS)
+            if kind not in kinds:
                 raise ValueError(
-                    f"operation {position}: unknown type {kind!r:.80}{nearest(kind, OPERATIONS)}; known: {known}"
+                    f"operation {position}: unknown type {kind!r:.80}{nearest(kind, kinds)}; known: {', '.join(kinds)}"
                 )
             try:
-                parsed.append(OPERATIONS[kind].model_validate(dict(entry)))
+                parsed.append(kinds[kind].model_validate(dict(entry)))
             except ValidationError as error:
-                raise ValueError(explain(error, OPERATIONS[kind], f"operations.{kind}.")) from error
-        kinds = [type(operation) for operation in parsed]
-        if len(set(kinds)) != len(kinds):
+                raise ValueError(explain(error, kinds[kind], f"operations.{kind}.")) from error
+        if len({type(operation) for operation in parsed}) != len(parsed):
             raise ValueError("each operation type may appear once")
         return tuple(parsed)
 
     @model_validator(mode="after")
-    def _queries_follow_windows(self) -> Recipe:
-        if self.queries is not None and (self.routing is None or self.routing.windows != "object"):
-            raise ValueError(
-                "sparse_query_routing needs sparse_window_routing with windows: object, whose computed windows are its "
-                "queries"
-            )
+    def _together(self) -> Recipe:
+        for operation in self.operations:
+            operation.beside([other for other in self.operations if other is not operation])
         return self
 
     @model_validator(mode="after")
     def _searches_its_own_fields(self) -> Recipe:
         bare = self.model_copy(update={"calibration": None})
         # A value may clash with what the recipe has now and not with another searched value, or an override to come.
-        plain = tuple(
-            type(each)(temporal=True) if isinstance(each, SparseWindowRouting) else type(each)()
-            for each in self.operations
-        )
+        plain = tuple(type(each).neutral() for each in self.operations)
         neutral = bare.model_copy(update={"operations": plain})
         for key, values in (self.calibration.search if self.calibration is not None else {}).items():
             for value in values:
@@ -137,60 +108,33 @@ class Recipe(Settings):
                         raise ValueError(f"calibration.search: {error}") from error
         return self
 
-    @property
-    def routing(self) -> SparseWindowRouting | None:
-        """The window-routing operation, or None when the recipe has none."""
-        return self._find(SparseWindowRouting)
-
-    @property
-    def retrieval(self) -> SparseMemoryRetrieval | None:
-        """The memory-retrieval operation, or None when the recipe has none."""
-        return self._find(SparseMemoryRetrieval)
-
-    @property
-    def queries(self) -> SparseQueryRouting | None:
-        """The query-routing operation, or None when the recipe has none."""
-        return self._find(SparseQueryRouting)
-
-    @property
-    def precision(self) -> Precision | None:
-        """The precision operation, or None when the recipe has none."""
-        return self._find(Precision)
-
-    @property
-    def caches(self) -> TrimCaches | None:
-        """The cache-trimming operation, or None when the recipe has none."""
-        return self._find(TrimCaches)
-
-    @property
-    def compilation(self) -> CompileParts | None:
-        """The compile operation, or None when the recipe has none."""
-        return self._find(CompileParts)
+    def find(self, kind: type[_T]) -> _T | None:
+        """The operation of this type, or None when the recipe has none."""
+        return next((operation for operation in self.operations if isinstance(operation, kind)), None)
 
     @property
     def approximate(self) -> bool:
         """Whether masks may differ from the stock model's: some windows, keys or queries may be left out."""
-        routing, retrieval = self.routing, self.retrieval
-        return (
-            (routing is not None and routing.windows != "all")
-            or (retrieval is not None and min(retrieval.keep, retrieval.keep_conditioning) < 1.0)
-            or self.queries is not None
-        )
+        return any(operation.approximate for operation in self.operations)
 
-    def with_compilation(self, settings: CompileParts | None) -> Recipe:
-        """Return a copy with this compile operation instead of its own; None: with none.
+    def without(self, kind: type[Operation]) -> Recipe:
+        """Return a copy without the operation of this type.
 
         Raises:
             RecipeError: nothing else is in the recipe.
         """
-        others = tuple(each for each in self.operations if not isinstance(each, CompileParts))
-        operations = others if settings is None else (*others, settings)
-        if not operations:
-            raise RecipeError(f"recipe {self.metadata.name!r} only compiles; without that it has no operation left")
-        return self.model_copy(update={"operations": operations})
+        others = tuple(each for each in self.operations if not isinstance(each, kind))
+        if not others:
+            only = self.operations[0].type
+            raise RecipeError(
+                f"recipe {self.metadata.name!r} has only the operation {only}; without it there is no operation left"
+            )
+        return self.model_copy(update={"operations": others})
 
-    def _find(self, kind: type[_T]) -> _T | None:
-        return next((operation for operation in self.operations if isinstance(operation, kind)), None)
+    def with_operation(self, operation: Operation) -> Recipe:
+        """Return a copy with this operation instead of its own of the same type, at the end."""
+        others = tuple(each for each in self.operations if type(each) is not type(operation))
+        return self.model_copy(update={"operations": (*others, operation)})
 
     @classmethod
     def load(cls, name_or_path: str | Path | Recipe, overrides: Iterable[str] = ()) -> Recipe:
@@ -283,7 +227,7 @@ class Recipe(Settings):
             changed = True
             key, _, raw = str(override).partition("=")
             parts = key.strip().split(".")
-            aliases = {getattr(kind, "alias"): name for name, kind in OPERATIONS.items()}  # noqa: B009
+            aliases = {kind.alias: name for name, kind in known().items()}
             by_name = {entry["type"]: entry for entry in data["operations"]}
             present = {alias: by_name[name] for alias, name in aliases.items() if name in by_name}
             if not raw.strip() or len(parts) < 2:
@@ -333,11 +277,11 @@ def list_recipes() -> dict[str, str]:
 
 def _meant(operations: Mapping[str, Any], key: str) -> str:
     """The fields that `key` may be the end of, or a misspelt end. operations: plain data by short name."""
-    known = [path for alias, entry in operations.items() for path in _paths(entry, alias)]
-    found = [path for path in known if path.endswith(f".{key}")]
+    paths = [path for alias, entry in operations.items() for path in _paths(entry, alias)]
+    found = [path for path in paths if path.endswith(f".{key}")]
     if not found and "." not in key:
-        close = difflib.get_close_matches(key, {path.split(".")[-1] for path in known})
-        found = [path for path in known if path.split(".")[-1] in close]
+        close = difflib.get_close_matches(key, {path.split(".")[-1] for path in paths})
+        found = [path for path in paths if path.split(".")[-1] in close]
     return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
 
 

@@ -7,34 +7,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from surgery.api import current_view
 from surgery.errors import VideoError
 from surgery.hosts import view_of
+from surgery.hosts.base import HostView
+from surgery.hosts.driver import Driver, resized
 from surgery.session import FrameRecord
-from surgery.video import BoxPrompt, MaskPrompt, PointPrompt, Prompt, Video, check, draw_windows
+from surgery.video import BoxPrompt, MaskPrompt, Prompt, Video, check, draw_windows
 from surgery.video.rgb import Frame
 
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 _ENDLESS = 10**9
 
+T = TypeVar("T")
+
 
 @dataclass
 class TrackedFrame:
     """One frame's result. logits: fp32 [H, W] at video size per object id (> 0 is foreground). seconds: model time,
-    synchronised. record: how the frame was encoded, None for stock models and frames that were not tracked.
+    synchronised; prompts on the frame count, reading and resizing it do not. record: how the frame was encoded, None
+    for stock models and frames that were not tracked.
     """
 
     index: int
@@ -60,8 +64,7 @@ def track(model: Any, video: Video, prompts: Sequence[Prompt], after: int = -1) 
         UnsupportedModelError: not a SAM 2 video model.
     """
     check(prompts, video.size, video.num_frames)
-    runs: dict[str, type[_Transformers] | type[_Stock]] = {"transformers": _Transformers, "sam2": _Stock}
-    return runs[view_of(model).name](model, video, prompts, after).run()
+    return _Run(model, video, prompts, after).frames()
 
 
 def windows_drawn(frame: Frame, record: FrameRecord) -> Frame:
@@ -80,13 +83,41 @@ def pixels_of(frame: Frame, size: int) -> Tensor:
 class _Run:
     def __init__(self, model: Any, video: Video, prompts: Sequence[Prompt], after: int) -> None:
         self.model, self.video, self.after = model, video, after
-        self.side = view_of(model).image_size()
+        self.view = view_of(model)
         self.by_frame: dict[int, list[Prompt]] = {}
         for prompt in prompts:
             self.by_frame.setdefault(prompt.frame, []).append(prompt)
         self.first = min(self.by_frame)
         self.device = next(model.parameters()).device
-        self.dtype = next(model.parameters()).dtype
+
+    def frames(self) -> Iterator[TrackedFrame]:
+        frames = _LazyFrames(self.video, self.view)
+        driver = self.view.drive(frames, self.video.size)
+        marks = sorted({*self.by_frame, self.after + 1} if self.after >= self.first else self.by_frame)
+        for start, stop in pairwise([*marks, _ENDLESS]):
+            if frames.ahead(start) is None:
+                break
+            _, prompting = self.timed(lambda start=start: self.prompt(driver, start))  # type: ignore[misc]
+            last = stop - 1 if start > self.after else start
+            with closing(driver.steps(start, last)) as steps:
+                for index in range(start, last + 1):
+                    frame = frames.ahead(index)
+                    if frame is None:
+                        break
+                    (ids, logits), seconds = self.timed(lambda steps=steps: next(steps))  # type: ignore[misc]
+                    if index > self.after:
+                        spent = seconds + (prompting if index == start else 0.0)
+                        yield self.result(index, frame, ids, logits, spent)
+        self.ended(frames.reached)
+
+    def prompt(self, driver: Driver, frame: int) -> None:
+        for prompt in self.by_frame.get(frame, ()):
+            if isinstance(prompt, MaskPrompt):
+                driver.add_mask(frame, prompt.obj_id, prompt.mask)
+            elif isinstance(prompt, BoxPrompt):
+                driver.add_box(frame, prompt.obj_id, (prompt.x0, prompt.y0, prompt.x1, prompt.y1))
+            else:
+                driver.add_points(frame, prompt.obj_id, prompt.points, prompt.labels)
 
     def ended(self, count: int) -> None:
         """The video turned out to have `count` frames; whether it declares so many, or any number, depends on it."""
@@ -94,7 +125,7 @@ class _Run:
         if missed is not None:
             raise VideoError(f"{self.video.name}: ended after {count} frames, before the prompt on frame {missed}")
 
-    def timed(self, call: Callable[[], Any]) -> tuple[Any, float]:
+    def timed(self, call: Callable[[], T]) -> tuple[T, float]:
         self.wait()
         start = time.perf_counter()
         result = call()
@@ -110,125 +141,36 @@ class _Run:
         last = view.binding.stats.last if view is not None and view.binding.stats is not None else None
         return last if last is not None and last.frame == frame else None
 
-    def result(self, index: int, frame: Frame, ids: Sequence[int], masks: Tensor, seconds: float) -> TrackedFrame:
-        masks = masks.reshape(len(ids), 1, *masks.shape[-2:]).float()
-        if tuple(masks.shape[-2:]) != self.video.size:
-            masks = F.interpolate(masks, self.video.size, mode="bilinear", align_corners=False)
-        arrays = masks[:, 0].cpu().numpy()
-        logits = {int(obj_id): arrays[position] for position, obj_id in enumerate(ids)}
-        return TrackedFrame(index, frame, logits, seconds, self.record(index))
-
-
-class _Transformers(_Run):
-    """Streams: every frame is handed over once and dropped after use."""
-
-    def run(self) -> Iterator[TrackedFrame]:
-        from surgery.hosts.transformers_video import new_processor, new_session
-
-        session = new_session(self.video.size, self.device, self.dtype)
-        processor = new_processor(self.side)
-        count = 0
-        for index, frame in enumerate(self.video):
-            count = index + 1
-            if index < self.first or (index <= self.after and index not in self.by_frame):
-                continue
-            self._prompt(processor, session, index)
-            pixels = pixels_of(frame, self.side).to(self.device, self.dtype)
-            out, seconds = self.timed(
-                lambda pixels=pixels, index=index: self.model(session, frame=pixels, frame_idx=index)  # type: ignore[misc]
-            )
-            session.processed_frames.pop(index)
-            if index > self.after:
-                yield self.result(index, frame, out.object_ids, out.pred_masks, seconds)
-        self.ended(count)
-
-    def _prompt(self, processor: Any, session: Any, index: int) -> None:
-        ids = []
-        for prompt in self.by_frame.get(index, ()):
-            ids.append(prompt.obj_id)
-            given: dict[str, Any] = {}
-            if isinstance(prompt, MaskPrompt):
-                given["input_masks"] = [torch.from_numpy(np.ascontiguousarray(prompt.mask))]
-            elif isinstance(prompt, BoxPrompt):
-                given["input_boxes"] = [[[float(value) for value in (prompt.x0, prompt.y0, prompt.x1, prompt.y1)]]]
-            else:
-                given["input_points"] = [[[[float(x), float(y)] for x, y in prompt.points]]]
-                given["input_labels"] = [[[int(label) for label in prompt.labels]]]
-            processor.add_inputs_to_inference_session(
-                session, frame_idx=index, obj_ids=[prompt.obj_id], original_size=self.video.size, **given
-            )
-        if ids:
-            # The processor keeps only the objects of its last call; all of this frame's belong together.
-            session.obj_with_new_inputs = ids
-
-
-class _Stock(_Run):
-    """Stock `sam2`, whose `images` may be any sequence: ours reads frames when they are asked for."""
-
-    def run(self) -> Iterator[TrackedFrame]:
-        from surgery.hosts.sam2_video import frames_instead_of_files, without_bar
-
-        frames = _LazyFrames(self.video, self.side, self.dtype, self.model.max_obj_ptrs_in_encoder)
-        with frames_instead_of_files(frames, self.video.size):
-            state = self.model.init_state(self.video.name)
-        marks = sorted({*self.by_frame, self.after + 1} if self.after >= self.first else self.by_frame)
-        for start, stop in pairwise([*marks, _ENDLESS]):
-            if frames.ahead(start) is None:
-                break
-            _, prompting = self.timed(lambda start=start: self._prompt(state, start))  # type: ignore[misc]
-            last = stop - 1 if start > self.after else start
-            with closing(self.model.propagate_in_video(state, start, last - start)) as steps:
-                for index in range(start, last + 1):
-                    frame = frames.ahead(index)
-                    if frame is None:
-                        break
-                    # The host makes its bar when the first frame is asked for.
-                    with without_bar() if index == start else nullcontext():
-                        (_, ids, masks), seconds = self.timed(lambda steps=steps: next(steps))  # type: ignore[misc]
-                    if index > self.after:
-                        yield self.result(index, frame, ids, masks, seconds + (prompting if index == start else 0.0))
-        self.ended(frames.reached)
-
-    def _prompt(self, state: dict[str, Any], index: int) -> None:
-        for prompt in self.by_frame.get(index, ()):
-            if isinstance(prompt, MaskPrompt):
-                self.model.add_new_mask(
-                    state, index, prompt.obj_id, torch.from_numpy(np.ascontiguousarray(prompt.mask))
-                )
-            elif isinstance(prompt, BoxPrompt):
-                box = np.array([prompt.x0, prompt.y0, prompt.x1, prompt.y1], dtype=np.float32)
-                self.model.add_new_points_or_box(state, index, prompt.obj_id, box=box)
-            else:
-                assert isinstance(prompt, PointPrompt)
-                points = np.array(prompt.points, dtype=np.float32)
-                labels = np.array(prompt.labels, dtype=np.int32)
-                self.model.add_new_points_or_box(state, index, prompt.obj_id, points=points, labels=labels)
+    def result(self, index: int, frame: Frame, ids: Sequence[int], logits: Tensor, seconds: float) -> TrackedFrame:
+        arrays = resized(logits, self.video.size)[:, 0].float().cpu().numpy()
+        found = {int(obj_id): array for obj_id, array in zip(ids, arrays, strict=True)}
+        return TrackedFrame(index, frame, found, seconds, self.record(index))
 
 
 class _LazyFrames:
-    """`images[i]` -> normalised [3, S, S]; holds one frame, reads on, and starts over when asked for an earlier one.
+    """`frames[i]` -> normalised [3, S, S]; holds one frame, reads on, and starts over when asked for an earlier one.
 
-    Only reading to the end tells how long a file is. The host wants a length to know where a pass ends, which `ahead`
-    tells us, and to scale the age of object pointers, where all lengths from `horizon` on are alike.
+    Only reading to the end tells how long a file is. A host wants a length to know where a pass ends, which `ahead`
+    tells us, and to scale the age of object pointers, where all lengths beyond the reach of its memory are alike.
     """
 
-    def __init__(self, video: Video, side: int, dtype: torch.dtype, horizon: int) -> None:
-        self.video, self.side, self.dtype = video, side, dtype
+    def __init__(self, video: Video, view: HostView) -> None:
+        self.video, self.side, self.horizon = video, view.image_size(), view.reach() + 1
+        self._like = next(view.model.parameters())
         self._reader: Iterator[Frame] | None = None
         self._at = -1
         self._frame: Frame | None = None
-        if video.fps is None and video.num_frames is not None:
-            self._length = video.num_frames
-        else:
-            try:
-                count = sum(1 for _ in islice(video, horizon))
-            except VideoError:
-                # The frames before the broken one can be tracked; it is told of when its turn comes.
-                count = horizon
-            self._length = count if count < horizon else _ENDLESS
+        self._pixels: Tensor | None = None
 
     def __len__(self) -> int:
-        return self._length
+        if self.video.fps is None and self.video.num_frames is not None:
+            return self.video.num_frames
+        try:
+            count = sum(1 for _ in islice(self.video, self.horizon))
+        except VideoError:
+            # The frames before the broken one can be tracked; it is told of when its turn comes.
+            return _ENDLESS
+        return count if count < self.horizon else _ENDLESS
 
     @property
     def reached(self) -> int:
@@ -236,18 +178,19 @@ class _LazyFrames:
         return self._at + 1
 
     def ahead(self, index: int) -> Frame | None:
-        """Frame `index`, or None if the video ends before it."""
+        """Read frame `index` and make it ready, or None if the video ends before it."""
         if index < self._at or self._reader is None:
             self._reader, self._at = iter(self.video), -1
         while self._at < index:
-            self._frame = next(self._reader, None)
+            self._frame, self._pixels = next(self._reader, None), None
             if self._frame is None:
                 return None
             self._at += 1
+        if self._pixels is None and self._frame is not None:
+            self._pixels = pixels_of(self._frame, self.side).to(self._like.device, self._like.dtype)
         return self._frame
 
     def __getitem__(self, index: int) -> Tensor:
-        frame = self.ahead(int(index))
-        if frame is None:
+        if self.ahead(int(index)) is None or self._pixels is None:
             raise VideoError(f"{self.video.name}: ended at frame {self._at}, frame {index} was expected")
-        return pixels_of(frame, self.side).to(self.dtype)
+        return self._pixels

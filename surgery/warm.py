@@ -16,8 +16,8 @@ from surgery.access import access_to
 from surgery.api import require_view
 from surgery.errors import ModelStateError
 from surgery.hosts.base import HostView
-from surgery.hosts.compiled import Spent
-from surgery.hosts.feed import feed
+from surgery.hosts.driver import follow
+from surgery.operations.compile import Spent
 from surgery.session import VideoState
 
 
@@ -77,7 +77,7 @@ def warm_up(model: Any) -> WarmUp:
     start = perf_counter()
     with _aside(view):
         # The bank fills up, pruning starts, and all window counts are seen with it full.
-        frames = _track(view, counts, 1, 2 * view.model.num_maskmem + 2)
+        frames = _track(view, counts, 1, 2 * view.bank_size() + 2)
         # Hosts that encode the memories of all objects at once take another graph for more than one.
         frames += _track(view, counts, 2, 3)
     seconds = perf_counter() - start
@@ -122,7 +122,7 @@ def _track(view: HostView, counts: Sequence[int], objects: int, least: int) -> i
     known = set(binding.states)
     clip = _Noise(length, side, next(view.model.parameters()))
     state: VideoState | None = None
-    for number, _ in enumerate(feed(view.model, clip, masks)):
+    for number, _ in enumerate(follow(view, clip, masks)):
         if state is None:
             state = next((each for each in binding.states if each not in known), None)
         if state is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +15,23 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "surgery").rglob("*.py"))
 MAX_LINES = 420
-HOSTS = ("sam2", "transformers")  # each host library, and its files: surgery/hosts/<library>*.py
+LIBRARIES = ("sam2", "transformers")  # of hosts
+HOSTS = tuple(sorted(view.parent.name for view in (ROOT / "surgery" / "hosts").glob("*/view.py")))  # their folders
+BUILDERS = ("demo", "loading.py", "missing.py")  # build models of a host, or list libraries
+HOST_WORDS = {
+    "add_inputs_to_inference_session", "add_new_frame", "add_new_mask", "add_new_points_or_box", "backbone_fpn",
+    "backbone_stride", "cached_features", "cond_frame_outputs", "conv_s0", "conv_s1", "cross_attn_image",
+    "forward_image", "fpn_hidden_states", "frames_tracked_per_obj", "get_image_features", "inference_session",
+    "inference_state", "init_state", "mask_decoder_config", "maskmem_features", "maskmem_pos_enc",
+    "max_obj_ptrs_in_encoder", "max_object_pointers_in_encoder", "mem_dim", "memory_temporal_stride_for_eval",
+    "non_cond_frame_outputs", "num_maskmem", "obj_id_to_idx", "obj_idx_to_id", "obj_with_new_inputs",
+    "output_dict", "output_dict_per_obj", "pred_masks", "processed_frames", "propagate_in_video",
+    "propagate_in_video_iterator", "prompt_encoder_config", "sam_mask_decoder", "sam_prompt_encoder",
+    "stage_ends", "vision_config", "vision_encoder",
+}  # fmt: skip
+"""Attributes, arguments and keys of hosts: outside of a host's folder `HostView` and `Driver` are asked instead."""
+HOST_CLASS = re.compile(r"_?(Sam2|SAM2|Sam3|SAM3|EdgeTam)[A-Z]\w*")
 TENSOR_ROOMS = ("routing", "retrieval")
-API_ROOMS = ("calibration", "evaluation", "bench", "report")
 HEAVY = {"torch", "torchvision", "transformers", "sam2", "huggingface_hub", "av", "matplotlib", "click"}
 
 
@@ -48,17 +63,47 @@ def within(name: str, *prefixes: str) -> bool:
     return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
 
 
+def knowledge(source: str) -> Iterator[str]:
+    """What a file knows of hosts: their words, classes and names, and how their sizes follow from each other."""
+    for node in ast.walk(ast.parse(source)):
+        word = getattr(node, "attr", None) or getattr(node, "id", None) or getattr(node, "arg", None)
+        word = node.value if isinstance(node, ast.Constant) else word
+        if isinstance(word, str) and (
+            word in HOST_WORDS or (HOST_CLASS.fullmatch(word) and not isinstance(node, ast.Constant))
+        ):
+            yield word
+        if isinstance(node, ast.Compare):
+            compared = [node.left, *node.comparators]
+            asked = {getattr(each, "attr", getattr(each, "id", None)) for each in compared} & {"host", "name"}
+            named = {each.value for each in compared if isinstance(each, ast.Constant)} & {*HOSTS}
+            if asked and named:
+                yield f"the host {named.pop()}"
+        if isinstance(node, ast.Dict):
+            keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
+            if len(keys & {*HOSTS}) > 1:
+                yield "hosts by name"
+        left = getattr(node.left, "func", None) if isinstance(node, ast.BinOp) else None
+        if left is not None and getattr(left, "attr", None) == "image_size":
+            yield "a size made of the image's"
+
+
 def violations(path: str, source: str) -> list[str]:
     """Broken rules of one file; `path` is relative to the repository, with forward slashes."""
-    room, filename = path.split("/")[1], path.split("/")[-1]
+    room = path.split("/")[1]
+    of_host = room == "hosts" and path.count("/") == 3
     broken = []
+    if not of_host and room not in BUILDERS:
+        broken += [f"{path}: knows {word}; only the host's folder does" for word in knowledge(source)]
+    libraries: set[str] = set()
     for name, lazy in imports(source, path):
         top = name.split(".")[0]
-        if top in HOSTS:
-            own = room == "hosts" and filename.startswith(top)
-            opener = room in ("demo", "cli", "loading.py")
-            if not own and not (opener and lazy):
-                broken.append(f"{path}: only surgery/hosts/{top}*.py imports {top} (demo, cli, loading: in functions)")
+        opener = lazy and room in ("demo", "cli", "loading.py")
+        if top in LIBRARIES:
+            libraries.add(top)
+            if not of_host and not opener:
+                broken.append(f"{path}: only the folder of a host imports {top} (demo, cli, loading: in functions)")
+        if name.startswith(tuple(f"surgery.hosts.{host}." for host in HOSTS)) and not of_host and not opener:
+            broken.append(f"{path}: asks surgery.hosts for a view, and does not import {name}")
         if room in TENSOR_ROOMS and not (
             top in sys.stdlib_module_names
             or top in ("torch", "numpy")
@@ -67,8 +112,8 @@ def violations(path: str, source: str) -> list[str]:
             broken.append(f"{path}: {room} knows tensors only, not {name}")
         if room != "cli" and within(name, "surgery.cli"):
             broken.append(f"{path}: nothing imports surgery.cli")
-        if room in API_ROOMS and name.startswith(tuple(f"surgery.hosts.{host}" for host in HOSTS)):
-            broken.append(f"{path}: {room} uses the public api, not {name}")
+    if of_host and len(libraries) > 1:
+        broken.append(f"{path}: a host is of one library, not of {', '.join(sorted(libraries))}")
     lines = len(source.splitlines())
     if lines > MAX_LINES:
         broken.append(f"{path}: {lines} lines, {MAX_LINES} are allowed")
@@ -92,7 +137,8 @@ def test_every_file_keeps_the_rules() -> None:
         ("surgery/api.py", "def f():\n    from transformers import Sam2VideoModel"),
         ("surgery/api.py", "from importlib import import_module\nimport_module('sam2')"),
         ("surgery/hosts/base.py", "import transformers"),
-        ("surgery/hosts/sam2.py", "import transformers"),
+        ("surgery/hosts/sam2.py", "import sam2"),
+        ("surgery/hosts/sam2/view.py", "import sam2\nimport transformers"),
         ("surgery/demo/model.py", "from sam2.build_sam import build_sam2_video_predictor"),
         ("surgery/demo/model.py", "class A:\n    import transformers"),
         ("surgery/routing/span.py", "from surgery.session import VideoState"),
@@ -102,8 +148,17 @@ def test_every_file_keeps_the_rules() -> None:
         ("surgery/routing/span.py", "from surgery.retrieval import bank"),
         ("surgery/retrieval/bank.py", "def f():\n    import yaml"),
         ("surgery/video/frames.py", "from surgery.cli.main import main"),
-        ("surgery/report/build.py", "from surgery.hosts import sam2"),
-        ("surgery/bench/timing.py", "import surgery.hosts.transformers_video"),
+        ("surgery/report/build.py", "from surgery.hosts.sam2 import view"),
+        ("surgery/bench/timing.py", "import surgery.hosts.transformers.driver"),
+        ("surgery/hosts/base.py", "from surgery.hosts.sam2.view import Sam2View"),
+        ("surgery/bench/modules.py", "def f(model):\n    return model.sam_mask_decoder"),
+        ("surgery/bench/modules.py", "def f(model):\n    return getattr(model, 'sam_prompt_encoder')"),
+        ("surgery/warm.py", "def f(view):\n    return view.model.num_maskmem"),
+        ("surgery/api.py", "def f(inference_state):\n    pass"),
+        ("surgery/api.py", "def f(model):\n    return isinstance(model, Sam2VideoModel)"),
+        ("surgery/operate.py", "def f(view):\n    return view.image_size() // 4"),
+        ("surgery/bench/pair.py", "def f(view):\n    return view.name == 'sam2'"),
+        ("surgery/tracking.py", "RUNS = {'sam2': 1, 'transformers': 2}"),
         ("surgery/errors.py", "x = 1\n" * (MAX_LINES + 1)),
     ],
 )
@@ -114,9 +169,10 @@ def test_the_checker_sees_what_is_forbidden(path: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("surgery/hosts/sam2_attention.py", "from sam2.modeling.sam2_base import SAM2Base"),
-        ("surgery/hosts/transformers.py", "from transformers import Sam2VideoModel\nfrom . import base"),
-        ("surgery/hosts/__init__.py", "def f():\n    from surgery.hosts import sam2\n    return sam2"),
+        ("surgery/hosts/sam2/root.py", "from sam2.modeling.sam2_base import SAM2Base"),
+        ("surgery/hosts/transformers/view.py", "from transformers import Sam2VideoModel\nfrom .. import base"),
+        ("surgery/hosts/sam3/view.py", "import transformers\nfrom surgery.hosts.transformers.modules import A"),
+        ("surgery/bench/settings.py", "def f(protocol):\n    return protocol == 'sam2'"),
         ("surgery/loading.py", "def f():\n    import transformers"),
         ("surgery/routing/span.py", "import math\nimport torch\nfrom surgery.errors import X\nfrom . import router"),
         ("surgery/cli/track.py", "from surgery.cli.main import main\nfrom ..api import sparsify"),
@@ -124,6 +180,14 @@ def test_the_checker_sees_what_is_forbidden(path: str, source: str) -> None:
 )
 def test_the_checker_lets_pass_what_is_allowed(path: str, source: str) -> None:
     assert not violations(path, source)
+
+
+def test_a_host_is_of_one_library() -> None:
+    assert {*HOSTS} >= {"sam2", "transformers"}
+    for host in HOSTS:
+        sources = [file.read_text(encoding="utf-8") for file in (ROOT / "surgery" / "hosts" / host).glob("*.py")]
+        found = {name.split(".")[0] for source in sources for name, _ in imports(source, "")}
+        assert len(found & {*LIBRARIES}) == 1, host
 
 
 def _in_a_fresh_process(code: str) -> set[str]:
@@ -146,5 +210,5 @@ def test_import_surgery_is_lean() -> None:
 
 def test_the_public_names_load_no_host_library_and_no_cuda() -> None:
     code = "import surgery\nfor name in getattr(surgery, '__all__', ()): getattr(surgery, name)"
-    found = _in_a_fresh_process(code) & {*HOSTS, "click", "matplotlib", "CUDA context"}
+    found = _in_a_fresh_process(code) & {*LIBRARIES, "click", "matplotlib", "CUDA context"}
     assert not found

@@ -20,7 +20,7 @@ from surgery.recipe import Recipe, list_recipes
         ("published-large", ["routing.rolling=2", "retrieval.keep=1"],
          "Windows near the object and 2 of the others in turn; all memory read."),
         ("exact", [], "All windows; all memory read."),
-        ("memory-only", [], "Encoder as it is; memory of older frames pruned to 5 %."),
+        ("memory-only", [], "Memory of older frames pruned to 5 %."),
     ],
 )  # fmt: skip
 def test_the_settings_in_words(recipe: str, overrides: list[str], text: str) -> None:

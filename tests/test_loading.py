@@ -12,7 +12,7 @@ from surgery.bench.clip import LoopingClip
 from surgery.demo.keymap import to_stock
 from surgery.errors import ModelLoadError
 from surgery.hosts import view_of
-from surgery.hosts.feed import feed
+from surgery.hosts.driver import follow
 from surgery.loading import HOSTS, SIZES, build_sam21, load_model, random_weights
 
 
@@ -68,7 +68,7 @@ def test_both_hosts_compute_the_same_at_full_size() -> None:
         for host in HOSTS:
             model = load_model("random:tiny", host, "cpu")
             features.append(view_of(model).stride16(clip[0][None]).numpy())
-            masks = list(feed(model, clip, clip.masks))
+            masks = list(follow(view_of(model), clip, clip.masks))
             assert not (masks[1] > 0).any(), "random weights find nothing on a tracked frame"
     np.testing.assert_allclose(features[0], features[1], atol=1e-4)
     assert features[0].std() > 0.01

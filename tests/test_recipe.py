@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from surgery import Recipe, RecipeError, list_recipes
-from surgery.recipe import OPERATIONS, SparseMemoryRetrieval, SparseWindowRouting
+from surgery.core.operation import known
+from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -71,7 +72,7 @@ def test_shipped_recipe_is_in_the_docs(name: str) -> None:
 def test_published_recipes_hold_the_published_values_and_none_of_the_additions() -> None:
     for name in ("published-base-plus", "published-large"):
         recipe = Recipe.load(name)
-        routing, retrieval = recipe.routing, recipe.retrieval
+        routing, retrieval = recipe.find(SparseWindowRouting), recipe.find(SparseMemoryRetrieval)
         assert routing is not None
         assert retrieval is not None
         assert (routing.saliency_mass, routing.score_gate, routing.dilation) == (0.7, 5.0, 5)
@@ -110,7 +111,7 @@ def test_any_valid_recipe_survives_yaml(
     recipe = Recipe(metadata={"name": name, "description": description}, operations=chosen)
     again = Recipe.parse(recipe.to_yaml())
     assert again == recipe
-    assert again.routing == routing
+    assert again.find(SparseWindowRouting) == routing
 
 
 # ------------------------------------------------------------------------------------------------ refusals, by key
@@ -209,9 +210,9 @@ def test_missing_sections_and_what_is_not_a_mapping() -> None:
 
 def test_a_recipe_cannot_be_changed_in_place() -> None:
     recipe = Recipe.load("balanced")
-    assert recipe.routing is not None
+    assert recipe.find(SparseWindowRouting) is not None
     with pytest.raises(ValueError, match="frozen"):
-        recipe.routing.dilation = 3
+        recipe.find(SparseWindowRouting).dilation = 3
 
 
 # ------------------------------------------------------------------------------------------------ hostile text
@@ -244,7 +245,7 @@ def test_aliases_are_refused_before_they_unfold(bomb: str) -> None:
 
 def test_a_key_given_twice_is_refused() -> None:
     operation = "{type: sparse_memory_retrieval, keep: 1.0"
-    assert Recipe.parse(text(f"[{operation}}}]")).retrieval is not None
+    assert Recipe.parse(text(f"[{operation}}}]")).find(SparseMemoryRetrieval) is not None
     for twice in (f"[{operation}, keep: 0.1}}]", f"[{operation}}}]\nschema: 1", f"[{operation}, 'keep': 0.1}}]"):
         with pytest.raises(RecipeError, match="twice"):
             Recipe.parse(text(twice))
@@ -254,8 +255,9 @@ def test_scientific_notation_is_a_number() -> None:
     """YAML 1.1 reads 5e-2 as a word; people who write recipes do not."""
     for written, value in (("5e-2", 0.05), ("1E-1", 0.1), ("5.0e-2", 0.05), ("1", 1.0)):
         recipe = Recipe.parse(text(f"[{{type: sparse_memory_retrieval, keep: {written}}}]"))
-        assert recipe.retrieval == SparseMemoryRetrieval(keep=value)
-        assert Recipe.load("memory-only", [f"retrieval.keep={written}"]).retrieval == recipe.retrieval
+        assert recipe.find(SparseMemoryRetrieval) == SparseMemoryRetrieval(keep=value)
+        overridden = Recipe.load("memory-only", [f"retrieval.keep={written}"])
+        assert overridden.find(SparseMemoryRetrieval) == recipe.find(SparseMemoryRetrieval)
     named = Recipe(metadata={"name": "5e2", "description": "1E3"}, operations=[SparseMemoryRetrieval()])
     assert Recipe.parse(named.to_yaml()) == named, "and a word that looks like one is quoted"
 
@@ -321,7 +323,7 @@ def test_any_text_gives_a_recipe_or_a_recipe_error(content: Any) -> None:
         assert isinstance(Recipe.parse(content), Recipe)
 
 
-leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(list(OPERATIONS))
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(list(known()))
 keys = st.sampled_from(["type", "keep", "refresh", "shortcut", "every"]) | st.text(max_size=4) | st.integers()
 trees = st.recursive(
     leaves | st.text(max_size=8) | st.binary(max_size=4),
@@ -351,13 +353,13 @@ def test_overrides_set_nested_fields_and_leave_the_original() -> None:
     before = Recipe.load("balanced")
     changes = ["routing.score_gate=3", "sparse_window_routing.refresh.scene_cut=null", "retrieval.keep=0.2"]
     after = before.with_overrides([*changes, "routing.score_gate=-1.5", " routing.shortcut.type = identity"])
-    assert after.routing is not None
+    assert after.find(SparseWindowRouting) is not None
     assert before == Recipe.load("balanced")
-    assert after.routing.score_gate == -1.5
-    assert after.routing.refresh.scene_cut is None
-    assert after.routing.shortcut.type == "identity"
-    assert before.retrieval is not None
-    assert after.retrieval == before.retrieval.model_copy(update={"keep": 0.2})
+    assert after.find(SparseWindowRouting).score_gate == -1.5
+    assert after.find(SparseWindowRouting).refresh.scene_cut is None
+    assert after.find(SparseWindowRouting).shortcut.type == "identity"
+    assert before.find(SparseMemoryRetrieval) is not None
+    assert after.find(SparseMemoryRetrieval) == before.find(SparseMemoryRetrieval).model_copy(update={"keep": 0.2})
     assert Recipe.load("balanced", []) == before == before.with_overrides(())
     assert before.with_overrides("routing.score_gate=3") == before.with_overrides(["routing.score_gate=3"])
     with pytest.raises(RecipeError, match=r"no operation 'routing'.*it has: retrieval"):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from surgery.adapters.fingerprint import Fingerprint
 from surgery.adapters.record import CalibrationRecord
 from surgery.errors import AdapterError, nearest
-from surgery.recipe import SparseWindowRouting
+from surgery.operations import SparseWindowRouting
 from surgery.routing.shortcut import SHORTCUTS
 from surgery.validation import explain
 

@@ -38,6 +38,7 @@ from surgery.api import require_view, sparsify
 from surgery.errors import AdapterError, AdapterMismatchError, ModelStateError, RecipeError, WeightsError
 from surgery.hosts.base import HostView, SpanInfo, finite
 from surgery.hosts.weights import quantised_layer
+from surgery.operations import CompileParts, SparseWindowRouting
 from surgery.recipe import Recipe
 from surgery.routing.shortcut import Shortcut
 
@@ -280,9 +281,10 @@ def _read(folder: Path, source: str) -> Adapter:
         recipe = Recipe.load(folder / RECIPE)
     except RecipeError as error:
         raise AdapterError(str(error)) from error
-    if recipe.routing is None:
+    routing = recipe.find(SparseWindowRouting)
+    if routing is None:
         raise AdapterError(f"{folder / RECIPE}: the recipe of an adapter must have sparse_window_routing")
-    tensors = read_tensors(folder / WEIGHTS, config, recipe.routing)
+    tensors = read_tensors(folder / WEIGHTS, config, routing)
     return Adapter(source=source, config=config, recipe=recipe, tensors=tensors)
 
 
@@ -301,7 +303,8 @@ def adapter_of(model: Any) -> Adapter:
 
     view = require_view(model)
     span, recipe = view.span_info, view.recipe
-    if span is None or recipe is None or recipe.routing is None:
+    routing = recipe.find(SparseWindowRouting) if recipe is not None else None
+    if span is None or recipe is None or routing is None:
         raise ModelStateError("this recipe has no window routing, so no tensors were added: save the recipe instead")
     layer = quantised_layer(view.model)
     if layer is not None:
@@ -322,11 +325,11 @@ def adapter_of(model: Any) -> Adapter:
         exit_block=span.exit,
         channels=span.channels,
         window=span.window,
-        shortcut=recipe.routing.shortcut.type,
+        shortcut=routing.shortcut.type,
         stages=[list(width) for width in view.binding.tiles.widths]
         if shortcut.corrections is not None and view.binding.tiles is not None
         else None,
-        thresholds=thresholds_of(recipe.routing),
+        thresholds=thresholds_of(routing),
         calibration=origin.calibration if origin else None,
         provenance=origin.provenance if origin else None,
     )
@@ -380,7 +383,7 @@ def _origin(shortcut: Shortcut, recipe: Recipe, tensors: dict[str, Tensor]) -> _
     if not all(torch.equal(value, origin.tensors[name]) for name, value in tensors.items()):
         return None
     # Provenance is of the weights alone; the record holds for the recipe it was measured with, compiled or not.
-    measured = recipe.with_compilation(None) == origin.recipe.with_compilation(None)
+    measured = recipe.without(CompileParts) == origin.recipe.without(CompileParts)
     kept = origin.calibration if measured else None
     return _Origin(kept, origin.provenance, recipe, origin.tensors)
 

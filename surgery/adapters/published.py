@@ -25,6 +25,7 @@ from surgery.adapters.folder import require_replaceable, write_folder
 from surgery.errors import AdapterError
 from surgery.hosts import view_of
 from surgery.hosts.base import finite
+from surgery.operations import SparseWindowRouting
 from surgery.recipe import Recipe
 from surgery.routing.shortcut import SHORTCUTS
 
@@ -101,7 +102,8 @@ def import_published(checkpoint: str | Path, out: str | Path, *, model: Any = No
     tensors = _tensors(path, content)
     release = _release(path, tensors)
     recipe = Recipe.load(release.recipe)
-    assert recipe.routing is not None
+    routing = recipe.find(SparseWindowRouting)
+    assert routing is not None
     digest = hashlib.sha256(content).hexdigest()
     config = AdapterConfig(
         library_version=__version__,
@@ -110,8 +112,8 @@ def import_published(checkpoint: str | Path, out: str | Path, *, model: Any = No
         exit_block=release.exit,
         channels=release.channels,
         window=release.window,
-        shortcut=recipe.routing.shortcut.type,
-        thresholds=thresholds_of(recipe.routing),
+        shortcut=routing.shortcut.type,
+        thresholds=thresholds_of(routing),
         provenance=Provenance(origin=_origin(release, digest), sha256=digest),
     )
     adapter = Adapter(source=str(target), config=config, recipe=recipe, tensors=tensors)

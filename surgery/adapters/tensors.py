@@ -21,7 +21,7 @@ from torch import Tensor
 from surgery.adapters.config import THRESHOLDS, AdapterConfig, read_bounded, thresholds_of
 from surgery.errors import AdapterError
 from surgery.hosts.base import finite
-from surgery.recipe import SparseWindowRouting
+from surgery.operations import SparseWindowRouting
 from surgery.routing.correction import Corrections
 from surgery.routing.shortcut import SHORTCUTS
 

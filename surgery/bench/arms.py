@@ -32,8 +32,9 @@ from surgery.bench.probe import REST, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import BenchmarkError, Settings
 from surgery.hosts import view_of
 from surgery.hosts.base import HostView
-from surgery.hosts.feed import feed
-from surgery.recipe import CompileParts, Recipe
+from surgery.hosts.driver import follow
+from surgery.operations import CompileParts, SparseWindowRouting
+from surgery.recipe import Recipe
 
 Rows = list[dict[str, Any]]
 _STOCK = 0
@@ -60,9 +61,9 @@ class Arms:
     ) -> None:  # fmt: skip
         if settings.windows is not None or settings.cast != "autocast" or settings.protocol != "surgery":
             raise BenchmarkError("arms take their window shares from run, autocast and protocol 'surgery' only")
-        check_host(view_of(model).name, settings)
+        check_host(view_of(model), settings)
         for recipe in recipes:
-            if recipe.routing is None:
+            if recipe.find(SparseWindowRouting) is None:
                 raise BenchmarkError(f"recipe {recipe.metadata.name!r} routes no windows; there is nothing to force")
         if baseline is not None:
             baseline.load_state_dict(model.state_dict(), assign=True)
@@ -96,9 +97,7 @@ class Arms:
         try:
             with inference(self.device):
                 self.runs: list[Iterator[Tensor]] = [
-                    stepped(
-                        feed(view.model, clip, clip.masks), self.device, settings, view.binding.precision is not None
-                    )
+                    stepped(follow(view, clip, clip.masks), self.device, settings, view.binding.precision is not None)
                     for view in self.views
                 ]
                 with self._forced(shares[0]):

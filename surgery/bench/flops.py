@@ -17,14 +17,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from surgery.hosts.base import Binding, HostView
-from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseWindowRouting
+from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.recipe import Recipe
 from surgery.retrieval.bank import Conditioning, KeyPlan, ObjectMemory, plan_keys
 from surgery.retrieval.queries import QueryRoute, query_count
 from surgery.retrieval.saliency import kept_count
 from surgery.routing.span import SpanMemory, make_route
-
-BANK = 7
-"""Memory frames of a full bank."""
 
 
 @dataclass(frozen=True)
@@ -115,20 +113,20 @@ def encoder_gflop(view: HostView, windows: Sequence[int] | None = None) -> float
 
 
 def memory_attention_gflop(
-    view: HostView, frames: int = 7, pointers: int = 64, keep: float | None = None, conditioning: int = 1,
+    view: HostView, frames: int | None = None, pointers: int = 64, keep: float | None = None, conditioning: int = 1,
     queries: float | None = None,
 ) -> float:  # fmt: skip
     """GFLOP of memory attention for one object.
 
     Args:
         view: a model under surgery; with memory retrieval when `keep` is given, with query routing when `queries` is.
-        frames: memory frames in the bank. pointers: object pointer rows.
+        frames: memory frames in the bank; None for a full one. pointers: object pointer rows.
         keep: share of tokens kept of the middle frames, the measuring of the newest frame included; None for stock.
         conditioning: conditioning frames among them.
         queries: share of the tokens that are queries; None for all.
     """
     layers = view.cross_attentions()
-    tokens = (view.image_size() // 16) ** 2
+    tokens, frames = view.frame_tokens(), frames or view.bank_size()
     length = frames * tokens + pointers
     reference = next(view.memory_attention().parameters())
     if keep is not None:
@@ -180,10 +178,10 @@ def _width(view: HostView) -> int:
 
 
 def _bank(view: HostView, tokens: int, length: int, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Current features [T, 1, C] and memory [M, 1, 64]."""
+    """Current features [T, 1, C] and memory [M, 1, D]."""
     width = _width(view)
-    options = {"device": reference.device, "dtype": reference.dtype}
-    return torch.empty(tokens, 1, width, **options), torch.empty(length, 1, 64, **options)  # type: ignore[call-overload]
+    memory = torch.empty(length, 1, view.memory_channels(), device=reference.device, dtype=reference.dtype)
+    return memory.new_empty(tokens, 1, width), memory
 
 
 def predicted(view: HostView, windows: Sequence[int] | None, keep: float | None) -> FrameFlops:
@@ -203,7 +201,7 @@ class FlopModel:
         self.encoder = encoder_gflop(view)
         self.memory = memory_attention_gflop(view)
         self.memory_floor = memory_attention_gflop(view, frames=1)
-        self.memory_slope = (self.memory - self.memory_floor) / (1 - 1 / BANK)
+        self.memory_slope = (self.memory - self.memory_floor) / (1 - 1 / view.bank_size())
         self._lines: dict[tuple[str, float, str], tuple[float, float]] = {}
         self._queries: dict[float, float] = {}
 
@@ -214,13 +212,14 @@ class FlopModel:
             recipe: the settings. windows, keys, queries: fractions computed, read and asked. Without `queries` as many
             as the budget of query routing allows: how far objects reach is not known before a run.
         """
-        encoder = self.encoder
-        if windows < 1.0 and recipe.routing is not None:
-            floor, slope = self._line(recipe.routing)
+        encoder, routed = self.encoder, recipe.find(SparseWindowRouting)
+        if windows < 1.0 and routed is not None:
+            floor, slope = self._line(routed)
             encoder = floor + windows * slope
         memory = self.memory - (1.0 - keys) * self.memory_slope
-        if windows < 1.0 and recipe.queries is not None:
-            memory *= self._of_queries(max(windows, recipe.queries.budget) if queries is None else queries)
+        asked = recipe.find(SparseQueryRouting)
+        if windows < 1.0 and asked is not None:
+            memory *= self._of_queries(max(windows, asked.budget) if queries is None else queries)
         both = self.encoder + self.memory
         return {"encoder": encoder / both, "memory_attention": memory / both}
 

@@ -8,7 +8,7 @@ from typing import Any
 from surgery.bench.pair import Pair
 from surgery.bench.settings import Settings
 from surgery.hosts.base import HostView
-from surgery.recipe import Precision
+from surgery.operations import Precision
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Kept:
         """Spatial keys read per object and layer; `of` is a full memory bank. None when none are pruned."""
         if view.binding.retrieval is None or not self.calls:
             return None
-        full = int(view.model.num_maskmem) * (view.image_size() // 16) ** 2
+        full = view.bank_size() * view.frame_tokens()
         share = self.keys_sum / self.calls
         return {"read": share * full, "of": full, "share": share}
 
@@ -60,7 +60,7 @@ class Kept:
         """Tokens that were queries of memory attention, per object; None without query routing."""
         if view.binding.queries is None or not self.query_calls:
             return None
-        tokens = (view.image_size() // 16) ** 2
+        tokens = view.frame_tokens()
         share = self.queries_sum / self.query_calls
         return {"computed": share * tokens, "of": tokens, "share": share}
 

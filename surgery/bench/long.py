@@ -15,7 +15,7 @@ from surgery.bench.identity import Kept, identity
 from surgery.bench.modules import forced_windows
 from surgery.bench.pair import Pair, inference, stepped
 from surgery.bench.settings import Settings
-from surgery.hosts.feed import feed
+from surgery.hosts.driver import follow
 
 if TYPE_CHECKING:
     from surgery.bench.measure import Step
@@ -35,7 +35,7 @@ def long_run(pair: Pair, settings: Settings, step: Step) -> dict[str, Any]:
     with inference(pair.device), forced_windows(pair.sparse, settings.windows) as windows:
         for which, view in enumerate(pair.views()):
             own = bool(which) and pair.own
-            run = stepped(feed(view.model, clip, clip.masks), pair.device, settings, own)
+            run = stepped(follow(view, clip, clip.masks), pair.device, settings, own)
             ms, used = _run(run, len(clip), clock, step)
             series.append(ms)
             memory.append(used)

@@ -24,7 +24,7 @@ from surgery.bench.pair import Pair, inference, stepped, twins, uncompiled
 from surgery.bench.probe import REST, ByteCounter, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import Settings
 from surgery.hosts.base import HostView
-from surgery.hosts.feed import feed
+from surgery.hosts.driver import follow
 from surgery.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class _Case:
         return [self._feed(which) for which in (0, 1)]
 
     def _feed(self, which: int) -> Iterator[Tensor]:
-        run = feed(self.pair.views()[which].model, self.clip, self.clip.masks)
+        run = follow(self.pair.views()[which], self.clip, self.clip.masks)
         return stepped(run, self.pair.device, self.settings, own=bool(which) and self.pair.own)
 
     def _frame(self, run: Iterator[Tensor], which: int) -> float:

@@ -78,17 +78,11 @@ def probed(view: HostView, probe: Probe, inside: bool = True) -> Iterator[None]:
 
 
 def _parts(view: HostView, inside: bool) -> Iterator[tuple[str, nn.Module]]:
-    model = view.model
     yield ENCODER, view.image_encoder()
     yield ATTENTION, view.memory_attention()
-    decoder = _decoder(model)
-    yield DECODER, decoder
-    for name in ("conv_s0", "conv_s1"):
-        # Part of the decoder that both hosts call once per frame, with the encoder.
-        if hasattr(decoder, name):
-            yield DECODER, getattr(decoder, name)
-    yield PROMPTS, model.sam_prompt_encoder if hasattr(model, "sam_prompt_encoder") else model.prompt_encoder
-    yield MEMORY, model.memory_encoder
+    yield from ((DECODER, module) for module in view.decoder_calls())
+    yield PROMPTS, view.prompt_encoder()
+    yield MEMORY, view.memory_encoder()
     if not inside:
         return
     blocks, starts = view.blocks(), view.stage_starts()
@@ -100,11 +94,6 @@ def _parts(view: HostView, inside: bool) -> Iterator[tuple[str, nn.Module]]:
     layers: Any = view.memory_attention().layers
     for number, layer in enumerate(layers):
         yield _layer(number), layer
-
-
-def _decoder(model: Any) -> nn.Module:
-    found: nn.Module = model.sam_mask_decoder if hasattr(model, "sam_mask_decoder") else model.mask_decoder
-    return found
 
 
 def _stage(number: int) -> str:

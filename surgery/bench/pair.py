@@ -14,11 +14,12 @@ from torch import nn
 
 from surgery.api import current_view, desparsify, require_view, sparsify
 from surgery.bench.settings import BenchmarkError, Settings
-from surgery.hosts import view_of
+from surgery.core.parts import PARTS
+from surgery.hosts import hosts, view_of
 from surgery.hosts.base import HostView
-from surgery.hosts.compiled import must_keep_forward
 from surgery.operate import retune
-from surgery.operations import PARTS, CompileParts
+from surgery.operations import CompileParts
+from surgery.operations.compile import must_keep_forward
 from surgery.recipe import Metadata, Recipe
 
 if TYPE_CHECKING:
@@ -56,13 +57,7 @@ def twins(
     Raises:
         BenchmarkError: the host cannot reach the precision, or windows are forced and the recipe routes none.
     """
-    host = view_of(model).name
-    check_host(host, settings)
-    if settings.cast == "weights" and host != "transformers":
-        raise BenchmarkError(
-            f"cast 'weights' needs the transformers host: {host} feeds its encoder fp32 frames; use cast 'autocast', "
-            "or half-precision parts by the recipe's own operation precision"
-        )
+    check_host(view_of(model), settings)
 
     def cut(model: Any) -> Any:
         if current_view(model) is None or recipe is not None or adapter is not None:
@@ -83,7 +78,7 @@ def twins(
         sparsify(dense, compiled_alone(operation))
     view = require_view(sparse)
     assert view.recipe is not None
-    retune(view, view.recipe.with_compilation(operation))
+    retune(view, view.recipe.with_operation(operation) if operation is not None else view.recipe.without(CompileParts))
     if settings.windows is not None and view.binding.routing is None:
         name = view.recipe.metadata.name if view.recipe is not None else None
         raise BenchmarkError(f"windows {settings.windows}: recipe {name!r} routes no windows; leave windows out")
@@ -110,13 +105,12 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared)
 
 
-def check_host(host: str, settings: Settings) -> None:
+def check_host(view: HostView, settings: Settings) -> None:
     """Raises BenchmarkError when the host cannot reach the precision."""
-    if settings.precision == "fp16" and host == "sam2":
-        raise BenchmarkError(
-            "precision fp16 needs the transformers host: sam2 keeps its memory in bf16, which fp16 autocast cannot "
-            "join with fp16; use bf16, or fp16 parts by the recipe's own operation precision"
-        )
+    for asked, way in ((settings.precision, "precision {}"), (settings.cast, "cast {!r}")):
+        if asked in view.cannot:
+            able = " or ".join(host.name for host in hosts() if asked not in host.cannot)
+            raise BenchmarkError(f"{way.format(asked)} needs the {able} host: {view.name} {view.cannot[asked]}")
 
 
 @contextmanager

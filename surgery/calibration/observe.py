@@ -18,8 +18,8 @@ from torch import Tensor
 from surgery.calibration.clips import CalibrationClip
 from surgery.hosts.base import HostView, Turn, Watcher
 from surgery.hosts.choice import lost_object, saliency_maps
-from surgery.hosts.precision import tensors
-from surgery.recipe import Precision, SparseWindowRouting
+from surgery.operations import Precision, SparseWindowRouting
+from surgery.operations.precision import tensors
 from surgery.retrieval.saliency import kept_count
 from surgery.routing.router import (
     allot,

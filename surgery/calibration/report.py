@@ -10,7 +10,8 @@ from typing import Any
 from surgery.adapters.record import CalibrationRecord, Fidelity
 from surgery.calibration.clips import SkippedClip
 from surgery.calibration.search import SearchResult, Setting
-from surgery.recipe import CalibrationSettings, Recipe
+from surgery.core.promise import CalibrationSettings
+from surgery.recipe import Recipe
 
 SCHEMA = 1
 _ONE_CLIP = (

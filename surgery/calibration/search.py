@@ -14,15 +14,17 @@ import numpy.typing as npt
 
 from surgery.adapters.record import Fidelity
 from surgery.api import require_view
-from surgery.bench.flops import BANK, FlopModel
+from surgery.bench.flops import FlopModel
 from surgery.calibration.clips import CalibrationClip
 from surgery.calibration.fidelity import ClipScore, Reference, score_clip, summarise
 from surgery.calibration.observe import Candidate, Observer, observe
+from surgery.core.parts import PARTS
+from surgery.core.promise import CalibrationSettings
 from surgery.errors import CalibrationError, RecipeError
 from surgery.hosts.base import HostView
 from surgery.operate import retune
-from surgery.operations import PARTS
-from surgery.recipe import CalibrationSettings, Precision, Recipe, SparseMemoryRetrieval
+from surgery.operations import Precision, SparseMemoryRetrieval, SparseWindowRouting
+from surgery.recipe import Recipe
 from surgery.retrieval.saliency import kept_count
 
 TIE = 1e-6
@@ -104,14 +106,13 @@ def predict(
     """Fill in what one dense pass over the clips says about every setting. `step` is called after every frame."""
     routing, retrieval = view.binding.routing, view.binding.retrieval
     simulated: dict[str, Candidate] = {}
-    keeps = sorted(
-        {value for setting in settings if setting.recipe.retrieval
-         for value in (setting.recipe.retrieval.keep, setting.recipe.retrieval.keep_conditioning) if value < 1.0}
-    )  # fmt: skip
+    pruned = [kept for setting in settings if (kept := setting.recipe.find(SparseMemoryRetrieval)) is not None]
+    keeps = sorted({value for kept in pruned for value in (kept.keep, kept.keep_conditioning) if value < 1.0})
     if routing is not None and routing.windows == "object":
         for setting in settings:
-            assert setting.recipe.routing is not None
-            simulated.setdefault(repr(setting.recipe.routing), Candidate(setting.recipe.routing))
+            routed = setting.recipe.find(SparseWindowRouting)
+            assert routed is not None
+            simulated.setdefault(repr(routed), Candidate(routed))
     observer = Observer(view, list(simulated.values()), keeps, _precisions(settings))
     lengths = []
     if retrieval is not None and keeps:
@@ -123,19 +124,19 @@ def predict(
             observe(view, observer, clip, step)
     finally:
         view.binding.retrieval = retrieval
-    flops = FlopModel(view)
+    flops, bank = FlopModel(view), view.bank_size()
     for setting in settings:
-        if setting.recipe.routing is not None and simulated:
-            candidate = simulated[repr(setting.recipe.routing)]
+        if simulated:
+            candidate = simulated[repr(setting.recipe.find(SparseWindowRouting))]
             setting.windows = candidate.windows / max(1, candidate.frames)
             setting.risk_windows = candidate.risk / max(1, candidate.frames)
-        if setting.recipe.retrieval is not None:
-            kept = setting.recipe.retrieval
-            setting.keys = statistics.fmean(keys_kept(kept, length) for length in lengths)
-            setting.risk_keys = _lost(observer, kept)
+        kept = setting.recipe.find(SparseMemoryRetrieval)
+        if kept is not None:
+            setting.keys = statistics.fmean(keys_kept(kept, length, bank) for length in lengths)
+            setting.risk_keys = _lost(observer, kept, bank)
         parts = flops.shares(setting.recipe, setting.windows, setting.keys)
         setting.cost = sum(parts.values())
-        precision = setting.recipe.precision
+        precision = setting.recipe.find(Precision)
         if precision is not None:
             half = half_parts(precision)
             setting.halved = sum(parts.get(name, TIE) for name in half)
@@ -157,29 +158,32 @@ def _bare(precision: Precision) -> Precision:
 
 def _precisions(settings: Sequence[Setting]) -> list[Precision]:
     """The precisions to measure: none when every setting has the same one, which then explains no difference."""
-    found = [setting.recipe.precision for setting in settings]
+    found = [setting.recipe.find(Precision) for setting in settings]
     if all(each == found[0] for each in found):
         return []
     return list(dict.fromkeys(_bare(each) for each in found if each is not None))
 
 
-def _lost(observer: Observer, retrieval: SparseMemoryRetrieval) -> float:
+def _lost(observer: Observer, retrieval: SparseMemoryRetrieval, bank: int) -> float:
     """Share of a full bank's attention, at its first read, that pruning drops; the newest frame is never pruned."""
     lost = 0.0
-    for conditioning, keep, frames in ((False, retrieval.keep, BANK - 2), (True, retrieval.keep_conditioning, 1)):
+    for conditioning, keep, frames in ((False, retrieval.keep, bank - 2), (True, retrieval.keep_conditioning, 1)):
         held = observer.held.get((conditioning, keep))
         if keep < 1.0 and held:
             lost += frames * (1.0 - statistics.fmean(held))
-    return lost / BANK
+    return lost / bank
 
 
-def keys_kept(retrieval: SparseMemoryRetrieval, frames: int, tokens: int = 4096) -> float:
-    """Mean fraction of spatial keys read over a clip prompted on its first frame, one conditioning frame."""
+def keys_kept(retrieval: SparseMemoryRetrieval, frames: int, bank: int, tokens: int = 4096) -> float:
+    """Mean fraction of spatial keys read over a clip prompted on its first frame, one conditioning frame.
+
+    bank: frames of a full memory bank. tokens: of a frame.
+    """
     keep = kept_count(tokens, retrieval.keep) / tokens if retrieval.keep < 1.0 else 1.0
     total = []
     for index in range(1, max(2, frames)):
-        tracked = min(index - 1, BANK - 1)
-        warm = not retrieval.warm_up or index - 2 >= BANK - 2
+        tracked = min(index - 1, bank - 1)
+        warm = not retrieval.warm_up or index - 2 >= bank - 2
         middle = max(0, tracked - 1)
         first = retrieval.keep_conditioning if warm and index > 1 else 1.0
         kept = first + min(1, tracked) + middle * (keep if warm else 1.0)

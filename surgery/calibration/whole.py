@@ -23,11 +23,13 @@ from surgery.calibration.progress import Bars, Counter, Estimate, Step, Work, pr
 from surgery.calibration.prompts import automatic_prompts
 from surgery.calibration.report import CalibrationReport
 from surgery.calibration.search import SearchResult, predict, search, settings_of
+from surgery.core.promise import CalibrationSettings
 from surgery.describe import calibrated
 from surgery.errors import CalibrationError, PromptError
 from surgery.missing import require
 from surgery.operate import retune
-from surgery.recipe import CalibrationSettings, Recipe
+from surgery.operations import CompileParts
+from surgery.recipe import Recipe
 from surgery.routing.shortcut import IdentityShortcut
 
 MIN_CLIPS = 2
@@ -140,10 +142,10 @@ def _calibrate(
     view = current_view(model)
     chosen = Recipe.load(recipe) if recipe is not None else view.recipe if view is not None else None
     chosen = chosen if chosen is not None else Recipe.load("balanced")
-    operation = chosen.compilation
+    operation = chosen.find(CompileParts)
     known = view is not None and view.recipe == chosen
     # Every candidate would be compiled anew.
-    chosen = chosen.with_compilation(None)
+    chosen = chosen.without(CompileParts)
     promise = chosen.calibration or CalibrationSettings(max_drop=1.0, max_clip_drop=1.0)
     settings = settings_of(chosen)
     usable, skipped = gather_clips(sources, max_frames, bars)
@@ -179,7 +181,7 @@ def _calibrate(
         count = Counter(bars, f"real runs, at most {runs}", frames * runs)
         found = search(model, settings, references, promise, runs, count, seed)
         count.finish()
-    applied = found.chosen.recipe if operation is None else found.chosen.recipe.with_compilation(operation)
+    applied = found.chosen.recipe if operation is None else found.chosen.recipe.with_operation(operation)
     applied = calibrated(applied, chosen.metadata)
     retune(view, applied)
     record = _record(model, found, usable, promise, result, seed)

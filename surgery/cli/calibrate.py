@@ -10,6 +10,7 @@ import click
 from surgery.cli.common import Command, OutPath, err, model_options, out, print_json
 from surgery.errors import AdapterError
 from surgery.missing import require
+from surgery.operations import SparseWindowRouting
 
 _OBJECTIVES = click.Choice(["memory", "stage", "masks"])
 
@@ -78,7 +79,7 @@ def calibrate(
         err.print(f"report: {reports}", highlight=False, soft_wrap=True)
         raise
     report.save(reports)
-    if report.recipe.routing is None:
+    if report.recipe.find(SparseWindowRouting) is None:
         # Without window routing there are no weights to carry; the values found are a recipe.
         target.mkdir(parents=True, exist_ok=True)
         (target / "recipe.yaml").write_text(report.recipe.to_yaml(), encoding="utf-8")
@@ -143,8 +144,8 @@ def _prepared(
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     from surgery import Recipe
     from surgery.calibration import FitSettings
+    from surgery.core.promise import CalibrationSettings
     from surgery.loading import load_model
-    from surgery.recipe import CalibrationSettings
 
     chosen = Recipe.load(recipe, overrides)
     plan = chosen.calibration or CalibrationSettings()

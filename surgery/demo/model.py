@@ -102,7 +102,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 def processor() -> Any:
     """Return the transformers `Sam2VideoProcessor` that fits the demo model's image size."""
-    from surgery.hosts.transformers_video import new_processor
+    from surgery.hosts.transformers.driver import new_processor
 
     return new_processor(IMAGE_SIZE)
 

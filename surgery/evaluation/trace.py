@@ -132,4 +132,4 @@ def _tokens_kept(model: Any, frame: int) -> tuple[list[int], int] | None:
     found = [memory.frames[frame][0] for (_, reverse), memory in memories if not reverse and frame in memory.frames]
     if not found:
         return None
-    return sorted({token for ids in found for token in ids.tolist()}), view.image_size() // 16
+    return sorted({token for ids in found for token in ids.tolist()}), view.frame_side()

@@ -1,40 +1,54 @@
-"""Model families the surgery knows. A host library is imported only inside its own file, and only when a model asks."""
+"""The model families the surgery knows, each in a folder of its own. A host library is imported only for its models."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from surgery.errors import UnsupportedModelError
-from surgery.hosts.base import HostView
 
-_HOSTS = {"transformers": "TransformersView", "sam2": "Sam2View"}
+if TYPE_CHECKING:
+    from surgery.hosts.base import HostView
+
+_HOSTS: list[str | type[HostView]] = [
+    "surgery.hosts.transformers.view:TransformersView",
+    "surgery.hosts.sam2.view:Sam2View",
+]
+
+
+def register(host: type[HostView]) -> None:
+    """Make a host known that is not of this package; `HostView.matches` must answer for exactly its own models."""
+    _HOSTS.append(host)
+
+
+def hosts() -> Iterator[type[HostView]]:
+    """Every host."""
+    for host in _HOSTS:
+        if isinstance(host, str):
+            module, name = host.split(":")
+            yield getattr(import_module(module), name)
+        else:
+            yield host
 
 
 def view_of(model: object) -> HostView:
     """Find the host of `model`.
 
     Raises:
-        UnsupportedModelError: not a torch module, or not a SAM 2 video model of a known host.
+        UnsupportedModelError: not a video model of a known host.
     """
+    for host in hosts():
+        if host.matches(model):
+            assert isinstance(model, nn.Module)
+            return host(model)
+    for host in hosts():
+        lack = host.near_miss(model)
+        if lack is not None:
+            raise UnsupportedModelError(lack)
+    kind, expected = type(model).__name__, " or ".join(host.models for host in hosts())
     if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(
-            f"expected a SAM 2 video model (transformers Sam2VideoModel or sam2 SAM2VideoPredictor), got "
-            f"{type(model).__name__}"
-            + (
-                "; an image predictor has no previous frame, use build_sam2_video_predictor"
-                if "ImagePredictor" in type(model).__name__
-                else ""
-            )
-        )
-    for library, view in _HOSTS.items():
-        if library in sys.modules:
-            found: type[HostView] = getattr(import_module(f"surgery.hosts.{library}"), view)
-            if found.matches(model):
-                return found(model)
-    raise UnsupportedModelError(
-        f"{type(model).__name__} is not a SAM 2 video model; expected transformers Sam2VideoModel or sam2 "
-        "SAM2VideoPredictor"
-    )
+        raise UnsupportedModelError(f"expected a SAM 2 video model ({expected}), got {kind}")
+    raise UnsupportedModelError(f"{kind} is not a SAM 2 video model; expected {expected}")

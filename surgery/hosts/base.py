@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,20 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from surgery.access import is_paused
-from surgery.errors import UnsupportedModelError
+from surgery.core.parts import PARTS
 from surgery.graft import Graft, host_class
-from surgery.hosts.compiled import Compilation, SetAside
+from surgery.hosts.driver import Driver, FrameSource
+from surgery.hosts.layout import BlockInfo, SpanInfo, find_span
 from surgery.hosts.ownership import Structure
-from surgery.operations import PARTS
-from surgery.recipe import (
+from surgery.operations import (
     CompileParts,
     Precision,
-    Recipe,
     SparseMemoryRetrieval,
     SparseQueryRouting,
     SparseWindowRouting,
     TrimCaches,
 )
+from surgery.operations.compile import Compilation, SetAside
+from surgery.recipe import Recipe
 from surgery.retrieval.bank import Chunk, KeyPlan
 from surgery.retrieval.queries import QueryRoute
 from surgery.retrieval.shared import FrameWork
@@ -39,34 +40,7 @@ from surgery.routing.windows import WindowGrid
 from surgery.session import Generation, SessionHandle, SessionStats, VideoState
 
 if TYPE_CHECKING:
-    from surgery.hosts.precision import HalfWeights
-
-
-@dataclass(frozen=True)
-class BlockInfo:
-    """One encoder block. window: side in tokens, 0 for global attention. pools: halves the map."""
-
-    index: int
-    dim: int
-    heads: int
-    window: int
-    pools: bool
-
-
-@dataclass(frozen=True)
-class SpanInfo:
-    """The routed span: blocks `entry .. exit - 1` are routed, `exit` is the dense global block that merges."""
-
-    entry: int
-    exit: int
-    window: int
-    channels: int
-    side: int
-
-    @property
-    def routed(self) -> range:
-        """Indices of the routed blocks."""
-        return range(self.entry, self.exit)
+    from surgery.operations.precision import HalfWeights
 
 
 class Watcher:
@@ -241,9 +215,17 @@ class Turn:
 
 
 class HostView(ABC):
-    """One model seen through its host: where the parts are, and which mixin each part gets."""
+    """One model seen through its host: where the parts are, and which mixin each part gets.
+
+    name: of the host. models: the class it is for, as a user knows it. driver: how it is given a video.
+    cannot: ways of half precision that a whole model does not run in ("weights": converted; "fp16", "bf16"), each with
+    why and what to use instead.
+    """
 
     name: ClassVar[str]
+    models: ClassVar[str]
+    driver: ClassVar[type[Driver]]
+    cannot: ClassVar[Mapping[str, str]] = {}
     span_block: ClassVar[type[Graft]]
     late_block: ClassVar[type[Graft]]
     cross_attention: ClassVar[type[Graft]]
@@ -272,7 +254,16 @@ class HostView(ABC):
     @classmethod
     @abstractmethod
     def matches(cls, model: object) -> bool:
-        """Whether `model` is a video model of this host. Raises UnsupportedModelError for a near miss."""
+        """Whether `model` is a video model of this host: exactly its own. Imports the library only for its models."""
+
+    @classmethod
+    def near_miss(cls, model: object) -> str | None:
+        """What a model that no host matches lacks to be one of this host; None where it is nothing like one."""
+        return None
+
+    def drive(self, frames: FrameSource, size: tuple[int, int]) -> Driver:
+        """Open a session for a video, see `Driver`."""
+        return self.driver(self, frames, size)
 
     @abstractmethod
     def sessions_of(self, state: VideoState) -> list[SessionHandle]:
@@ -311,6 +302,26 @@ class HostView(ABC):
         """Side of the square input, pixels."""
 
     @abstractmethod
+    def mask_side(self) -> int:
+        """Side of the low-resolution masks that the decoder gives, pixels."""
+
+    @abstractmethod
+    def frame_side(self) -> int:
+        """Side of a frame's token map in memory attention: of its queries, and of the keys of one memory frame."""
+
+    def frame_tokens(self) -> int:
+        """Tokens of that map."""
+        return self.frame_side() ** 2
+
+    @abstractmethod
+    def bank_size(self) -> int:
+        """Frames of a full memory bank, one conditioning frame included."""
+
+    @abstractmethod
+    def memory_channels(self) -> int:
+        """Channels of a memory token."""
+
+    @abstractmethod
     def reach(self) -> int:
         """How many frames back memory attention may read a tracked frame: its memory or its object pointer."""
 
@@ -320,8 +331,16 @@ class HostView(ABC):
 
     def parts(self) -> dict[str, nn.Module]:
         """The parts that `precision` and `compile` act on, by their names in a recipe."""
-        modules = (self.image_encoder(), self.memory_attention(), self.model.memory_encoder, self.decoder_module())
+        modules = (self.image_encoder(), self.memory_attention(), self.memory_encoder(), self.decoder_module())
         return dict(zip(PARTS, modules, strict=True))
+
+    @abstractmethod
+    def prompt_encoder(self) -> nn.Module:
+        """The prompt encoder."""
+
+    @abstractmethod
+    def memory_encoder(self) -> nn.Module:
+        """The memory encoder."""
 
     @abstractmethod
     def memory_attention(self) -> nn.Module:
@@ -329,7 +348,7 @@ class HostView(ABC):
 
     @abstractmethod
     def run_memory_attention(self, current: Tensor, memory: Tensor, pointers: int) -> Tensor:
-        """Call memory attention as the host does, with zero positions: current [T, 1, C], memory [M, 1, 64]."""
+        """Call memory attention as the host does, with zero positions: current [T, 1, C], memory [M, 1, D]."""
 
     @abstractmethod
     def cross_attentions(self) -> list[nn.Module]:
@@ -366,6 +385,10 @@ class HostView(ABC):
     def decoder_module(self) -> nn.Module:
         """The mask decoder. It takes the conditioned features as `image_embeddings` [B, C, h, w]; masks come first."""
 
+    def decoder_calls(self) -> list[nn.Module]:
+        """The mask decoder, and those of its modules that the host calls by themselves."""
+        return [self.decoder_module()]
+
     @property
     @abstractmethod
     def current_argument(self) -> str:
@@ -380,30 +403,9 @@ class HostView(ABC):
         """Hub id (or path) and revision of the model, where the host knows them."""
 
     def span(self) -> SpanInfo:
-        """Find the routed span: everything after the stage change up to the last global block.
-
-        Raises:
-            UnsupportedModelError: no global block, or nothing windowed in front of it.
-        """
+        """Where the routed span lies, see `find_span`."""
         infos = [self.block_info(index) for index in range(len(self.blocks()))]
-        last = [info.index for info in infos if info.window == 0 and not info.pools]
-        if not last:
-            raise UnsupportedModelError(
-                f"none of the {len(infos)} encoder blocks has global attention; window routing needs one to merge the "
-                "routed windows (Hiera, as in SAM 2, has some in stage 3)"
-            )
-        exit_ = last[-1]
-        stage = max(start for start in self.stage_starts() if start <= exit_)
-        entry = stage + 1 if infos[stage].pools else stage
-        windowed = [info for info in infos[entry:exit_] if info.window]
-        windows = {info.window for info in windowed}
-        if not windowed or len(windows) != 1 or any(info.pools for info in infos[entry : exit_ + 1]):
-            raise UnsupportedModelError(
-                f"blocks {entry}..{exit_} do not form a routable span: expected windowed blocks of one window size "
-                f"before global block {exit_}, found windows {[info.window for info in infos[entry:exit_]]}"
-            )
-        stride = self.patch_stride() * 2 ** sum(info.pools for info in infos[: entry + 1])
-        return SpanInfo(entry, exit_, windows.pop(), infos[entry].dim, self.image_size() // stride)
+        return find_span(infos, self.stage_starts(), self.patch_stride(), self.image_size())
 
     def shortcut_module(self, span: SpanInfo) -> Shortcut:
         """The shortcut branch of a model under surgery."""

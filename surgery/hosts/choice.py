@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from surgery.hosts.base import Binding, HostView, Turn
-from surgery.recipe import SparseWindowRouting
+from surgery.operations import SparseWindowRouting
 from surgery.retrieval.queries import Reach, mask_tokens
 from surgery.routing.router import (
     allot,

@@ -16,8 +16,8 @@ from torch import Tensor
 from surgery.errors import ModelStateError
 from surgery.hosts.base import Binding, HostView, Turn
 from surgery.hosts.choice import Glance, choose_windows, tile_route
-from surgery.hosts.compiled import settle_route
-from surgery.hosts.precision import inside, is_half
+from surgery.operations.compile import settle_route
+from surgery.operations.precision import inside, is_half
 from surgery.retrieval.bank import KeyPlan, plan_keys, remember
 from surgery.routing.router import centre, moved
 from surgery.routing.span import dense_route, make_route, updated_memory

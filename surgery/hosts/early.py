@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from surgery.graft import Graft
 from surgery.hosts.base import Binding, BlockInfo, HostView, SpanInfo
 from surgery.hosts.strips import block_in_strips, strips_pay
+from surgery.operations.window_geometry import stage_ends
 from surgery.routing.correction import Corrections, StageCorrection
-from surgery.routing.tiles import TileGrid, piece_side
-from surgery.routing.windows import WindowGrid
 
 
 @dataclass(eq=False)
@@ -73,21 +72,9 @@ class EarlyBlock(Graft):
         return block_in_strips(lambda strip: forward(strip, **kwargs), hidden_states, part.info)
 
 
-def tile_grid(view: HostView, span: SpanInfo) -> TileGrid:
-    """The tiles of a model. Raises UnsupportedModelError when its early windows do not nest."""
-    infos = [view.block_info(index) for index in range(span.entry)]
-    grid = WindowGrid(span.side, span.side, span.window)
-    side = piece_side([(info.window, info.pools) for info in infos], grid)
-    levels = []
-    for end in _stage_ends(view, span):
-        scale = 2 ** sum(info.pools for info in infos[end + 1 :])
-        levels.append((span.side * scale, infos[end].dim))
-    return TileGrid(grid, side, levels, whole=span.entry - 1 in _stage_ends(view, span))
-
-
 def early_parts(view: HostView, span: SpanInfo, corrections: Corrections | None) -> list[tuple[nn.Module, EarlyPart]]:
     """Every block before the span, with its part."""
-    ends = _stage_ends(view, span)
+    ends = stage_ends(view, span)
     return [
         (
             block,
@@ -102,8 +89,3 @@ def early_parts(view: HostView, span: SpanInfo, corrections: Corrections | None)
         )
         for index, block in enumerate(view.blocks()[: span.entry])
     ]
-
-
-def _stage_ends(view: HostView, span: SpanInfo) -> list[int]:
-    """Last blocks of the stages that end before the span."""
-    return [start - 1 for start in view.stage_starts() if 0 < start <= span.entry]

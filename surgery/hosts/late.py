@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from surgery.hosts.base import Binding, HostView, SpanInfo
 from surgery.hosts.blocks import HieraBlock
-from surgery.routing.late import LateGrid, LateRoute, halved
+from surgery.operations.window_geometry import late_blocks
+from surgery.routing.late import LateRoute
 from surgery.routing.span import Route
-from surgery.routing.windows import WindowGrid
 
 
 @dataclass(eq=False)
@@ -58,22 +58,6 @@ class LateBlock(HieraBlock):
     def _mixed(self, normed: Tensor, late: LateRoute, packing: Any, kwargs: dict[str, Any]) -> Tensor:
         window = self.window_size  # type: ignore[attr-defined]
         return late.attention(normed, packing, lambda x: self._attend(x, kwargs), window)
-
-
-def late_blocks(view: HostView, span: SpanInfo) -> range:
-    """Indices of the blocks of the stage after the span's."""
-    count = len(view.blocks())
-    ends = [*(start for start in view.stage_starts() if start > span.exit), count]
-    return range(ends[0], ends[1] if len(ends) > 1 else count)
-
-
-def late_grid(view: HostView, span: SpanInfo) -> LateGrid:
-    """The stage of a model after the span's. Raises UnsupportedModelError when its windows are not the span's."""
-    blocks = late_blocks(view, span)
-    infos = [view.block_info(index) for index in blocks]
-    wide = WindowGrid(span.side, span.side, span.window)
-    grid = halved([(info.window, info.pools) for info in infos], blocks.start, wide)
-    return LateGrid(grid, infos[-1].dim)
 
 
 def late_parts(view: HostView, span: SpanInfo) -> list[tuple[nn.Module, LatePart]]:

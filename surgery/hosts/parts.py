@@ -9,11 +9,11 @@ from torch import Tensor
 from surgery.errors import ModelStateError
 from surgery.graft import Graft
 from surgery.hosts.base import HostView
-from surgery.hosts.compiled import ATTENTION, DECODER, ENCODER, MEMORY
 from surgery.hosts.control import key_plan
-from surgery.hosts.precision import run_part
 from surgery.hosts.query import Run, conditioned, frame_work
 from surgery.hosts.weights import quantised_layer
+from surgery.operations.compile import ATTENTION, DECODER, ENCODER, MEMORY
+from surgery.operations.precision import run_part
 
 
 class ModelPart(Graft):
@@ -73,7 +73,7 @@ class MemoryAttentionPart(ModelPart):
                 length=memory.shape[0],
                 pointers=pointers,
                 layers=layers,
-                bank=view.model.num_maskmem,
+                bank=view.bank_size(),
                 stride=stride,
                 device=memory.device,
             ),

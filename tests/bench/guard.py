@@ -22,7 +22,8 @@ import surgery
 from surgery.api import require_view
 from surgery.bench.modules import forced_windows
 from surgery.bench.work import OperatorCounter, SyncCounter
-from surgery.hosts.feed import feed
+from surgery.hosts import view_of
+from surgery.hosts.driver import follow
 from surgery.recipe import Recipe
 from tests.hosts.drive import make, square, video
 from tests.hosts.test_compile import encoder
@@ -45,7 +46,7 @@ TOLERANCE = {"operators": 0.02, "gathered_bytes": 0.02}
 
 def tracked(model: Any, frames: int) -> Iterator[Tensor]:
     """The object of `video`, prompted by its mask; one `next` is one frame."""
-    return feed(model, video(frames), {1: square(20, 90, 40).numpy()})
+    return follow(view_of(model), video(frames), {1: square(20, 90, 40).numpy()})
 
 
 @dataclass(frozen=True)

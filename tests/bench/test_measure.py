@@ -16,7 +16,7 @@ from surgery.bench.flops import encoder_gflop
 from surgery.bench.modules import forced_windows, middle_first, module_names
 from surgery.bench.probe import REST
 from surgery.hosts import control, view_of
-from surgery.hosts.feed import feed
+from surgery.hosts.driver import follow
 from surgery.session import VideoState
 from tests.hosts.drive import make
 
@@ -98,7 +98,7 @@ def test_the_model_is_left_as_it_was(host: str) -> None:
 def test_a_feed_gives_masks_of_every_object_frame_by_frame(host: str) -> None:
     clip = LoopingClip(256, 3, 2, torch.device("cpu"))
     with torch.inference_mode():
-        shapes = [tuple(masks.shape) for masks in feed(small(host), clip, clip.masks)]
+        shapes = [tuple(masks.shape) for masks in follow(view_of(small(host)), clip, clip.masks)]
     assert shapes == [(2, 1, 256, 256)] * 3
 
 

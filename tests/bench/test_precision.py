@@ -11,7 +11,8 @@ import surgery
 from surgery.bench import Settings, benchmark
 from surgery.bench.flops import encoder_gflop
 from surgery.hosts import view_of
-from surgery.recipe import Precision, Recipe
+from surgery.operations import Precision
+from surgery.recipe import Recipe
 from tests.hosts.drive import STEADY, make
 
 BRIEF: dict[str, Any] = {"frames": 2, "warm": 1, "module_frames": 0}

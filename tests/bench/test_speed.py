@@ -20,10 +20,11 @@ from surgery.bench.modules import probed
 from surgery.bench.pair import uncompiled
 from surgery.bench.probe import Probe, TimeMeter
 from surgery.bench.tables import SECTIONS, filled, limits, sections, speed_table
+from surgery.core.parts import PARTS
 from surgery.hosts import query, view_of
 from surgery.hosts.choice import Glance
-from surgery.operations import PARTS
-from surgery.recipe import CompileParts, Recipe
+from surgery.operations import CompileParts
+from surgery.recipe import Recipe
 from surgery.retrieval.queries import QueryRoute
 from surgery.routing.tiles import TileRoute
 from tests.hosts.drive import make

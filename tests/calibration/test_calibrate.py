@@ -22,7 +22,8 @@ from surgery.demo.clips import make_clip
 from surgery.demo.feed import HELD_OUT
 from surgery.demo.show import prompt_for
 from surgery.errors import CalibrationError, ModelStateError, RecipeError
-from surgery.recipe import CompileParts, Recipe
+from surgery.operations import CompileParts, SparseWindowRouting
+from surgery.recipe import Recipe
 from surgery.tracking import track
 from surgery.video import open_video
 
@@ -79,8 +80,8 @@ def test_the_model_runs_what_the_report_says(calibrated: tuple[str, Any, Any], t
     state = surgery.status(model)
     assert state.recipe == report.recipe
     assert report.kept and report.applied
-    assert report.recipe.routing is not None
-    assert report.recipe.routing.budget == report.search.chosen.values["routing.budget"]
+    assert report.recipe.find(SparseWindowRouting) is not None
+    assert report.recipe.find(SparseWindowRouting).budget == report.search.chosen.values["routing.budget"]
     assert report.recipe == describe.calibrated(report.recipe, recipe().metadata)
     assert report.recipe.metadata.name == "balanced-calibrated"
     assert report.recipe.metadata.description.startswith(describe.described(report.recipe))
@@ -253,7 +254,7 @@ def test_sparsify_takes_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     assert surgery.sparsify(model, fast, clips=clips, progress=False, compile=compiled) is model
     state = surgery.status(model)
     assert state.calibration is not None and state.calibration.fit == "closed form"
-    assert state.recipe is not None and state.recipe.compilation == compiled
+    assert state.recipe is not None and state.recipe.find(CompileParts) == compiled
     assert not torch._dynamo.utils.counters["stats"]["unique_graphs"], "candidates run uncompiled"
     with pytest.raises(CalibrationError, match="adapter and clips are both given"):
         surgery.sparsify(model, fast, clips=[clip_of(0, 5)], adapter="somewhere")

@@ -15,7 +15,8 @@ from surgery.calibration import PromiseError, calibrate
 from surgery.calibration.fidelity import reference_of
 from surgery.calibration.observe import Observer
 from surgery.calibration.search import Setting, _non_negative, half_parts, settings_of
-from surgery.recipe import Precision, Recipe
+from surgery.operations import Precision
+from surgery.recipe import Recipe
 from surgery.tracking import track
 from surgery.video import labels_from_logits
 from surgery.video.prompts import BoxPrompt
@@ -56,13 +57,13 @@ def test_a_precision_that_overflows_is_noticed_and_another_chosen(host: str) -> 
     clips = [clip_of(number, 6) for number in range(2)]
     report = calibrate(model, clips, alone(dtype=["fp16", "bf16"]), runs=4, progress=False)
     assert report.kept and report.search.chosen.values == {"precision.dtype": "bf16"}
-    assert surgery.status(model).recipe.precision == Precision(dtype="bf16")  # type: ignore[union-attr]
+    assert surgery.status(model).recipe.find(Precision) == Precision(dtype="bf16")  # type: ignore[union-attr]
     by_dtype = {setting.values["precision.dtype"]: setting for setting in report.search.settings}
     assert by_dtype["fp16"].against_dense.drop > 0.3  # type: ignore[union-attr]
     assert by_dtype["fp16"].risk_precision > 1 > by_dtype["bf16"].risk_precision > 0
 
     report = calibrate(model, clips, alone(keep_fp32=[[], ["encoder"], ["memory_attention"]]), runs=4, progress=False)
-    assert report.kept and report.search.chosen.recipe.precision.keep_fp32 == ("memory_attention",)
+    assert report.kept and report.search.chosen.recipe.find(Precision).keep_fp32 == ("memory_attention",)
     assert {setting.cost for setting in report.search.settings} == {1.0}, "half precision does not change FLOPs"
 
 
@@ -115,7 +116,7 @@ def test_a_shortcut_is_fitted_in_the_stock_precision_and_measured_in_its_own() -
     one, two = reports
     assert (one.explained, one.feature_error, one.loss) == (two.explained, two.feature_error, two.loss)
     assert one.record.against_dense.drop != two.record.against_dense.drop
-    assert surgery.status(model).recipe.precision == Precision(cast="weights")  # type: ignore[union-attr]
+    assert surgery.status(model).recipe.find(Precision) == Precision(cast="weights")  # type: ignore[union-attr]
     assert require_view(model).binding.watcher is None
 
 

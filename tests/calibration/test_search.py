@@ -12,7 +12,8 @@ from surgery.adapters.record import Fidelity
 from surgery.calibration import search as room
 from surgery.calibration.fidelity import ClipScore
 from surgery.calibration.search import Setting, keys_kept
-from surgery.operations import CalibrationSettings, SparseMemoryRetrieval
+from surgery.core.promise import CalibrationSettings
+from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
 from surgery.recipe import Recipe
 
 RECIPE = Recipe.load("balanced")
@@ -97,10 +98,10 @@ def test_every_calibrated_recipe_can_fall_back_to_the_dense_model(name: str) -> 
 
     found = settings_of(Recipe.load(name))
     assert any(
-        setting.recipe.routing.budget == 1.0
-        and setting.recipe.routing.fill
-        and setting.recipe.retrieval.keep == setting.recipe.retrieval.keep_conditioning == 1.0
-        for setting in found
+        windows.budget == 1.0 and windows.fill and keys.keep == keys.keep_conditioning == 1.0
+        for windows, keys in (
+            (setting.recipe.find(SparseWindowRouting), setting.recipe.find(SparseMemoryRetrieval)) for setting in found
+        )
     )
 
 
@@ -115,4 +116,4 @@ def test_every_calibrated_recipe_can_fall_back_to_the_dense_model(name: str) -> 
     ],
 )
 def test_predicted_keys(retrieval: SparseMemoryRetrieval, frames: int, expected: float) -> None:
-    assert keys_kept(retrieval, frames) == pytest.approx(expected, abs=3e-3 if frames == 2000 else 1e-9)
+    assert keys_kept(retrieval, frames, 7) == pytest.approx(expected, abs=3e-3 if frames == 2000 else 1e-9)

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from surgery.adapters import read_adapter
 from surgery.cli.main import main
 from surgery.demo.clips import make_clip, write_davis
+from surgery.operations import SparseMemoryRetrieval
 
 
 @pytest.fixture(scope="module")
@@ -97,5 +98,5 @@ def test_a_recipe_without_routing_is_calibrated_into_a_recipe(clips: Path, tmp_p
         str(tmp_path / "out"), "--runs", "1",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    found = Recipe.load(tmp_path / "out" / "recipe.yaml").retrieval
+    found = Recipe.load(tmp_path / "out" / "recipe.yaml").find(SparseMemoryRetrieval)
     assert found is not None and found.keep == 0.2

@@ -17,6 +17,7 @@ import torch
 import surgery
 from surgery import AdapterError, Recipe
 from surgery.adapters import read_adapter
+from surgery.operations import SparseWindowRouting
 from tests.adapters.folders import CONFIG, edit_config, fitted
 from tests.hosts.drive import make
 
@@ -49,7 +50,7 @@ def test_an_old_adapter_loads_silently_on_its_base(name: str, host: str) -> None
     assert all(torch.equal(found[key], expected[key]) for key in found)
     held = read_adapter(FOLDER / name).recipe
     assert (held.metadata.name, len(held.operations)) == (recipe, operations)
-    assert held.routing is not None and held.routing.shortcut.type == shortcut
+    assert held.find(SparseWindowRouting) is not None and held.find(SparseWindowRouting).shortcut.type == shortcut
 
 
 @pytest.mark.parametrize("name", HELD)

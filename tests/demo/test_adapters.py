@@ -17,6 +17,7 @@ from surgery.calibration.fidelity import reference_of, score_clip
 from surgery.demo.clips import make_clip
 from surgery.demo.show import calibrated, prompt_for
 from surgery.describe import calibrated as calibrated_recipe
+from surgery.operations import SparseWindowRouting
 from surgery.recipe import Recipe
 from surgery.video import open_video
 
@@ -67,4 +68,4 @@ def test_a_recipe_without_an_adapter_stays_itself() -> None:
     assert calibrated("exact") == (Recipe.load("exact"), None)
     recipe, folder = calibrated("balanced", ["routing.dilation=9"])
     assert folder is not None
-    assert recipe.routing is not None and recipe.routing.dilation == 9
+    assert recipe.find(SparseWindowRouting) is not None and recipe.find(SparseWindowRouting).dilation == 9

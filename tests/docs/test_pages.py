@@ -11,6 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field, create_model
 
+from surgery.operations import SparseWindowRouting
 from surgery.recipe import Recipe, list_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,4 +102,4 @@ def test_the_recipe_of_the_page_is_one() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
     recipe = Recipe.from_dict(yaml.safe_load(text))
-    assert recipe.routing is not None and recipe.routing.budget == 0.4
+    assert recipe.find(SparseWindowRouting) is not None and recipe.find(SparseWindowRouting).budget == 0.4

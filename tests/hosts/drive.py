@@ -11,8 +11,9 @@ from torch import Tensor
 
 from surgery.demo import keymap
 from surgery.demo import model as demo
-from surgery.hosts.sam2_video import frames_instead_of_files
-from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseWindowRouting
+from surgery.hosts.sam2.driver import frames_instead_of_files
+from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
+from surgery.recipe import Recipe
 
 SIZE = 256
 UNPADDED, PADDED = (8, 4, 4, 2), (8, 4, 6, 2)

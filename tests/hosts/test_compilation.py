@@ -16,8 +16,8 @@ from torch._dynamo.utils import counters
 import surgery
 from surgery import ModelStateError, Recipe, RecipeError
 from surgery.api import require_view
-from surgery.hosts import compiled as seam
-from surgery.recipe import CompileParts, Precision, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.operations import CompileParts, Precision, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.operations import compile as seam
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
 from tests.hosts.sessions import close, same
 
@@ -285,16 +285,15 @@ def test_window_counts_with_graphs_of_their_own() -> None:
 
 
 def test_the_operation_as_data() -> None:
-    assert Recipe.load("balanced").compilation is None
-    written = STEADY.with_compilation(CompileParts(parts=["mask_decoder", "encoder"]))
-    assert written.compilation.parts == ("encoder", "mask_decoder")
+    assert Recipe.load("balanced").find(CompileParts) is None
+    written = STEADY.with_operation(CompileParts(parts=["mask_decoder", "encoder"]))
+    assert written.find(CompileParts).parts == ("encoder", "mask_decoder")
     assert Recipe.parse(written.to_yaml()) == written
-    assert written.with_overrides(["compile.parts=[encoder]", "compile.mode=max-autotune"]).compilation == CompileParts(
-        parts=("encoder",), mode="max-autotune"
-    )
-    assert written.with_compilation(None) == STEADY
+    changed = written.with_overrides(["compile.parts=[encoder]", "compile.mode=max-autotune"])
+    assert changed.find(CompileParts) == CompileParts(parts=("encoder",), mode="max-autotune")
+    assert written.without(CompileParts) == STEADY
     with pytest.raises(RecipeError, match="no operation left"):
-        recipe(CompileParts()).with_compilation(None)
+        recipe(CompileParts()).without(CompileParts)
     for override, message in {
         "compile.parts=[encode]": "did you mean 'encoder'",
         "compile.parts=[]": "non-empty",
@@ -313,13 +312,13 @@ def test_sparsify_adds_replaces_and_drops_it(host: str) -> None:
 
     def asked(given: Recipe, wanted: Any) -> CompileParts | None:
         surgery.sparsify(model, given, compile=wanted)
-        return surgery.status(model).recipe.compilation
+        return surgery.status(model).recipe.find(CompileParts)
 
-    own = STEADY.with_compilation(CompileParts(parts=("encoder",)))
+    own = STEADY.with_operation(CompileParts(parts=("encoder",)))
     assert asked(STEADY, None) is None
     assert asked(STEADY, True) == CompileParts()
     assert asked(STEADY, "max-autotune") == CompileParts(mode="max-autotune")
-    assert asked(own, None) == asked(own, True) == own.compilation
+    assert asked(own, None) == asked(own, True) == own.find(CompileParts)
     assert asked(own, "reduce-overhead") == CompileParts(parts=("encoder",), mode="reduce-overhead")
     assert asked(own, False) is None
     for wrong, message in (("fast", "compile.mode"), (CompileParts(backend="eagre"), "did you mean 'eager'")):
@@ -350,7 +349,7 @@ def test_a_calibrated_recipe_is_the_same_compiled_or_not() -> None:
     tensors = {name: value.clone() for name, value in shortcut.state_dict().items()}
     record: Any = object()
     _remember(shortcut, _Origin(record, None, STEADY, tensors))
-    assert _origin(shortcut, STEADY.with_compilation(CompileParts()), tensors).calibration is record
+    assert _origin(shortcut, STEADY.with_operation(CompileParts()), tensors).calibration is record
     assert _origin(shortcut, STEADY.with_overrides(["routing.rolling=2"]), tensors).calibration is None
 
 

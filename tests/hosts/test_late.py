@@ -15,7 +15,8 @@ from surgery.api import require_view
 from surgery.bench.flops import encoder_gflop
 from surgery.graft import is_grafted
 from surgery.hosts.late import LateBlock, late_blocks
-from surgery.recipe import Recipe, SparseWindowRouting
+from surgery.operations import SparseWindowRouting
+from surgery.recipe import Recipe
 from surgery.routing.span import SpanMemory, make_route
 from tests.hosts.drive import Driver, make, video
 from tests.hosts.sessions import begun, close, copied, gather, interleaved, models_copied, reset_forgets, same, undone

@@ -18,11 +18,11 @@ import surgery
 from surgery import ModelStateError, Recipe, RecipeError, WeightsError
 from surgery.adapters.fingerprint import fingerprint
 from surgery.api import require_view
+from surgery.core.parts import PARTS
 from surgery.errors import PrecisionWarning
 from surgery.graft import is_grafted
 from surgery.hosts import view_of
-from surgery.operations import PARTS
-from surgery.recipe import Precision, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.operations import Precision, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
 from tests.hosts.sessions import gather, interleaved, same
 
@@ -217,7 +217,7 @@ def test_what_is_saved_is_fp32(host: str, cast: str, tmp_path: Any) -> None:
         warnings.simplefilter("error")
         twin = make(host)
         surgery.load_adapter(twin.model, tmp_path / "adapter")
-    assert surgery.status(twin.model).recipe.precision == Precision(cast=cast)
+    assert surgery.status(twin.model).recipe.find(Precision) == Precision(cast=cast)
     assert same(twin.track(video(5)), driver.track(video(5)))
     if host == "transformers":
         driver.model.save_pretrained(tmp_path / "model")
@@ -382,11 +382,11 @@ def test_fields_round_trip_under_either_name() -> None:
     data = recipe(dtype="bfloat16", keep_fp32=["mask_decoder", "encoder"]).to_dict()
     assert data["operations"][-1]["dtype"] == "bf16"
     loaded = Recipe.parse(Recipe.from_dict(data).to_yaml())
-    assert loaded.precision == Precision(keep_fp32=("encoder", "mask_decoder"))
-    assert loaded.with_overrides(["precision.keep_fp32=[]", "precision.dtype=float16"]).precision == Precision(
+    assert loaded.find(Precision) == Precision(keep_fp32=("encoder", "mask_decoder"))
+    assert loaded.with_overrides(["precision.keep_fp32=[]", "precision.dtype=float16"]).find(Precision) == Precision(
         dtype="fp16"
     )
-    assert Recipe.load("balanced").precision is None
+    assert Recipe.load("balanced").find(Precision) is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from surgery.api import require_view
 from surgery.bench.flops import memory_attention_gflop
 from surgery.graft import is_grafted
 from surgery.hosts import query as query_seam
-from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.recipe import Recipe
 from surgery.retrieval.queries import QueryRoute
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, square, video
 from tests.hosts.sessions import begun, close, copied, gather, interleaved, models_copied, same, undone

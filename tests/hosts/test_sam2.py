@@ -11,7 +11,7 @@ import surgery
 from surgery import UnsupportedModelError
 from surgery.api import require_view
 from surgery.demo import model as demo
-from surgery.recipe import CompileParts
+from surgery.operations import CompileParts
 from tests.hosts.drive import StockDriver, make, video
 from tests.hosts.sessions import close
 

@@ -16,8 +16,9 @@ import surgery
 from surgery.api import require_view
 from surgery.graft import host_class, is_grafted
 from surgery.hosts import view_of
-from surgery.hosts.transformers_encoder import TransformersEncoderAttention
-from surgery.recipe import Recipe, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.hosts.transformers.encoder import TransformersEncoderAttention
+from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.recipe import Recipe
 from surgery.retrieval.shared import FrameWork
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, square, video
 from tests.hosts.sessions import begun, gather, same

@@ -15,7 +15,8 @@ from surgery.api import require_view
 from surgery.bench.flops import encoder_gflop
 from surgery.graft import is_grafted
 from surgery.hosts.early import EarlyBlock
-from surgery.recipe import Recipe, SparseWindowRouting
+from surgery.operations import SparseWindowRouting
+from surgery.recipe import Recipe
 from surgery.routing.span import make_route
 from surgery.routing.tiles import TileMemory
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video

@@ -14,7 +14,8 @@ from surgery import ModelStateError, RecipeError
 from surgery.api import require_view
 from surgery.bench.work import held_bytes
 from surgery.hosts import view_of
-from surgery.recipe import Recipe, SparseWindowRouting, TrimCaches
+from surgery.operations import SparseWindowRouting, TrimCaches
+from surgery.recipe import Recipe
 from tests.hosts.drive import STEADY, Driver, TransformersDriver, make, square, video
 from tests.hosts.sessions import gather, same
 

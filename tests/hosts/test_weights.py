@@ -14,7 +14,8 @@ from surgery.adapters import save_adapter
 from surgery.digests import weights_digest
 from surgery.graft import is_grafted
 from surgery.hosts.weights import quantised_layer
-from surgery.recipe import CompileParts, Precision, Recipe, SparseWindowRouting
+from surgery.operations import CompileParts, Precision, SparseWindowRouting
+from surgery.recipe import Recipe
 from tests.hosts.drive import STEADY, make, video
 from tests.hosts.sessions import same
 

@@ -10,7 +10,7 @@ import torch
 from surgery.graft import graft
 from surgery.hosts.base import Binding
 from surgery.hosts.blocks import LayerPart
-from surgery.hosts.sam2 import Sam2CrossAttention
+from surgery.hosts.sam2.modules import Sam2CrossAttention
 from surgery.retrieval.bank import ObjectMemory, plan_keys, remember
 from surgery.routing.router import prompt_saliency
 from tests.parity.fixtures import manifest, relative, seeded_input, stock_predictor, tensors

@@ -1,14 +1,35 @@
-"""What a `Sam2VideoInferenceSession` gives back under `trim_caches`, after each frame."""
+"""`transformers`: what the surgery keeps in a `Sam2VideoInferenceSession`, and what it gives back of one."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Set
 from typing import Any
 
 from surgery.errors import ModelStateError
-from surgery.hosts.trim import blank_images, drop_far, one_copy
-from surgery.recipe import TrimCaches
-from surgery.session import VideoState
+from surgery.operations import TrimCaches
+from surgery.operations.trim_caches import blank_images, drop_far, one_copy
+from surgery.session import SessionHandle, VideoState
+
+STATE_KEY = "_surgery"
+
+
+class TransformersSession(SessionHandle):
+    """`Sam2VideoInferenceSession`, an object with a `__dict__`."""
+
+    def __init__(self, session: Any) -> None:
+        super().__init__(vars(session), STATE_KEY)
+        self._session = session
+
+    def home(self) -> weakref.ref[Any]:
+        return weakref.ref(self._session)
+
+    def features(self) -> dict[int, Any]:
+        found: dict[int, Any] = self.holder["cache"]._vision_features
+        return found
+
+    def keep(self, features: dict[int, Any]) -> None:
+        self.holder["cache"]._vision_features = features
 
 
 def trim(settings: TrimCaches, session: Any, state: VideoState, frame: int) -> None:

@@ -12,23 +12,70 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from surgery.errors import RecipeError, nearest
+from surgery.core.operation import Operation
+from surgery.core.parts import ATTENTION, DECODER, ENCODER, MEMORY, PARTS, Part, each_part_once
+from surgery.errors import ModelStateError, RecipeError, nearest
 from surgery.graft import own_forward
-from surgery.operations import CompileParts
 
 if TYPE_CHECKING:
-    from surgery.hosts.base import Binding
+    from surgery.hosts.base import Binding, HostView
     from surgery.routing.span import Route
     from surgery.routing.windows import Packing, WindowGrid
 
-ENCODER, ATTENTION, MEMORY, DECODER = "encoder", "memory_attention", "memory_encoder", "mask_decoder"
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 Kind = tuple[Hashable, ...]
+
+
+class CompileParts(Operation):
+    """torch.compile of the large parts of the model, with a bounded set of graphs (docs/compile.md)."""
+
+    type: Literal["compile"] = "compile"
+    parts: tuple[Part, ...] = Field(PARTS, description="what is compiled; the prompt encoder never is")
+    mode: CompileMode = Field("default", description="of torch.compile; all but `default` are inductor's")
+    backend: str = Field("inductor", min_length=1, max_length=80, description="any that torch.compile knows")
+
+    alias: ClassVar[str] = "compile"
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _known_parts(cls, value: Any) -> Any:
+        found = each_part_once(value)
+        if not found:
+            raise ValueError(f"expected a non-empty list out of {', '.join(PARTS)}; got {value!r:.80}")
+        return found
+
+    @model_validator(mode="after")
+    def _modes_are_of_inductor(self) -> CompileParts:
+        if self.mode != "default" and self.backend != "inductor":
+            raise ValueError(
+                f"mode {self.mode!r} is one of inductor's; with backend {self.backend!r} use mode: default"
+            )
+        return self
+
+    @property
+    def clause(self) -> str:
+        """See `Operation.clause`."""
+        return "compiled"
+
+    def check(self, view: HostView) -> list[nn.Module]:
+        """See `Operation.check`: a backend that torch knows, and parts whose forward is their own."""
+        _check_backend(self)
+        for part in self.parts:
+            module = view.parts()[part]
+            if must_keep_forward(module):
+                raise ModelStateError(
+                    f"{type(module).__name__} carries its own forward (accelerate dispatch or another patch), which "
+                    f"compiling {part} would bypass; sparsify first, or leave {part} out of the parts of operation "
+                    "compile"
+                )
+        return []
 
 
 @dataclass
@@ -254,7 +301,7 @@ def compiled_own_forward(module: nn.Module) -> bool:
     return getattr(original, "__self__", None) is module and getattr(original, "__func__", 0) is type(module).forward
 
 
-def check_backend(settings: CompileParts) -> None:
+def _check_backend(settings: CompileParts) -> None:
     """Raises RecipeError for a backend that torch does not know."""
     known = torch.compiler.list_backends(())
     if settings.backend not in known:

@@ -9,17 +9,57 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from surgery.core.operation import Operation
+from surgery.core.parts import PARTS, Part, each_part_once
 from surgery.errors import ModelStateError, PrecisionWarning, UnsupportedModelError, WeightsError
-from surgery.hosts.base import Binding, HostView
-from surgery.recipe import Precision
 
+if TYPE_CHECKING:
+    from surgery.hosts.base import Binding, HostView
+
+_NAMES = {"bfloat16": "bf16", "float16": "fp16"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _HALVES = frozenset(DTYPES.values())
+
+
+class Precision(Operation):
+    """Parts of the model run in half precision; what they take and give, and everything between them, stays fp32."""
+
+    type: Literal["precision"] = "precision"
+    dtype: Literal["bf16", "fp16"] = Field("bf16", description="`bfloat16` and `float16` are read as well")
+    cast: Literal["autocast", "weights"] = Field(
+        "autocast",
+        description="`autocast`: as torch.autocast casts operations; `weights`: by half-precision weights",
+    )
+    keep_fp32: tuple[Part, ...] = Field((), description="parts left as they are")
+
+    alias: ClassVar[str] = "precision"
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _full_names(cls, value: Any) -> Any:
+        return _NAMES.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("keep_fp32", mode="before")
+    @classmethod
+    def _known_parts(cls, value: Any) -> Any:
+        return each_part_once(value)
+
+    @property
+    def clause(self) -> str:
+        """See `Operation.clause`."""
+        half = [part.replace("_", " ") for part in PARTS if part not in self.keep_fp32]
+        return f"{self.dtype} in {', '.join(half) or 'no part'}"
+
+    def check(self, view: HostView) -> list[nn.Module]:
+        """See `Operation.check`: weights that are fp32, and fit the half-precision type."""
+        _require_castable(view, self)
+        return []
 
 
 def is_half(binding: Binding, name: str) -> bool:
@@ -178,7 +218,7 @@ def _mark(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
-def require_castable(view: HostView, settings: Precision) -> None:
+def _require_castable(view: HostView, settings: Precision) -> None:
     """Whether the parts of a model can run as `settings` ask; nothing is touched.
 
     Raises:

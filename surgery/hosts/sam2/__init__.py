@@ -1,0 +1,1 @@
+"""Stock `sam2`: `SAM2VideoPredictor` and `SAM2VideoPredictorVOS`."""

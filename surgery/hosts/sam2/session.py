@@ -1,0 +1,61 @@
+"""Stock `sam2`: what the surgery keeps in an `inference_state`, and which memories the host reads out of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from surgery.retrieval.bank import Chunk
+from surgery.session import SessionHandle
+
+STATE_KEY = "surgery"
+
+
+class Sam2Session(SessionHandle):
+    """`inference_state`, a plain dict."""
+
+    def __init__(self, inference_state: dict[str, Any]) -> None:
+        super().__init__(inference_state, STATE_KEY)
+
+    def features(self) -> dict[int, Any]:
+        found: dict[int, Any] = self.holder["cached_features"]
+        return found
+
+    def keep(self, features: dict[int, Any]) -> None:
+        self.holder["cached_features"] = features
+
+
+class TracedFrame(dict[str, Any]):
+    """One frame's stored output that reports when its memory is read."""
+
+    def __init__(self, output: dict[str, Any], frame: Chunk, log: list[Chunk]) -> None:
+        super().__init__(output)
+        self._frame, self._log = frame, log
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "maskmem_features":
+            self._log.append(self._frame)
+        return super().__getitem__(key)
+
+
+class TracedFrames:
+    """Non-conditioning outputs of one object, wrapped one by one as the host asks for them."""
+
+    def __init__(self, outputs: dict[int, dict[str, Any]], log: list[Chunk]) -> None:
+        self._outputs, self._log = outputs, log
+
+    def get(self, frame: int, default: Any = None) -> Any:
+        output = self._outputs.get(frame)
+        return default if output is None else TracedFrame(output, frame, self._log)
+
+    def __getitem__(self, frame: int) -> Any:
+        return TracedFrame(self._outputs[frame], frame, self._log)
+
+    def __contains__(self, frame: int) -> bool:
+        return frame in self._outputs
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._outputs)
+
+    def __len__(self) -> int:
+        return len(self._outputs)

@@ -1,0 +1,71 @@
+"""`transformers`: how a video is fed and read, frame by frame as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from surgery.hosts.base import HostView
+from surgery.hosts.driver import Driver, FrameSource
+
+
+def new_session(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Any:
+    """A streaming `Sam2VideoInferenceSession` for a video of `size` (height, width)."""
+    from transformers import Sam2VideoInferenceSession
+
+    return Sam2VideoInferenceSession(video_height=size[0], video_width=size[1], inference_device=device, dtype=dtype)
+
+
+def new_processor(side: int) -> Any:
+    """A `Sam2VideoProcessor` for a model of `side` pixels."""
+    import transformers
+    from transformers import Sam2VideoProcessor, Sam2VideoVideoProcessor
+
+    # Early 5.x has only the "fast" name.
+    names = ("Sam2ImageProcessor", "Sam2ImageProcessorFast")
+    kind = next(getattr(transformers, name) for name in names if hasattr(transformers, name))
+    size = {"height": side, "width": side}
+    mask = {"height": side // 4, "width": side // 4}
+    return Sam2VideoProcessor(
+        image_processor=kind(size=size, mask_size=mask),
+        video_processor=Sam2VideoVideoProcessor(size=size),
+    )
+
+
+class TransformersDriver(Driver):
+    """`Sam2VideoModel`; the session is a `Sam2VideoInferenceSession` that holds one image at a time."""
+
+    def __init__(self, view: HostView, frames: FrameSource, size: tuple[int, int]) -> None:
+        super().__init__(view, frames, size)
+        reference = next(self.model.parameters())
+        self.session = new_session(size, reference.device, reference.dtype)
+        self._processor = new_processor(view.image_size())
+
+    def add_mask(self, frame: int, obj_id: int, mask: npt.NDArray[np.bool_]) -> None:
+        self._add(frame, obj_id, input_masks=[torch.from_numpy(np.ascontiguousarray(mask))])
+
+    def add_box(self, frame: int, obj_id: int, box: Sequence[float]) -> None:
+        self._add(frame, obj_id, input_boxes=[[[float(value) for value in box]]])
+
+    def add_points(self, frame: int, obj_id: int, points: Sequence[tuple[float, float]], labels: Sequence[int]) -> None:
+        places = [[[[float(x), float(y)] for x, y in points]]]
+        self._add(frame, obj_id, input_points=places, input_labels=[[[int(label) for label in labels]]])
+
+    def _add(self, frame: int, obj_id: int, **given: Any) -> None:
+        waiting = [other for other in self.session.obj_with_new_inputs if other != obj_id]
+        self._processor.add_inputs_to_inference_session(
+            self.session, frame_idx=frame, obj_ids=[obj_id], original_size=self.size, **given
+        )
+        # The processor keeps only the objects of its last call; all of a frame's belong together.
+        self.session.obj_with_new_inputs = [*waiting, obj_id]
+
+    def steps(self, first: int, last: int) -> Generator[tuple[Sequence[int], Tensor], None, None]:
+        for index in range(first, last + 1):
+            out = self.model(self.session, frame=self.frames[index], frame_idx=index)
+            self.session.processed_frames.pop(index)
+            yield out.object_ids, out.pred_masks

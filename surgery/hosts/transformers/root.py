@@ -1,0 +1,116 @@
+"""`transformers`: the graft of the model itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from surgery.graft import Graft
+from surgery.hosts.base import HostView, Turn
+from surgery.hosts.control import encode, image_features, record_evidence, turn_of
+from surgery.hosts.seam import seam
+from surgery.hosts.transformers.session import TransformersSession, require_image, trim
+from surgery.retrieval.bank import Conditioning
+
+
+class TransformersRoot(Graft):
+    """The model: some of its own methods, each calling the host's."""
+
+    _surgery: HostView
+
+    @seam
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    @seam
+    def _run_single_frame_inference(self, *args: Any, **kwargs: Any) -> Any:
+        def run() -> Any:
+            return super(TransformersRoot, self)._run_single_frame_inference(*args, **kwargs)  # type: ignore[misc]
+
+        binding = self._surgery.binding
+        if not binding.enabled:
+            return run()
+        self._surgery.structure.require()
+        names = (
+            "inference_session",
+            "frame_idx",
+            "obj_idx",
+            "batch_size",
+            "is_init_cond_frame",
+            "point_inputs",
+            "mask_inputs",
+            "reverse",
+        )
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        session = given["inference_session"]
+        obj_ids = tuple(session.obj_ids)
+        outputs = session.output_dict_per_obj
+        turn = Turn(
+            handle=TransformersSession(session),
+            obj_id=session.obj_idx_to_id(given["obj_idx"]),
+            objects={obj_id: outputs[session.obj_id_to_idx(obj_id)] for obj_id in obj_ids},
+            frame=given["frame_idx"],
+            reverse=bool(given["reverse"]),
+            # An object later in the host's loop may be the prompted one: all of them then share a dense frame.
+            prompted=bool(given["is_init_cond_frame"])
+            or given.get("point_inputs") is not None
+            or given.get("mask_inputs") is not None,
+            shared_prompt=bool(session.obj_with_new_inputs),
+        )
+        with turn_of(binding, turn, len(self._surgery.token_to_image())):
+            return run()
+
+    @seam
+    def _prepare_vision_features(self, inference_session: Any, frame_idx: int, batch_size: int) -> Any:
+        session = TransformersSession(inference_session)
+        require_image(inference_session, session.cached(), frame_idx)
+
+        def run() -> Any:
+            return super(TransformersRoot, self)._prepare_vision_features(  # type: ignore[misc]
+                inference_session, frame_idx, batch_size
+            )
+
+        return image_features(self._surgery.binding, session, frame_idx, run)
+
+    @seam
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+        def run() -> Any:
+            return super(TransformersRoot, self).get_image_features(pixel_values, **kwargs)  # type: ignore[misc]
+
+        return encode(self._surgery, pixel_values, run)
+
+    @seam
+    def _gather_memory_frame_outputs(
+        self, inference_session: Any, obj_idx: int, frame_idx: int, track_in_reverse_time: bool = False
+    ) -> Any:
+        gathered = super()._gather_memory_frame_outputs(  # type: ignore[misc]
+            inference_session, obj_idx, frame_idx, track_in_reverse_time
+        )
+        binding = self._surgery.binding
+        if binding.enabled and binding.turn is not None and binding.retrieval is not None:
+            conditioning = inference_session.output_dict_per_obj[obj_idx]["cond_frame_outputs"]
+            held = {id(output): frame for frame, output in conditioning.items()}
+            sign = 1 if track_in_reverse_time else -1
+            binding.chunks = [
+                Conditioning(held[id(output)]) if id(output) in held else frame_idx + sign * offset
+                for offset, output in gathered
+                if output is not None
+            ]
+        return gathered
+
+    @seam
+    def _batch_encode_memories(self, inference_session: Any, frame_idx: int, *args: Any, **kwargs: Any) -> None:
+        super()._batch_encode_memories(inference_session, frame_idx, *args, **kwargs)  # type: ignore[misc]
+        binding = self._surgery.binding
+        if binding.enabled and binding.caches is not None:
+            state = binding.state_of(TransformersSession(inference_session))
+            trim(binding.caches, inference_session, state, frame_idx)
+
+    @seam
+    def _use_mask_as_output(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super()._use_mask_as_output(*args, **kwargs)  # type: ignore[misc]
+        view = self._surgery
+        if view.binding.enabled:
+            record_evidence(view.binding, outputs.pred_masks, None, outputs.object_score_logits)
+        return outputs

@@ -1,0 +1,31 @@
+"""The operations that ship, in the order in which they are listed. Importing this makes them known to recipes."""
+
+from surgery.core.operation import register
+from surgery.operations.compile import CompileMode, CompileParts
+from surgery.operations.memory_retrieval import SparseMemoryRetrieval
+from surgery.operations.precision import Precision
+from surgery.operations.query_routing import SparseQueryRouting
+from surgery.operations.trim_caches import TrimCaches
+from surgery.operations.window_routing import RefreshSettings, ShortcutSettings, SparseWindowRouting
+
+__all__ = [
+    "CompileMode",
+    "CompileParts",
+    "Precision",
+    "RefreshSettings",
+    "ShortcutSettings",
+    "SparseMemoryRetrieval",
+    "SparseQueryRouting",
+    "SparseWindowRouting",
+    "TrimCaches",
+]
+
+for _kind in (
+    SparseWindowRouting,
+    SparseMemoryRetrieval,
+    SparseQueryRouting,
+    Precision,
+    TrimCaches,
+    CompileParts,
+):
+    register(_kind)

@@ -1,0 +1,88 @@
+"""What a host keeps of a video and will not read again, given back: the part that both hosts share."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from surgery.core.operation import MOST, Operation
+from surgery.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from surgery.hosts.base import HostView
+
+_BLANK = torch.empty(0)
+
+
+class TrimCaches(Operation):
+    """The host's session gives back what it keeps of every frame and no longer reads."""
+
+    type: Literal["trim_caches"] = "trim_caches"
+    high_res_masks: bool = Field(
+        True,
+        description="`transformers`: drop masks at model resolution (4 MiB each at 1024 px) once they are in memory",
+    )
+    positions: bool = Field(True, description="`transformers`: one position code for all memory frames of a video")
+    frames: int | None = Field(
+        None,
+        ge=1,
+        le=MOST,
+        description="forget tracked frames further than so many from the one being tracked; null: keep all",
+    )
+    images: bool = Field(False, description="`transformers`: empty the images behind those frames too; needs `frames`")
+
+    alias: ClassVar[str] = "caches"
+
+    @model_validator(mode="after")
+    def _images_follow_frames(self) -> TrimCaches:
+        if self.images and self.frames is None:
+            raise ValueError("images: true needs a number of frames, e.g. frames: 16 (images behind them are emptied)")
+        return self
+
+    @property
+    def clause(self) -> str:
+        """See `Operation.clause`."""
+        return "caches trimmed"
+
+    def check(self, view: HostView) -> list[nn.Module]:
+        """See `Operation.check`: no frame is dropped that the model reads again."""
+        if self.frames is not None and self.frames < view.reach():
+            raise RecipeError(
+                f"trim_caches: frames {self.frames}: this model reads up to {view.reach()} frames back; expected "
+                f"{view.reach()} or more, or null to keep all"
+            )
+        return []
+
+
+def drop_far(frames: MutableMapping[int, Any], frame: int, keep: int) -> None:
+    """Remove what lies more than `keep` frames before or after `frame`; what stays is at most 2 * keep + 1 entries."""
+    for far in [number for number in frames if abs(number - frame) > keep]:
+        del frames[far]
+
+
+def blank_images(images: MutableMapping[int, Tensor], frame: int, keep: int, reverse: bool) -> None:
+    """Empty the images more than `keep` frames behind `frame`, up to the first that is empty or missing.
+
+    One empty tensor takes the place of all, because `transformers` numbers a stream's next frame by how many it holds.
+    """
+    step = 1 if reverse else -1
+    behind = frame + step * (keep + 1)
+    while behind in images and images[behind].numel():
+        images[behind] = _BLANK
+        behind += step
+
+
+def one_copy(positions: Tensor, kept: Tensor | None) -> Tensor:
+    """The position code to store for a memory frame: the one `kept` where it is the same code, else `positions`.
+
+    It depends on shape, type and device alone.
+    """
+    if kept is None or (kept.shape, kept.dtype, kept.device) != (positions.shape, positions.dtype, positions.device):
+        return positions.clone()
+    return kept

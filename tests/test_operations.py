@@ -1,0 +1,81 @@
+"""The registry of operations, and recipes that hold one from outside of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import pytest
+from pydantic import Field
+from torch import nn
+
+import surgery
+from surgery import RecipeError, UnsupportedModelError
+from surgery.core import operation as registry
+from surgery.core.operation import Operation, known, register
+from surgery.describe import described
+from surgery.graft import is_grafted
+from surgery.operations import SparseMemoryRetrieval
+from surgery.recipe import Recipe
+from tests.hosts.drive import make
+
+
+class Picky(Operation):
+    """Takes no model with an encoder of more than `blocks` blocks, and stands only beside memory retrieval."""
+
+    type: Literal["picky"] = "picky"
+    blocks: int = Field(100, ge=1)
+
+    alias: ClassVar[str] = "picky"
+
+    def beside(self, others: Sequence[Operation]) -> None:
+        if not any(isinstance(other, SparseMemoryRetrieval) for other in others):
+            raise ValueError("picky needs sparse_memory_retrieval")
+
+    def check(self, view: Any) -> list[nn.Module]:
+        if len(view.blocks()) > self.blocks:
+            raise UnsupportedModelError(f"{len(view.blocks())} blocks, expected at most {self.blocks}")
+        return []
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_KINDS", dict(known()))
+    register(Picky)
+
+
+def text(*kinds: str) -> str:
+    operations = ", ".join(f"{{type: {kind}}}" for kind in kinds)
+    return f"{{schema: 1, metadata: {{name: mine, description: Mine.}}, operations: [{operations}]}}"
+
+
+def test_an_operation_from_outside_is_part_of_a_recipe() -> None:
+    recipe = Recipe.parse(text("sparse_memory_retrieval", "picky"))
+    assert recipe.with_overrides(["picky.blocks=3"]).find(Picky) == Picky(blocks=3)
+    assert Recipe.parse(recipe.to_yaml()) == recipe
+    assert described(recipe).endswith("; picky.")
+    assert recipe.without(Picky).operations == (SparseMemoryRetrieval(),)
+    with pytest.raises(RecipeError, match="did you mean 'blocks'"):
+        recipe.with_overrides(["picky.block=3"])
+    with pytest.raises(RecipeError, match="picky needs sparse_memory_retrieval"):
+        Recipe.parse(text("picky"))
+
+
+@pytest.mark.parametrize("host", ["sam2", "transformers"])
+def test_what_it_checks_is_checked_before_anything_is_touched(host: str) -> None:
+    model = make(host).model
+    recipe = Recipe.parse(text("sparse_memory_retrieval", "picky")).with_overrides(["picky.blocks=3"])
+    with pytest.raises(UnsupportedModelError, match="expected at most 3"):
+        surgery.sparsify(model, recipe)
+    assert not any(is_grafted(module) for module in model.modules())
+
+
+@pytest.mark.parametrize(("type_", "alias"), [("picky", "other"), ("other", "routing")])
+def test_a_name_is_taken_once(type_: str, alias: str) -> None:
+    class Another(Operation):
+        type: str = type_
+
+    Another.alias = alias
+    with pytest.raises(RecipeError, match="registered already"):
+        register(Another)
+    assert Another not in known().values()
