@@ -26,7 +26,7 @@ from surgery.graft import graft, ungraft
 from surgery.hosts import view_of
 from surgery.hosts.transformers_encoder import TransformersEncoderAttention
 from surgery.loading import load_model
-from surgery.recipe import SparseMemoryRetrieval
+from surgery.recipe import Metadata, SparseMemoryRetrieval
 from surgery.retrieval.attention import Projections, pruned_attention, rotate, rotated_query, split_heads
 from surgery.retrieval.bank import KeyPlan
 
@@ -175,7 +175,7 @@ def memory_rows(pairs: int) -> dict[str, Any]:
         assert settings is not None
         model: Any = sparsify(
             load_model("random:tiny", "sam2", "cpu"),
-            Recipe(metadata={"name": name, "description": name}, operations=[settings]),
+            Recipe(metadata=Metadata(name=name, description=name), operations=(settings,)),
         )
         found[name] = _rows(model, bank_plan(settings), pairs)
     return found

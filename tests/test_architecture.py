@@ -17,6 +17,7 @@ MAX_LINES = 420
 HOSTS = ("sam2", "transformers")  # each host library, and its files: surgery/hosts/<library>*.py
 TENSOR_ROOMS = ("routing", "retrieval")
 API_ROOMS = ("calibration", "evaluation", "bench", "report")
+BESIDE = ("benchmarks", "tests")
 HEAVY = {"torch", "torchvision", "transformers", "sam2", "huggingface_hub", "av", "matplotlib", "click"}
 
 
@@ -67,6 +68,8 @@ def violations(path: str, source: str) -> list[str]:
             broken.append(f"{path}: {room} knows tensors only, not {name}")
         if room != "cli" and within(name, "surgery.cli"):
             broken.append(f"{path}: nothing imports surgery.cli")
+        if top in BESIDE:
+            broken.append(f"{path}: {name} is no part of the installed package")
         if room in API_ROOMS and name.startswith(tuple(f"surgery.hosts.{host}" for host in HOSTS)):
             broken.append(f"{path}: {room} uses the public api, not {name}")
     lines = len(source.splitlines())
@@ -104,6 +107,7 @@ def test_every_file_keeps_the_rules() -> None:
         ("surgery/video/frames.py", "from surgery.cli.main import main"),
         ("surgery/report/build.py", "from surgery.hosts import sam2"),
         ("surgery/bench/timing.py", "import surgery.hosts.transformers_video"),
+        ("surgery/demo/model.py", "def f():\n    from benchmarks.training import train"),
         ("surgery/errors.py", "x = 1\n" * (MAX_LINES + 1)),
     ],
 )

@@ -19,9 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import surgery
+from benchmarks.work import OperatorCounter, SyncCounter
 from surgery.api import require_view
 from surgery.bench.modules import forced_windows
-from surgery.bench.work import OperatorCounter, SyncCounter
 from surgery.hosts.feed import feed
 from surgery.recipe import Recipe
 from tests.hosts.drive import make, square, video
