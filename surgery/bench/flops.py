@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +24,6 @@ from surgery.routing.span import SpanMemory, make_route
 
 BANK = 7
 """Memory frames of a full bank."""
-
-
-@dataclass(frozen=True)
-class FrameFlops:
-    """GFLOP of the parts that the surgery changes, for one object with a full memory bank."""
-
-    encoder: float
-    memory_attention: float
 
 
 @contextmanager
@@ -184,11 +175,6 @@ def _bank(view: HostView, tokens: int, length: int, reference: Tensor) -> tuple[
     width = _width(view)
     options = {"device": reference.device, "dtype": reference.dtype}
     return torch.empty(tokens, 1, width, **options), torch.empty(length, 1, 64, **options)  # type: ignore[call-overload]
-
-
-def predicted(view: HostView, windows: Sequence[int] | None, keep: float | None) -> FrameFlops:
-    """FLOPs of a frame with these windows and this keep ratio (None: stock)."""
-    return FrameFlops(encoder_gflop(view, windows), memory_attention_gflop(view, keep=keep))
 
 
 class FlopModel:

@@ -22,12 +22,6 @@ def run_lengths(mask: Mask) -> list[int]:
     return [0, *runs] if flat.size and flat[0] else runs
 
 
-def mask_of(runs: list[int], size: tuple[int, int]) -> Mask:
-    """The bool [H, W] mask of `run_lengths`."""
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(size)
-
-
 class Trace:
     """Collects one sequence frame by frame. Format: docs/evaluation.md.
 
