@@ -28,6 +28,7 @@ from surgery.bench.machine import machine
 from surgery.hosts.base import HostView
 from surgery.hosts.positions import NeckCodes, Trunk
 from surgery.loading import load_model
+from surgery.operations import SparseMemoryRetrieval
 from surgery.routing.span import dense_route
 
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**30)}
