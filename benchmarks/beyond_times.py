@@ -1,6 +1,6 @@
 """What each operation beyond the published method saves in time, one after another: the rows of `curve.py --beyond`.
 
-    python benchmarks/beyond_times.py --model base-plus --threads 1
+    python -m benchmarks.beyond_times --model base-plus --threads 1
 
 All rows and the stock model track the same clip in one process, frame by frame in rotating order; processor time.
 """
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from curve import beyond
 
+from benchmarks.arms import Arms
+from benchmarks.curve import beyond
 from surgery.bench import Settings
-from surgery.bench.arms import Arms
 from surgery.bench.machine import machine
 from surgery.loading import load_model
 
@@ -39,18 +39,19 @@ def main() -> None:
     arms = Arms(load_model(name, options.host, "cpu"), list(recipes.values()), settings, step=lambda: print(end="."))
     found: list[dict[str, Any]] = []
     arms.run([options.share], lambda _, rows: found.extend(rows))
+    rows = [{"name": name, **row, "model": options.model} for name, row in zip(recipes, found, strict=True)]
     document = {
         "kind": "beyond-times",
         "schema": 1,
-        "command": f"python benchmarks/beyond_times.py --model {options.model} --host {options.host} "
+        "command": f"python -m benchmarks.beyond_times --model {options.model} --host {options.host} "
         f"--frames {options.frames} --threads {options.threads}",
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(torch.device("cpu")),
-        "rows": [{"name": name, **row, "model": options.model} for name, row in zip(recipes, found, strict=True)],
+        "rows": rows,
     }
     out = options.out or Path(__file__).parent / "results" / f"beyond-times-{options.model}-cpu.json"
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    for row in document["rows"]:
+    for row in rows:
         print(f"{row['whole_frame_speedup']:.2f}x {row['interval']} FLOPs {row['predicted']:.2f}x  {row['name']}")
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of a calibration against the length of its clips: `python benchmarks/calibration_memory.py`.
+"""Peak memory of a calibration against the length of its clips: `python -m benchmarks.calibration_memory`.
 
 Each length is calibrated in a process of its own on two clips written to disk; the stock model tracking the same clips
 in another says how much of the growth is the host's own (it keeps every frame's output).
@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 
 from surgery import __version__
-from surgery.demo.clips import make_clip, write_davis
-from surgery.demo.feed import HELD_OUT
+from surgery.demo.clips import HELD_OUT, make_clip, write_davis
 
 _CHILD = """
 import resource, sys, torch
@@ -64,7 +63,7 @@ def main() -> None:
             rows.append(row)
             print(row, flush=True)
     result = {
-        "kind": "calibration-memory", "schema": 1, "command": "python benchmarks/calibration_memory.py",
+        "kind": "calibration-memory", "schema": 1, "command": "python -m benchmarks.calibration_memory",
         "date": time.strftime("%Y-%m-%d"), "machine": f"{platform.platform()}, CPU, one thread",
         "versions": {"surgery": __version__, "torch": torch.__version__}, "host": "transformers, streaming",
         "rows": rows,

@@ -1,7 +1,7 @@
 """Quality against speed on the demo model, and what each operation beyond the published method costs and saves.
 
-    python benchmarks/curve.py --clips 16            # quality-speed.json and benchmarks/images/quality-speed.svg
-    python benchmarks/curve.py --beyond --clips 20   # beyond-demo.json
+    python -m benchmarks.curve --clips 16            # quality-speed.json and benchmarks/images/quality-speed.svg
+    python -m benchmarks.curve --beyond --clips 20   # beyond-demo.json
 
 Quality: J&F against ground truth on held-out synthetic clips, prompted by masks. Speed: the operations that SAM 2.1
 base+ at 1024 px would need per frame with the shares measured here (windows, keys, queries), one object and a full
@@ -17,23 +17,21 @@ import platform
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from parts import fitted, score
 
 import surgery.demo as demo
+from benchmarks.parts import fitted, score
 from surgery import Recipe, __version__, sparsify
 from surgery.api import require_view
 from surgery.bench.flops import FlopModel
-from surgery.demo.clips import make_clip
-from surgery.demo.feed import HELD_OUT
+from surgery.demo.clips import HELD_OUT, Difficulty, make_clip
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.loading import load_model
 from surgery.operations import SparseWindowRouting
 
 ROOT = Path(__file__).resolve().parent.parent
-DIFFICULTIES = ("easy", "medium", "hard")
 PUBLISHED = {
     f"published, mass {mass:g}, keys {keep:.0%}": (
         "published-large", [f"routing.saliency_mass={mass}", f"retrieval.keep={keep}"],
@@ -96,8 +94,9 @@ class Weights:
 
     def give(self, model: Any, recipe: Recipe) -> None:
         """Give a model under surgery the weights that its recipe needs."""
-        assert recipe.find(SparseWindowRouting) is not None
-        name = "turbo" if recipe.find(SparseWindowRouting).temporal else "published-large"
+        routing = recipe.find(SparseWindowRouting)
+        assert routing is not None
+        name = "turbo" if routing.temporal else "published-large"
         if name not in self._held:
             twin = sparsify(copy.deepcopy(self._model), name)
             self._held[name] = fitted(twin, 60 if name == "published-large" else 0)
@@ -133,7 +132,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--first", type=int, default=0, help="number of the first held-out clip")
-    parser.add_argument("--difficulties", default=",".join(DIFFICULTIES))
+    parser.add_argument("--difficulties", default=",".join(get_args(Difficulty)))
     parser.add_argument("--beyond", action="store_true", help="the operations one after another, medium difficulty")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--plot", type=Path, default=ROOT / "benchmarks" / "images" / "quality-speed.svg")
@@ -148,7 +147,8 @@ def main() -> None:
         name: Recipe.load(recipe, more) for name, (recipe, more) in (PUBLISHED | OURS).items()
     }  # fmt: skip
     found: dict[str, Any] = {}
-    for difficulty in ["medium"] if options.beyond else options.difficulties.split(","):
+    levels: list[Difficulty] = ["medium"] if options.beyond else options.difficulties.split(",")
+    for difficulty in levels:
         numbers = range(HELD_OUT + options.first, HELD_OUT + options.first + options.clips)
         clips = [make_clip(number, options.frames, difficulty=difficulty) for number in numbers]
         total, dense, _ = score(model, clips)
@@ -161,7 +161,7 @@ def main() -> None:
                 flush=True,
             )
         document = {
-            "command": f"python benchmarks/curve.py{' --beyond' if options.beyond else ''} --clips {options.clips} "
+            "command": f"python -m benchmarks.curve{' --beyond' if options.beyond else ''} --clips {options.clips} "
             f"--frames {options.frames}",
             "clips": options.clips, "frames": options.frames, "first": options.first, "difficulties": found,
             "versions": {"surgery": __version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -1,4 +1,4 @@
-"""Make the adapters that ship with the demo model: `python benchmarks/demo_adapters.py`.
+"""Make the adapters that ship with the demo model: `python -m benchmarks.demo_adapters`.
 
 Each is calibrated on 8 synthetic clips of medium difficulty that are neither trained on nor among the held-out clips of
 `surgery demo-eval`. Writes `adapters/demo-<recipe>/` and `benchmarks/results/calibration-demo-<recipe>/`.
@@ -16,8 +16,7 @@ import torch
 import surgery.demo as demo
 from surgery import calibrate, save_adapter
 from surgery.calibration import CalibrationClip
-from surgery.demo.clips import Difficulty, make_clip
-from surgery.demo.feed import HELD_OUT
+from surgery.demo.clips import HELD_OUT, Difficulty, make_clip
 from surgery.demo.show import prompt_for
 from surgery.video import open_video
 

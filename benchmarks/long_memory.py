@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 import surgery.demo.model as architecture
+from benchmarks.work import held_bytes
 from surgery import Recipe, sparsify
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock, resident_mb
 from surgery.bench.machine import machine
-from surgery.bench.work import held_bytes
 from surgery.hosts.sam2.driver import frames_instead_of_files, without_bar
 from surgery.hosts.transformers.driver import new_processor, new_session
 
@@ -47,7 +47,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "long-memory-demo.json")
     options = parser.parse_args()
     if options.case:
-        print(json.dumps(run(*options.case, options)))
+        host, variant = options.case
+        print(json.dumps(run(host, variant, options)))
         return
     rows: list[dict[str, Any]] = []
     given = [f"--{name}={getattr(options, name)}" for name in ("frames", "objects", "side", "every", "recipe", "kept")]
@@ -78,7 +79,7 @@ def document(rows: list[dict[str, Any]], given: list[str], side: int) -> dict[st
     }
 
 
-def run(host: str, variant: str, options: argparse.Namespace) -> dict[str, Any]:
+def run(host: architecture.Host, variant: str, options: argparse.Namespace) -> dict[str, Any]:
     """Track one case; samples of resident MB above the start and of MB held by the session, by frame."""
     torch.set_num_threads(1)
     architecture.IMAGE_SIZE = side = options.side

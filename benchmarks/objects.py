@@ -1,6 +1,6 @@
 """Many objects: stock sam2 against a recipe, both continuing the same video with full memory banks.
 
-    python benchmarks/objects.py --model base-plus --objects 16 --threads 1
+    python -m benchmarks.objects --model base-plus --objects 16 --threads 1
 
 The bank is filled once, by the sparse model, and the session copied for the stock model: speed does not depend on what
 the memory holds. Then both track the same frames in turn. Random weights, fp32; a quarter of the windows is forced.
@@ -50,7 +50,7 @@ def main() -> None:
     place = torch.device("cpu")
     stock = load_model(options.model if options.model == "demo" else f"random:{options.model}", "sam2", "cpu")
     recipe = Recipe.load(options.recipe, options.override)
-    sparse = sparsify(twin(stock), recipe)
+    sparse: Any = sparsify(twin(stock), recipe)
     view = require_view(sparse)
     side = view.image_size()
     clip = LoopingClip(side, BANK + options.frames + 2, options.objects, place)
@@ -79,7 +79,7 @@ def main() -> None:
     stats = view.binding.stats
     assert stats is not None
     document = {
-        "command": f"python benchmarks/objects.py --model {options.model} --objects {options.objects} "
+        "command": f"python -m benchmarks.objects --model {options.model} --objects {options.objects} "
         f"--recipe {options.recipe} {' '.join(f'--override {each}' for each in options.override)} "
         f"--frames {options.frames} --threads {options.threads}",
         "date": time.strftime("%Y-%m-%d"),

@@ -1,4 +1,4 @@
-"""What each part of the method is worth, on the demo model: `python benchmarks/parts.py --clips 50`.
+"""What each part of the method is worth, on the demo model: `python -m benchmarks.parts --clips 50`.
 
 Every row runs the same held-out synthetic clips, prompted by masks on the first frame; J&F against ground truth. Routed
 rows share one budget of windows and pruned rows one share of keys, so that rows differ in what is kept, not how much.
@@ -25,8 +25,7 @@ import surgery.retrieval.attention as attention
 from surgery import Recipe, __version__, sparsify, status
 from surgery.api import require_view
 from surgery.calibration import FitSettings, fit_shortcut
-from surgery.demo.clips import make_clip
-from surgery.demo.feed import HELD_OUT
+from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.demo.show import Score, _score, prompt_for
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.tracking import track
@@ -107,7 +106,7 @@ def score(model: Any, clips: list[Any]) -> tuple[Score, list[float], float]:
 
 def fitted(model: Any, steps: int) -> dict[str, torch.Tensor]:
     """Weights of the shortcut fitted on the eight calibration clips of the shipped adapters."""
-    from demo_adapters import clip_of
+    from benchmarks.demo_adapters import clip_of
 
     clips = [clip_of(FIRST + number) for number in range(8)]
     for clip in clips:
@@ -123,14 +122,12 @@ def at_random(kind: str) -> Callable[[], None]:
     draw = random.Random(0)
     if kind == "random windows":
         kept = choice.allot
-        choice.allot = lambda *args: sorted(draw.sample(range(len(args[0])), len(kept(*args))))  # type: ignore[assignment]
+        choice.allot = lambda *args: sorted(draw.sample(range(len(args[0])), len(kept(*args))))
         return lambda: setattr(choice, "allot", kept)
     original = attention.top_tokens
     generator = torch.Generator().manual_seed(0)
-    attention.top_tokens = (
-        lambda saliency, keep: (  # type: ignore[assignment]
-            torch.randperm(len(saliency), generator=generator)[: len(original(saliency, keep))].sort().values
-        )
+    attention.top_tokens = lambda saliency, keep: (
+        torch.randperm(len(saliency), generator=generator)[: len(original(saliency, keep))].sort().values
     )
     return lambda: setattr(attention, "top_tokens", original)
 
@@ -184,7 +181,7 @@ def _write(options: argparse.Namespace, dense: float, rows: list[dict[str, Any]]
     """Write what is measured so far; a run that is cut keeps its finished rows."""
     result = {
         "kind": "parts", "schema": 1,
-        "command": f"python benchmarks/parts.py --clips {options.clips} --steps {options.steps}",
+        "command": f"python -m benchmarks.parts --clips {options.clips} --steps {options.steps}",
         "date": time.strftime("%Y-%m-%d"), "machine": f"{platform.platform()}, {platform.machine()}",
         "versions": {"surgery": __version__, "torch": torch.__version__}, "clips": options.clips,
         "difficulty": options.difficulty, "dense_j_and_f": dense, "rows": rows,

@@ -1,4 +1,4 @@
-"""What half precision costs in quality, on the demo model: `python benchmarks/precision.py --clips 20`.
+"""What half precision costs in quality, on the demo model: `python -m benchmarks.precision --clips 20`.
 
 Every row runs the same held-out synthetic clips, prompted by masks on the first frame; J&F against ground truth. The
 drop is against the stock model in fp32. For times see `surgery bench`.
@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parts import score
 
 import surgery.demo as demo
+from benchmarks.parts import score
 from surgery import Recipe, __version__, sparsify
-from surgery.demo.clips import make_clip
-from surgery.demo.feed import HELD_OUT
+from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.demo.show import calibrated
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.operations import Precision
+from surgery.recipe import Metadata
 
 ROWS: dict[str, tuple[str | None, Precision | None]] = {
     "bf16 by autocast": (None, Precision()),
@@ -48,17 +48,17 @@ def main() -> None:
     torch.set_num_threads(1)
     clips = [make_clip(HELD_OUT + number, 24, difficulty="medium") for number in range(options.clips)]
     stock = demo.load(options.host)
-    base, base_clips = score(stock, clips)
+    base, base_clips, _ = score(stock, clips)
     print(f"stock fp32 J&F {base.j_and_f():.4f}", flush=True)
     rows: list[dict[str, Any]] = []
     for name, (recipe, precision) in ROWS.items():
         chosen, adapter = calibrated(recipe) if recipe is not None else (None, None)
-        operations = [
+        operations = (
             *(chosen.operations if chosen is not None else ()),
-            *([precision] if precision is not None else []),
-        ]
-        made = Recipe(metadata={"name": "precision", "description": name}, operations=operations)
-        found, per_clip = score(sparsify(copy.deepcopy(stock), made, adapter=adapter), clips)
+            *((precision,) if precision is not None else ()),
+        )
+        made = Recipe(metadata=Metadata(name="precision", description=name), operations=operations)
+        found, per_clip, _ = score(sparsify(copy.deepcopy(stock), made, adapter=adapter), clips)
         drops = [a - b for a, b in zip(base_clips, per_clip, strict=True)]
         rows.append({
             "name": name, "j_and_f": found.j_and_f(), "drop": base.j_and_f() - found.j_and_f(),
@@ -67,7 +67,7 @@ def main() -> None:
         print(f"{name:48} drop {rows[-1]['drop']:+.4f} worst clip {max(drops):+.4f}", flush=True)
         result = {
             "kind": "precision", "schema": 1,
-            "command": f"python benchmarks/precision.py --clips {options.clips} --host {options.host}",
+            "command": f"python -m benchmarks.precision --clips {options.clips} --host {options.host}",
             "date": time.strftime("%Y-%m-%d"), "machine": f"{platform.platform()}, {platform.machine()}",
             "versions": {"surgery": __version__, "torch": torch.__version__}, "clips": options.clips, "frames": 24,
             "difficulty": "medium", "stock_j_and_f": base.j_and_f(), "rows": rows,

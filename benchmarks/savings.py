@@ -27,6 +27,7 @@ from surgery.hosts import view_of
 from surgery.hosts.transformers.encoder import TransformersEncoderAttention
 from surgery.loading import load_model
 from surgery.operations import SparseMemoryRetrieval
+from surgery.recipe import Metadata
 from surgery.retrieval.attention import Projections, pruned_attention, rotate, rotated_query, split_heads
 from surgery.retrieval.bank import KeyPlan
 
@@ -175,7 +176,7 @@ def memory_rows(pairs: int) -> dict[str, Any]:
         assert settings is not None
         model: Any = sparsify(
             load_model("random:tiny", "sam2", "cpu"),
-            Recipe(metadata={"name": name, "description": name}, operations=[settings]),
+            Recipe(metadata=Metadata(name=name, description=name), operations=(settings,)),
         )
         found[name] = _rows(model, bank_plan(settings), pairs)
     return found

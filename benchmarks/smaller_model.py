@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.arms import in_turn
 from surgery import Recipe, sparsify
 from surgery.api import require_view
 from surgery.bench import Settings, figures
-from surgery.bench.arms import in_turn
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.machine import machine

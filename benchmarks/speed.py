@@ -1,8 +1,8 @@
 """Speed of SAM 2.1 at its real sizes: stock against several recipes at forced shares of the windows.
 
-    python benchmarks/speed.py --models tiny,base-plus --hosts sam2,transformers --frames 10 --threads 2
-    python benchmarks/speed.py --device cuda --precision fp32,bf16 --compile none,all --baseline stock,vos
-    python benchmarks/speed.py --page benchmarks/README.md --plot benchmarks/images/speed.svg
+    python -m benchmarks.speed --models tiny,base-plus --hosts sam2,transformers --frames 10 --threads 2
+    python -m benchmarks.speed --device cuda --precision fp32,bf16 --compile none,all --baseline stock,vos
+    python -m benchmarks.speed --page benchmarks/README.md --plot benchmarks/images/speed.svg
 
 One process, one session per model, frame by frame in rotating order; the memory banks are filled once per combination
 of model, host, baseline, precision, compile and objects, and all shares are measured on the same running sessions.
@@ -25,11 +25,11 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from benchmarks.arms import Arms, give_back, rounds
+from benchmarks.matrix import KIND, Matrix, case_id, read_matrix
+from benchmarks.tables import filled, plot, sections, speed_table
 from surgery.bench import BenchmarkError, Settings
-from surgery.bench.arms import Arms, give_back, rounds
-from surgery.bench.matrix import KIND, Matrix, case_id, read_matrix
 from surgery.bench.settings import CLOCKS
-from surgery.bench.tables import filled, plot, sections, speed_table
 from surgery.errors import SurgeryError
 from surgery.loading import HOSTS, SIZES, load_model
 from surgery.recipe import Recipe
@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace, typed: list[str]) -> None:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     out = options.out or RESULTS / f"speed-matrix-{device.type}.json"
-    matrix = Matrix(out, device, shlex.join(["python", "benchmarks/speed.py", *typed]))
+    matrix = Matrix(out, device, shlex.join(["python", "-m", "benchmarks.speed", *typed]))
     recipes = [Recipe.load(name) for name in options.recipes]
     if options.clock == "processor" and device.type != "cpu":
         raise BenchmarkError(f"clock processor needs device cpu, not {device.type}: its work is not the processor's")

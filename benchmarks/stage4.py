@@ -1,4 +1,4 @@
-"""Stage 4 whole against routed: `python benchmarks/stage4.py`. GFLOP, encoder CPU time, J&F of the demo model.
+"""Stage 4 whole against routed: `python -m benchmarks.stage4`. GFLOP, encoder CPU time, J&F of the demo model.
 
 GFLOP and time are of random weights at 1024 px, middle windows chosen. J&F is of held-out synthetic clips prompted by
 masks on the first frame, against ground truth and against the dense model's own masks; "blank" is a control in which
@@ -25,8 +25,7 @@ from surgery.api import require_view
 from surgery.bench.flops import encoder_gflop
 from surgery.bench.machine import machine
 from surgery.bench.modules import middle_first
-from surgery.demo.clips import make_clip
-from surgery.demo.feed import HELD_OUT
+from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.demo.show import calibrated, prompt_for
 from surgery.evaluation import boundary_f, region_j
 from surgery.loading import load_model
@@ -111,7 +110,8 @@ def models() -> dict[str, dict[str, Any]]:
             "retrieval.keep_conditioning": 1.0,
         }  # fmt: skip
         settings[f"{span}, budget {budget}, nothing fitted"] = Recipe.load("fast").with_values(values), None
-    stock, found = demo.load("sam2"), {}
+    stock = demo.load("sam2")
+    found: dict[str, dict[str, Any]] = {}
     for name, (base, adapter) in settings.items():
         found[name] = {}
         for choice in (*CHOICES, "blank"):
@@ -189,7 +189,7 @@ def main() -> None:
         "fidelity": lambda: fidelity(options.clips),
     }
     result = json.loads(options.out.read_text()) if options.only else {}
-    result["command"] = f"python benchmarks/stage4.py --clips {options.clips} --pairs {options.pairs}"
+    result["command"] = f"python -m benchmarks.stage4 --clips {options.clips} --pairs {options.pairs}"
     result |= {"date": time.strftime("%Y-%m-%d"), "machine": machine(CPU)}
     for name in [options.only] if options.only else sections:
         result[name] = sections[name]()

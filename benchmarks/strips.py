@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.savings import CPU, POINTERS, bank, bank_plan, compared
-from surgery import Recipe, sparsify
+from surgery import Recipe, disabled, sparsify
 from surgery.api import require_view
 from surgery.bench.machine import machine
 from surgery.hosts.base import HostView
 from surgery.hosts.positions import NeckCodes, Trunk
 from surgery.loading import load_model
+from surgery.operations import SparseMemoryRetrieval
 from surgery.routing.span import dense_route
 
 KEEPING = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_TOP_PAD_": str(2**30)}
@@ -118,7 +119,7 @@ def early(view: HostView, pairs: int) -> dict[str, float]:
 def memory(view: HostView, pairs: int) -> dict[str, float]:
     """All layers; what strips change is their feed-forwards."""
     current, rows = bank()
-    view.binding.plan = bank_plan(Recipe.load("balanced").retrieval)
+    view.binding.plan = bank_plan(Recipe.load("balanced").find(SparseMemoryRetrieval))
     try:
         return whole_and_strips(view, lambda: view.run_memory_attention(current, rows, POINTERS), pairs)
     finally:
@@ -138,7 +139,7 @@ def codes(view: HostView, pairs: int) -> dict[str, float]:
             neck(level)
 
     def stock() -> None:
-        with view.binding.paused():
+        with disabled(view.model):
             trunk._get_pos_embed((side, side))
             kept()
 

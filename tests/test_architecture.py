@@ -32,6 +32,7 @@ HOST_WORDS = {
 """Attributes, arguments and keys of hosts: outside of a host's folder `HostView` and `Driver` are asked instead."""
 HOST_CLASS = re.compile(r"_?(Sam2|SAM2|Sam3|SAM3|EdgeTam)[A-Z]\w*")
 TENSOR_ROOMS = ("routing", "retrieval")
+BESIDE = ("benchmarks", "tests")
 HEAVY = {"torch", "torchvision", "transformers", "sam2", "huggingface_hub", "av", "matplotlib", "click"}
 
 
@@ -112,6 +113,8 @@ def violations(path: str, source: str) -> list[str]:
             broken.append(f"{path}: {room} knows tensors only, not {name}")
         if room != "cli" and within(name, "surgery.cli"):
             broken.append(f"{path}: nothing imports surgery.cli")
+        if top in BESIDE:
+            broken.append(f"{path}: {name} is no part of the installed package")
     if of_host and len(libraries) > 1:
         broken.append(f"{path}: a host is of one library, not of {', '.join(sorted(libraries))}")
     lines = len(source.splitlines())
@@ -159,6 +162,7 @@ def test_every_file_keeps_the_rules() -> None:
         ("surgery/operate.py", "def f(view):\n    return view.image_size() // 4"),
         ("surgery/bench/pair.py", "def f(view):\n    return view.name == 'sam2'"),
         ("surgery/tracking.py", "RUNS = {'sam2': 1, 'transformers': 2}"),
+        ("surgery/demo/model.py", "def f():\n    from benchmarks.training import train"),
         ("surgery/errors.py", "x = 1\n" * (MAX_LINES + 1)),
     ],
 )

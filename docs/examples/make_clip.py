@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from surgery.demo.clips import make_clip
-from surgery.demo.feed import HELD_OUT
+from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.video import write_video
 
 SEED = HELD_OUT + 7

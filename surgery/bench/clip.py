@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+UNIQUE = 12
+
 
 class LoopingClip:
-    """`length` normalised frames [3, side, side], of which `unique` are kept: squares that drift over soft colours.
+    """`length` normalised frames [3, side, side], of which `UNIQUE` are kept: squares that drift over soft colours.
 
     Args:
         side: pixels. length: frames it claims to have. objects: squares, on a grid, one per object id from 1 on.
         device: where the frames lie. seed: of the colours.
     """
 
-    def __init__(
-        self, side: int, length: int, objects: int, device: torch.device, seed: int = 0, unique: int = 12
-    ) -> None:
-        self.length, self.unique = length, unique
+    def __init__(self, side: int, length: int, objects: int, device: torch.device, seed: int = 0) -> None:
+        self.length = length
         generator = torch.Generator().manual_seed(seed)
         soft = torch.randn(1, 3, 12, 12, generator=generator)
         ground = F.interpolate(soft, side, mode="bicubic", align_corners=False)[0].clamp(-2, 2)
@@ -30,7 +30,7 @@ class LoopingClip:
         corners = [(pitch * (n // cells) + pitch // 4, pitch * (n % cells) + pitch // 4) for n in range(objects)]
         colours = torch.randn(objects, 3, generator=generator).sign() * 2
         kept = []
-        for number in range(unique):
+        for number in range(UNIQUE):
             frame = ground + 0.02 * torch.randn(3, side, side, generator=generator)
             for (row, column), colour in zip(corners, colours, strict=True):
                 left = column + step * number
@@ -47,5 +47,5 @@ class LoopingClip:
         return self.length
 
     def __getitem__(self, index: int) -> Tensor:
-        there = index % (2 * self.unique - 2)
-        return self._frames[there if there < self.unique else 2 * self.unique - 2 - there]
+        there = index % (2 * UNIQUE - 2)
+        return self._frames[there if there < UNIQUE else 2 * UNIQUE - 2 - there]

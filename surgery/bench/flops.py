@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +22,6 @@ from surgery.retrieval.bank import Conditioning, KeyPlan, ObjectMemory, plan_key
 from surgery.retrieval.queries import QueryRoute, query_count
 from surgery.retrieval.saliency import kept_count
 from surgery.routing.span import SpanMemory, make_route
-
-
-@dataclass(frozen=True)
-class FrameFlops:
-    """GFLOP of the parts that the surgery changes, for one object with a full memory bank."""
-
-    encoder: float
-    memory_attention: float
 
 
 @contextmanager
@@ -182,11 +173,6 @@ def _bank(view: HostView, tokens: int, length: int, reference: Tensor) -> tuple[
     width = _width(view)
     memory = torch.empty(length, 1, view.memory_channels(), device=reference.device, dtype=reference.dtype)
     return memory.new_empty(tokens, 1, width), memory
-
-
-def predicted(view: HostView, windows: Sequence[int] | None, keep: float | None) -> FrameFlops:
-    """FLOPs of a frame with these windows and this keep ratio (None: stock)."""
-    return FrameFlops(encoder_gflop(view, windows), memory_attention_gflop(view, keep=keep))
 
 
 class FlopModel:

@@ -184,7 +184,7 @@ def _calibrate(
     applied = found.chosen.recipe if operation is None else found.chosen.recipe.with_operation(operation)
     applied = calibrated(applied, chosen.metadata)
     retune(view, applied)
-    record = _record(model, found, usable, promise, result, seed)
+    record = _record(found, usable, promise, result, seed)
     if view.binding.routing is not None:
         record_calibration(model, record)
     return CalibrationReport(
@@ -325,7 +325,6 @@ def _require_enough(
 
 
 def _record(
-    model: Any,
     found: SearchResult,
     clips: Sequence[CalibrationClip],
     promise: CalibrationSettings,

@@ -87,8 +87,7 @@ _COLUMNS = ("J&F", "J", "F", "score acc.", "absence recall", "ms/frame", "window
 @click.option("--seed", default=0, show_default=True, help="First held-out clip.")
 def demo_clips(folder: str, clips: int, frames: int, size: int, difficulty: str, cuts: int, seed: int) -> None:
     """Write held-out synthetic clips with exact masks as a DAVIS-layout folder."""
-    from surgery.demo.clips import make_clip, write_davis
-    from surgery.demo.feed import HELD_OUT
+    from surgery.demo.clips import HELD_OUT, make_clip, write_davis
 
     made = (
         make_clip(HELD_OUT + seed + number, frames, size, difficulty, cuts=cuts)  # type: ignore[arg-type]

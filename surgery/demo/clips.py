@@ -19,6 +19,9 @@ Difficulty = Literal["easy", "medium", "hard"]
 MIN_AREA = 150
 """Visible pixels every labelled object has on frame 0 of a 256-pixel clip; scales with the area of the frame."""
 
+HELD_OUT = 1 << 30
+"""Seeds from here on are never trained on; clip i of an evaluation is `make_clip(HELD_OUT + i, ...)`."""
+
 _ATTEMPTS = 24
 _TRIAL_SIZE = 128
 

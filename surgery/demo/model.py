@@ -33,9 +33,6 @@ BACKGROUND = (7, 7)
 MEMORY_LAYERS = 3
 MEMORY_MLP = 256
 
-STAGE3 = range(BLOCKS[0] + BLOCKS[1], BLOCKS[0] + BLOCKS[1] + BLOCKS[2])
-"""Block indices of stage 3: one pooling block, 8 windowed ones, and 2 global ones of which one ends the stage."""
-
 
 class DemoError(SurgeryError):
     """The demo model or its weights cannot be had."""
@@ -96,7 +93,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     if not Path(path).is_file():
-        raise DemoError(f"there are no demo weights at {path}: train them with `python -m surgery.demo.train`")
+        raise DemoError(f"there are no demo weights at {path}: expected a safetensors file with stock key names")
     return {key: value.float() for key, value in load_file(path).items()}
 
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from surgery.demo.clips import Clip, make_clip
-from surgery.demo.feed import HELD_OUT
+from surgery.demo.clips import HELD_OUT, Clip, make_clip
 from surgery.errors import PromptError, nearest
 from surgery.evaluation import boundary_f, region_j
 from surgery.recipe import Recipe
@@ -51,11 +50,10 @@ class Score:
 
     def as_dict(self) -> dict[str, float | None]:
         """Means over objects (J, F) and clips (fractions), median over frames (ms)."""
-        j, f = statistics.fmean(self.j), statistics.fmean(self.f)
         return {
-            "j_and_f": (j + f) / 2,
-            "j": j,
-            "f": f,
+            "j_and_f": self.j_and_f(),
+            "j": statistics.fmean(self.j),
+            "f": statistics.fmean(self.f),
             "object_score_accuracy": statistics.fmean(self.presence),
             "absence_recall": statistics.fmean(self.absences) if self.absences else None,
             "ms_per_frame": statistics.median(self.ms),

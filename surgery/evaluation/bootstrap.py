@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_DRAWS, _BATCH = 10_000, 500
 
-def mean_interval(
-    values: Sequence[float], confidence: float = 0.95, draws: int = 10_000, seed: int = 0
-) -> tuple[float, float] | None:
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the mean of `values`, one value per clip; None for a single one, which says
     nothing of how much clips differ.
 
     Args:
         values: at least one.
         confidence: share of the resampled means inside, in (0, 1).
-        draws: resamples. seed: of the draws; same seed, same interval.
+        seed: of the resamples; same seed, same interval.
 
     Raises:
         ValueError: no value, or one that is not finite.
@@ -28,8 +28,8 @@ def mean_interval(
         return None
     generator = np.random.default_rng(seed)
     means = np.concatenate(
-        [array[generator.integers(0, len(array), (min(500, draws - at), len(array)))].mean(1)
-         for at in range(0, draws, 500)]
+        [array[generator.integers(0, len(array), (_BATCH, len(array)))].mean(1)
+         for _ in range(_DRAWS // _BATCH)]
     )  # fmt: skip
     tail = (1 - confidence) / 2
     # Rounding must not carry the mean of equal values past them.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from surgery.api import status
@@ -19,8 +18,6 @@ from surgery.evaluation.trace import Trace
 from surgery.evaluation.truth import Mask
 from surgery.tracking import TrackedFrame, track
 from surgery.video import MaskPrompt, Video, first_frames, labels_from_logits, open_video, write_label_png
-
-Logits = dict[int, npt.NDArray[np.float32]]
 
 
 class SequenceRun:

@@ -22,12 +22,6 @@ def run_lengths(mask: Mask) -> list[int]:
     return [0, *runs] if flat.size and flat[0] else runs
 
 
-def mask_of(runs: list[int], size: tuple[int, int]) -> Mask:
-    """The bool [H, W] mask of `run_lengths`."""
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(size)
-
-
 class Trace:
     """Collects one sequence frame by frame. Format: docs/evaluation.md.
 
@@ -110,7 +104,7 @@ class Trace:
 
 def _totals(model: Any) -> tuple[int, dict[str, tuple[float, int]]]:
     """Which session the model ran last, and its totals: fractions kept, and calls of memory attention they are over."""
-    view = current_view(model)
+    view = current_view(model) if model is not None else None
     found = view.binding.stats if view is not None else None
     known, stats = id(found), found or SessionStats()
     return known, {
@@ -124,7 +118,7 @@ def _tokens_kept(model: Any, frame: int) -> tuple[list[int], int] | None:
 
     None where the frame was not measured.
     """
-    view = current_view(model)
+    view = current_view(model) if model is not None else None
     if view is None:
         return None
     state = next((state for state in view.binding.states if state.stats is view.binding.stats), None)

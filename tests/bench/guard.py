@@ -19,9 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import surgery
+from benchmarks.work import OperatorCounter, SyncCounter
 from surgery.api import require_view
 from surgery.bench.modules import forced_windows
-from surgery.bench.work import OperatorCounter, SyncCounter
 from surgery.hosts import view_of
 from surgery.hosts.driver import follow
 from surgery.recipe import Recipe

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from surgery.bench.work import OperatorCounter, SyncCounter
+from benchmarks.work import OperatorCounter, SyncCounter
 from tests.bench.guard import COMMAND, FILE, HOSTS, RECIPES, changes, measured, observed, versions
 
 CASES = [(host, recipe) for host in HOSTS for recipe in RECIPES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,17 +13,24 @@ import surgery
 from surgery.api import current_view, require_view
 from surgery.bench import BenchmarkError, Settings, benchmark, frame_count
 from surgery.bench.clip import LoopingClip
+from surgery.bench.clock import Clock
 from surgery.bench.flops import encoder_gflop
-from surgery.bench.modules import forced_windows, middle_first, module_names
-from surgery.bench.probe import REST
-from surgery.hosts import control, view_of
+from surgery.bench.modules import forced_windows, middle_first, module_names, probed
+from surgery.bench.pair import uncompiled
+from surgery.bench.probe import REST, Probe, TimeMeter
+from surgery.hosts import control, query, view_of
+from surgery.hosts.choice import Glance
 from surgery.hosts.driver import follow
+from surgery.recipe import Recipe
+from surgery.retrieval.queries import QueryRoute
+from surgery.routing.tiles import TileRoute
 from surgery.session import VideoState
 from tests.hosts.drive import make
 
 SHORT = {"frames": 3, "warm": 9, "module_frames": 1}
 BRIEF = Settings(frames=2, warm=0, module_frames=1)
 HOSTS = ("sam2", "transformers")
+TILES = Path(__file__).resolve().parents[2] / "benchmarks" / "recipes" / "tiles-queries.yaml"
 
 
 def small(host: str) -> Any:
@@ -183,3 +191,20 @@ def test_bad_settings_are_refused(wrong: dict[str, Any], message: str) -> None:
 def test_windows_cannot_be_forced_on_a_recipe_that_routes_none() -> None:
     with pytest.raises(BenchmarkError, match="memory-only"):
         benchmark(small("sam2"), "memory-only", settings=Settings(windows=0.5))
+
+
+def test_spans_leave_nothing_behind() -> None:
+    view = view_of(surgery.sparsify(make("sam2").model, Recipe.load(TILES)))
+    before = TileRoute.gather, TileRoute.merge, QueryRoute.renewed, query._subset, Glance.remembered
+    with probed(view, Probe(TimeMeter(Clock(torch.device("cpu"))))):
+        assert TileRoute.gather is not before[0]
+    assert (TileRoute.gather, TileRoute.merge, QueryRoute.renewed, query._subset, Glance.remembered) == before
+
+
+def test_operations_are_counted_in_eager_code() -> None:
+    model = make("sam2").model
+    compiled = torch.compile(model.memory_encoder.forward)
+    model.memory_encoder.forward = compiled
+    with uncompiled([view_of(model)]):
+        assert "forward" not in vars(model.memory_encoder)
+    assert model.memory_encoder.forward is compiled

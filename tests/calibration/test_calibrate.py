@@ -18,8 +18,7 @@ from surgery.api import require_view
 from surgery.calibration import CalibrationClip, FitSettings, PromiseError, calibrate, feature_error, fit_shortcut
 from surgery.calibration.clips import gather_clips
 from surgery.calibration.search import settings_of
-from surgery.demo.clips import make_clip
-from surgery.demo.feed import HELD_OUT
+from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.demo.show import prompt_for
 from surgery.errors import CalibrationError, ModelStateError, RecipeError
 from surgery.operations import CompileParts, SparseWindowRouting

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from surgery.demo import load, make_clip
-from surgery.demo.feed import HELD_OUT
+from surgery.demo.clips import HELD_OUT
 from surgery.demo.model import WEIGHTS
 from surgery.demo.show import prompt_for, run
 from surgery.tracking import track

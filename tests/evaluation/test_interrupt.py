@@ -50,7 +50,10 @@ def rows(scores: Any) -> list[dict[str, Any]]:
     return [
         {
             **{name: value for name, value in row.items() if name != "ms"},
-            **{arm: {name: value for name, value in row[arm].items() if name != "ms"} for arm in ("dense", "sparse")},
+            **{
+                arm: {name: value for name, value in row[arm].items() if name not in ("ms", "frame_ms")}
+                for arm in ("dense", "sparse")
+            },
         }
         for row in scores.sequences
     ]

@@ -19,7 +19,7 @@ from surgery import DatasetError, evaluate, sparsify, status
 from surgery.demo import load
 from surgery.evaluation import open_dataset
 from surgery.evaluation.sequence_run import SequenceRun
-from surgery.evaluation.trace import mask_of, run_lengths
+from surgery.evaluation.trace import run_lengths
 from surgery.tracking import TrackedFrame
 from surgery.video import read_label_png
 from tests.evaluation import packages
@@ -28,6 +28,7 @@ from tests.evaluation.trees import (
     davis_tree,
     folder_tree,
     labels_at,
+    mask_of,
     meta_tree,
     mose_tree,
     sav_tree,

@@ -24,6 +24,12 @@ def labels_at(index: int, objects: dict[int, int]) -> np.ndarray:
     return labels
 
 
+def mask_of(runs: list[int], size: tuple[int, int]) -> np.ndarray:
+    """The bool [H, W] mask of `run_lengths`."""
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(size)
+
+
 def write_frame(path: Path, labels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     frame = np.full((*labels.shape, 3), 40, dtype=np.uint8)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import surgery
+from benchmarks.work import held_bytes
 from surgery import ModelStateError, RecipeError
 from surgery.api import require_view
-from surgery.bench.work import held_bytes
 from surgery.hosts import view_of
 from surgery.operations import SparseWindowRouting, TrimCaches
 from surgery.recipe import Recipe

@@ -11,8 +11,8 @@ import numpy as np
 from surgery.demo.model import load
 from surgery.demo.page import write_page
 from surgery.demo.show import calibrated, run
-from surgery.evaluation.trace import mask_of
 from surgery.report.read import read_result
+from tests.evaluation.trees import mask_of
 
 
 def test_a_demo_run_becomes_a_page_with_a_player(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.training.feed import PromptKind, make_points, normalise
+from benchmarks.training.learner import PROMPT_SPAN
 from surgery.demo.clips import Clip
-from surgery.demo.feed import PromptKind, make_points, normalise
-from surgery.demo.learner import PROMPT_SPAN
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from surgery.demo.feed import Batch, Practice
+from benchmarks.training.feed import Batch, Practice
 
 PROMPT_SPAN = 24
 """Clip length told to the model; from 16 frames on, SAM 2 scales the time code of its object pointers the same."""

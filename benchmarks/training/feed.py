@@ -12,13 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from surgery.demo.clips import Clip, Difficulty, make_clip
+from surgery.demo.clips import HELD_OUT, Clip, Difficulty, make_clip
 
 PromptKind = Literal["mask", "box", "point"]
 Points = tuple[torch.Tensor, torch.Tensor]
-
-HELD_OUT = 1 << 30
-"""Seeds from here on are never trained on; clip i of an evaluation is `make_clip(HELD_OUT + i, ...)`."""
 
 LEVEL_MIX: tuple[Difficulty, ...] = ("easy", "medium", "medium", "hard")
 """Difficulties that clips are drawn from, with equal chance."""

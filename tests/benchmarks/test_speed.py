@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,36 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-import surgery
+from benchmarks import speed
+from benchmarks.arms import Arms
+from benchmarks.matrix import Matrix, read_matrix
+from benchmarks.tables import SECTIONS, filled, limits, plot, sections, speed_table
 from surgery.bench import BenchmarkError, Settings
-from surgery.bench.arms import Arms
-from surgery.bench.clock import Clock
-from surgery.bench.matrix import Matrix, read_matrix
-from surgery.bench.modules import probed
-from surgery.bench.pair import uncompiled
-from surgery.bench.probe import Probe, TimeMeter
-from surgery.bench.tables import SECTIONS, filled, limits, sections, speed_table
 from surgery.core.parts import PARTS
-from surgery.hosts import query, view_of
-from surgery.hosts.choice import Glance
 from surgery.operations import CompileParts
 from surgery.recipe import Recipe
-from surgery.retrieval.queries import QueryRoute
-from surgery.routing.tiles import TileRoute
 from tests.hosts.drive import make
 
 ROOT = Path(__file__).resolve().parents[2]
 TILES = ROOT / "benchmarks" / "recipes" / "tiles-queries.yaml"
 HOSTS = ("sam2", "transformers")
 QUICK = Settings(frames=2, warm=8, module_frames=1)
-
-
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("speed", ROOT / "benchmarks" / "speed.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def measured(host: str, settings: Settings = QUICK, shares: tuple[float, ...] = (0.25, 0.5)) -> dict[float, Any]:
@@ -76,14 +59,6 @@ def test_every_share_of_every_arm_is_a_row(host: str) -> None:
     assert found[0.25][0]["latency"][0] == found[0.25][1]["latency"][0], "all arms share the stock frames"
 
 
-def test_spans_leave_nothing_behind() -> None:
-    view = view_of(surgery.sparsify(make("sam2").model, Recipe.load(TILES)))
-    before = TileRoute.gather, TileRoute.merge, QueryRoute.renewed, query._subset, Glance.remembered
-    with probed(view, Probe(TimeMeter(Clock(torch.device("cpu"))))):
-        assert TileRoute.gather is not before[0]
-    assert (TileRoute.gather, TileRoute.merge, QueryRoute.renewed, query._subset, Glance.remembered) == before
-
-
 def test_arms_refuse_what_they_cannot_do() -> None:
     model = make("sam2").model
     with pytest.raises(BenchmarkError, match="memory-only"):
@@ -99,7 +74,7 @@ def test_arms_refuse_what_they_cannot_do() -> None:
 def test_the_script_resumes_and_keeps_every_finished_share(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speed, out = script(), tmp_path / "speed.json"
+    out = tmp_path / "speed.json"
     common = ["--miniature", "--hosts", "sam2", "--device", "cpu", "--recipes", "fast", "--out", str(out)]
     common += ["--precision", "bf16", "--objects", "2"]
     assert speed.main([*common, "--shares", "0.25"]) == 0
@@ -130,7 +105,7 @@ def test_the_script_resumes_and_keeps_every_finished_share(
 
 def test_the_compiling_predictor_is_the_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    speed, out = script(), tmp_path / "speed.json"
+    out = tmp_path / "speed.json"
     arguments = ["--miniature", "--device", "cpu", "--recipes", "fast", "--shares", "0.25", "--out", str(out)]
     assert speed.main([*arguments, "--baseline", "vos"]) == 0
     (row,) = read_matrix(out)["rows"]
@@ -150,15 +125,6 @@ def test_stock_and_sparse_arms_are_compiled_by_the_same_operation(monkeypatch: p
     assert [set(view.binding.compilation.spent) for view in arms.views] == [set(PARTS)] * 2
     assert all(spent.kinds > 0 for view in arms.views for spent in view.binding.compilation.spent.values())
     assert found[0]["compile"] == "all" and "compile" not in found[0]["operations"] and found[0]["predicted"] > 1
-
-
-def test_operations_are_counted_in_eager_code() -> None:
-    model = make("sam2").model
-    compiled = torch.compile(model.memory_encoder.forward)
-    model.memory_encoder.forward = compiled
-    with uncompiled([view_of(model)]):
-        assert "forward" not in vars(model.memory_encoder)
-    assert model.memory_encoder.forward is compiled
 
 
 def test_a_strange_file_is_refused(tmp_path: Path) -> None:
@@ -209,17 +175,15 @@ def test_tables_say_what_the_rows_say() -> None:
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:
     path = tmp_path / "speed.svg"
-    speed = script()
     with pytest.raises(BenchmarkError, match="nothing to draw"):
-        speed.plot([], path)
-    speed.plot([("f", {"rows": [row(), row(windows={"share": 0.5}), row(model="random:tiny")]})], path)
+        plot([], path)
+    plot([("f", {"rows": [row(), row(windows={"share": 0.5}), row(model="random:tiny")]})], path)
     assert "<svg" in path.read_text()
 
 
 def test_the_page_holds_the_rows_of_the_committed_files() -> None:
-    speed = script()
     files = [(f"benchmarks/results/{path.name}", read_matrix(path)) for path in speed.matrices(speed.RESULTS)]
     page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    assert filled(page, sections(files)) == page, "run: python benchmarks/speed.py --page benchmarks/README.md"
+    assert filled(page, sections(files)) == page, "run: python -m benchmarks.speed --page benchmarks/README.md"
     with pytest.raises(BenchmarkError, match="lacks the markers"):
         filled("no markers", sections(files))

@@ -10,10 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from surgery import DatasetError
-from surgery.demo import load, make_clip
-from surgery.evaluation import region_j
-from surgery.evaluation.survey import (
+from benchmarks.survey import (
     Candidate,
     Efficiency,
     Sample,
@@ -24,6 +21,9 @@ from surgery.evaluation.survey import (
     survey,
     video_segmenter,
 )
+from surgery import DatasetError
+from surgery.demo import load, make_clip
+from surgery.evaluation import region_j
 from surgery.video import BoxPrompt, PointPrompt
 
 

@@ -1,4 +1,4 @@
-"""Train the demo model on synthetic clips: `python -m surgery.demo.train --out runs/demo`.
+"""Train the demo model on synthetic clips: `python -m benchmarks.training.train --out runs/demo`.
 
 Writes to the output folder: `last.pt` (to resume from), `best.safetensors` (averaged weights with the best held-out J
 so far, fp16, stock key names), `best.json` (its scores) and `log.jsonl`. Every file is replaced in one move.
@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from surgery.demo.clips import Difficulty, make_clip
-from surgery.demo.feed import HELD_OUT, LEVEL_MIX, Feed, FeedPlan
-from surgery.demo.learner import Weights, roll, set_image_size
+from benchmarks.training.feed import LEVEL_MIX, Feed, FeedPlan
+from benchmarks.training.learner import Weights, roll, set_image_size
+from surgery.demo.clips import HELD_OUT, Difficulty, make_clip
 from surgery.demo.model import build
 from surgery.missing import require
 
@@ -163,7 +163,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """Score the averaged weights at the full size on held-out clips; keep them if they are the best so far."""
-        from surgery.demo.judge import score
+        from benchmarks.training.judge import score
 
         options, began = self.options, time.perf_counter()
         size = options.image_size
@@ -282,7 +282,7 @@ def rate_at(schedule: tuple[Stage, ...], step: int, steps: int) -> float:
 
 def parse(arguments: list[str] | None = None) -> Options:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m surgery.demo.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training.train", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints, best weights and the log")
     parser.add_argument("--steps", type=int, default=Options.steps, help="steps of the whole schedule")
     parser.add_argument("--image-size", type=int, default=256, help="final side in pixels, a multiple of 64")

@@ -13,12 +13,10 @@ import torch
 pytest.importorskip("sam2")
 pytest.importorskip("accelerate")
 
-from surgery.demo.clips import make_clip
-from surgery.demo.feed import HELD_OUT, Batch, Feed, FeedPlan, PromptKind, make_points, normalise
-from surgery.demo.judge import track
-from surgery.demo.learner import Weights, encode, roll, set_image_size
-from surgery.demo.model import build, load
-from surgery.demo.train import (
+from benchmarks.training.feed import Batch, Feed, FeedPlan, PromptKind, make_points, normalise
+from benchmarks.training.judge import track
+from benchmarks.training.learner import Weights, encode, roll, set_image_size
+from benchmarks.training.train import (
     SCHEDULE,
     Options,
     Stage,
@@ -29,6 +27,8 @@ from surgery.demo.train import (
     parse,
     rate_at,
 )
+from surgery.demo.clips import HELD_OUT, make_clip
+from surgery.demo.model import build, load
 
 TINY = (Stage(0.5, False, 1, 2, 1.0, 0.5), Stage(1.0, False, 2, 2, 0.5, 0.0))
 
