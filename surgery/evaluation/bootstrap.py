@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,6 +33,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, seed: int =
          for _ in range(_DRAWS // _BATCH)]
     )  # fmt: skip
     tail = (1 - confidence) / 2
-    # Rounding must not carry the mean of equal values past them.
-    low, high = np.quantile(means, [tail, 1 - tail]).clip(array.min(), array.max())
-    return float(low), float(high)
+    low, high = np.quantile(means, [tail, 1 - tail])
+    # Of equal values, rounding would leave the mean outside.
+    mean = statistics.fmean(values)
+    return min(float(low), mean), max(float(high), mean)

@@ -9,7 +9,7 @@ import pytest
 from surgery.evaluation.bootstrap import mean_interval
 
 
-@pytest.mark.parametrize("values", [[0.1] * 3, [0.7] * 5, [0.01, 0.02, 0.05], [-0.3, 0.0, 0.3]])
+@pytest.mark.parametrize("values", [[0.1] * 3, [0.81] * 6, [0.825] * 6, [0.01, 0.02, 0.05]])
 def test_the_mean_lies_in_its_own_interval(values: list[float]) -> None:
     found = mean_interval(values)
     assert found is not None and found[0] <= statistics.fmean(values) <= found[1]
