@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, Field
 
 from surgery.bench.machine import machine, not_measured
 from surgery.bench.settings import SCHEMA, BenchmarkError, Settings, digest
 from surgery.bench.store import write_whole
 from surgery.digests import code_digest
 from surgery.recipe import Recipe
+from surgery.validation import read_as
 
 KIND = "speed"
+
+
+class _Row(BaseModel):
+    case: str
+    code: str
+
+
+class _Document(BaseModel):
+    kind: Literal["speed"]
+    schema_: Literal[1] = Field(alias="schema")
+    machine: dict[str, Any]
+    rows: list[_Row]
 
 
 class Matrix:
@@ -81,13 +94,6 @@ def read_matrix(path: Path) -> dict[str, Any]:
     """A document that `Matrix` wrote.
 
     Raises:
-        BenchmarkError: not there, not JSON, or of another kind or schema.
+        BenchmarkError: not there, not JSON, of another kind or schema, or a key that is missing or of the wrong type.
     """
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BenchmarkError(f"{path}: cannot be read ({error}); expected a JSON file of kind {KIND!r}") from error
-    if not isinstance(held, dict) or held.get("kind") != KIND or held.get("schema") != SCHEMA:
-        found = (held.get("kind"), held.get("schema")) if isinstance(held, dict) else type(held).__name__
-        raise BenchmarkError(f"{path}: found {found!r}, expected kind {KIND!r} of schema {SCHEMA}")
-    return held
+    return read_as(path, _Document, BenchmarkError)

@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 
 import surgery.operations  # noqa: F401  what ships is known to recipes
 from surgery.core.operation import Operation, Settings, known
 from surgery.core.promise import CalibrationSettings
 from surgery.errors import RecipeError, nearest
 from surgery.plain_yaml import read_yaml, write_yaml
+from surgery.validation import explain
 
 SCHEMA_VERSION = 1
 _MAX_BYTES = 64_000
@@ -79,7 +80,7 @@ class Recipe(Settings):
             try:
                 parsed.append(kinds[kind].model_validate(dict(entry)))
             except ValidationError as error:
-                raise ValueError(_explain(error, kinds[kind], f"operations.{kind}.")) from error
+                raise ValueError(explain(error, kinds[kind], f"operations.{kind}.")) from error
         if len({type(operation) for operation in parsed}) != len(parsed):
             raise ValueError("each operation type may appear once")
         return tuple(parsed)
@@ -186,7 +187,7 @@ class Recipe(Settings):
         try:
             return cls.model_validate(dict(data))
         except ValidationError as error:
-            raise RecipeError(f"{source}: {_explain(error, cls)}") from error
+            raise RecipeError(f"{source}: {explain(error, cls)}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, every field spelt out; `Recipe.from_dict` reads it back to an equal recipe."""
@@ -290,31 +291,3 @@ def _paths(entry: Any, prefix: str) -> list[str]:
         return [prefix]
     fields = [(name, value) for name, value in entry.items() if name != "type" or "." in prefix]
     return [path for name, value in fields for path in _paths(value, f"{prefix}.{name}")]
-
-
-def _explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """One line per problem: where, what was found, what was expected, the nearest valid key."""
-    lines = []
-    for problem in error.errors():
-        path = [str(part) for part in problem["loc"]]
-        where = prefix + ".".join(path)
-        if problem["type"] == "extra_forbidden":
-            valid = _fields_at(model, path[:-1])
-            lines.append(f"{where}: unknown key{nearest(path[-1], valid)}; valid: {', '.join(valid)}")
-        elif problem["type"] == "value_error":
-            lines.append(str(problem["ctx"]["error"]) if path in ([], ["operations"]) else f"{where}: {problem['msg']}")
-        elif problem["type"] == "missing":
-            lines.append(f"{where}: missing")
-        else:
-            lines.append(f"{where}: {problem['msg']}, got {problem['input']!r:.80}")
-    return "; ".join(lines)
-
-
-def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    current = model
-    for part in path:
-        annotation = current.model_fields[part].annotation if part in current.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        current = annotation
-    return [field.alias or name for name, field in current.model_fields.items()]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import yaml
-
 from surgery.adapters.config import AdapterConfig
 from surgery.adapters.record import CalibrationRecord, Fidelity
 from surgery.describe import described
@@ -66,50 +62,48 @@ def model_card(config: AdapterConfig, recipe: Recipe, parameters: int, adapter: 
         "## Recipe",
         f"```yaml\n{recipe.to_yaml().strip()}\n```",
     ]
-    front = yaml.safe_dump(_front_matter(config, recipe), sort_keys=False, allow_unicode=True).strip()
-    return f"---\n{front}\n---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_front_matter(config, recipe)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _front_matter(config: AdapterConfig, recipe: Recipe) -> dict[str, Any]:
-    front: dict[str, Any] = {
-        "library_name": "surgery",
-        "pipeline_tag": "mask-generation",
-        "license": "apache-2.0",
-        "tags": ["surgery", "sam2", _TASK, "sparse", "adapter"],
-    }
-    if config.base_model.id:
-        front |= {"base_model": config.base_model.id, "base_model_relation": "adapter"}
-    if config.calibration is not None:
-        name = f"surgery adapter, {recipe.metadata.name}"
-        front["model-index"] = [{"name": name, "results": list(_results(config.calibration))}]
-    return front
+def _front_matter(config: AdapterConfig, recipe: Recipe) -> str:
+    # Not above: who only reads an adapter needs no client of the Hub.
+    from huggingface_hub import EvalResult, ModelCardData
 
-
-def _results(record: CalibrationRecord) -> list[dict[str, Any]]:
-    count = len(record.held_out_clips)
-    clips = f"{count} held-out clip{'s' * (count != 1)}, {record.held_out_frames} tracked frames"
-    results = []
-    for fidelity in (record.against_dense, record.against_truth):
-        if fidelity is not None:
-            metrics = [
-                {"type": "j-and-f-drop", "name": f"Mean loss of J&F against {fidelity.reference}"},
-                {"type": "j-and-f-drop-worst-clip", "name": f"Loss of J&F against {fidelity.reference}, worst clip"},
-            ]
-            for metric, value in zip(metrics, (fidelity.drop, fidelity.worst_drop), strict=True):
-                metric["value"] = value  # type: ignore[assignment]
-            results.append(
-                {
-                    "task": {"type": _TASK, "name": "Video object segmentation"},
-                    # The Hub merges results whose dataset has the same type and config, whatever its name.
-                    "dataset": {
-                        "type": "held-out-clips",
-                        "name": f"{clips}, against {fidelity.reference}",
-                        "config": fidelity.reference,
-                    },
-                    "metrics": metrics,
-                }
-            )
-    return results
+    base, record = config.base_model.id, config.calibration
+    clips, measured = "", []
+    if record is not None:
+        count = len(record.held_out_clips)
+        clips = f"{count} held-out clip{'s' * (count != 1)}, {record.held_out_frames} tracked frames"
+        measured = [fidelity for fidelity in (record.against_dense, record.against_truth) if fidelity is not None]
+    results = [
+        EvalResult(
+            task_type=_TASK,
+            task_name="Video object segmentation",
+            # The Hub merges results whose dataset has the same type and config, whatever its name.
+            dataset_type="held-out-clips",
+            dataset_name=f"{clips}, against {fidelity.reference}",
+            dataset_config=fidelity.reference,
+            metric_type=kind,
+            metric_name=name.format(fidelity.reference),
+            metric_value=value,
+        )
+        for fidelity in measured
+        for kind, name, value in (
+            ("j-and-f-drop", "Mean loss of J&F against {}", fidelity.drop),
+            ("j-and-f-drop-worst-clip", "Loss of J&F against {}, worst clip", fidelity.worst_drop),
+        )
+    ]
+    data = ModelCardData(
+        library_name="surgery",
+        pipeline_tag="mask-generation",
+        license="apache-2.0",
+        tags=["surgery", "sam2", _TASK, "sparse", "adapter"],
+        base_model=base,
+        base_model_relation="adapter" if base else None,
+        model_name=f"surgery adapter, {recipe.metadata.name}" if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml()
 
 
 def _snippet(base: str | None, adapter: str) -> str:

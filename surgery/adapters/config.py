@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,13 +14,14 @@ from surgery.adapters.record import CalibrationRecord
 from surgery.errors import AdapterError, nearest
 from surgery.operations import SparseWindowRouting
 from surgery.routing.shortcut import SHORTCUTS
+from surgery.validation import explain
 
 SCHEMA_VERSION = 2
 CONFIG, WEIGHTS, RECIPE, CARD = "adapter_config.json", "adapter_model.safetensors", "recipe.yaml", "README.md"
 FILES = (CONFIG, WEIGHTS, RECIPE, CARD)
 THRESHOLDS = ("saliency_mass", "score_gate")
 MAX_JSON = 1_000_000
-_MAX_CHANNELS, _MAX_BLOCK, _MAX_CLIPS, _MAX_POOL = 8192, 1000, 100_000, 4
+_MAX_CHANNELS, _MAX_BLOCK, _MAX_POOL = 8192, 1000, 4
 _OLD_FINGERPRINT = "bf16-sha256:"
 
 _Text = Annotated[str, Field(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -72,12 +72,6 @@ class AdapterConfig(_Part):
     thresholds: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
     calibration: CalibrationRecord | None = None
     provenance: Provenance | None = None
-
-    @field_validator("calibration", mode="before")
-    @classmethod
-    def _record(cls, value: Any) -> Any:
-        # JSON has no tuples, so the record cannot be validated strictly from parsed data; from text it can.
-        return value if value is None or isinstance(value, CalibrationRecord) else _read_record(value)
 
     @field_validator("shortcut")
     @classmethod
@@ -166,7 +160,7 @@ def read_config(path: Path) -> AdapterConfig:
     try:
         return AdapterConfig.model_validate(_migrate(data) if version == 1 else data)
     except ValidationError as error:
-        raise AdapterError(f"{path}: {_explain(error)}") from error
+        raise AdapterError(f"{path}: {explain(error, AdapterConfig)}") from error
     except ValueError as error:
         raise AdapterError(f"{path}: {error}") from error
 
@@ -182,36 +176,6 @@ def _migrate(data: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"base_model.fingerprint: expected '{_OLD_FINGERPRINT}<64 hex digits>', got {old!r:.80}")
         base = {**base, "fingerprint": {"bfloat16": old.removeprefix(_OLD_FINGERPRINT)}}
     return {**data, "schema_version": SCHEMA_VERSION, "base_model": base}
-
-
-def _read_record(value: Any) -> CalibrationRecord:
-    record = CalibrationRecord.model_validate_json(json.dumps(value), strict=True)
-    for name, (low, high) in record.valid_range.items():
-        if low > high:
-            raise ValueError(f"valid_range of {name!r:.80} is empty: {low} is above {high}")
-    for fidelity in (record.against_dense, record.against_truth):
-        ends = fidelity.interval if fidelity is not None else None
-        if fidelity is not None and ends is not None and not ends[0] <= fidelity.drop <= ends[1]:
-            raise ValueError(f"drop {fidelity.drop} lies outside its own interval {ends}")
-        if fidelity is not None and ends is None and len(record.held_out_clips) != 1:
-            raise ValueError(f"no interval of {len(record.held_out_clips)} held-out clips; only one clip has none")
-        if fidelity is not None and not all(math.fabs(number) <= 1 for number in (fidelity.drop, fidelity.worst_drop)):
-            raise ValueError(f"drop {fidelity.drop}, worst {fidelity.worst_drop}: J&F is a fraction of 1")
-    if len(record.fit_clips) + len(record.held_out_clips) > _MAX_CLIPS:
-        raise ValueError(f"more than {_MAX_CLIPS} clips")
-    return record
-
-
-def _explain(error: ValidationError) -> str:
-    problems = []
-    for item in error.errors():
-        where = ".".join(map(str, item["loc"]))
-        if item["type"] == "extra_forbidden":
-            problems.append(f"{where:.200}: unknown field; a newer surgery wrote it (upgrade), or it is a typo")
-        else:
-            problems.append(f"{where:.200}: {item['msg']:.300}" if where else f"{item['msg']:.300}")
-    shown = problems[:8]
-    return "; ".join([*shown, f"and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else shown)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-_Number = Annotated[float, Field(allow_inf_nan=False)]
-_Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+_MAX_CLIPS = 100_000
+
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+_Loss = Annotated[float, Field(ge=-1.0, le=1.0)]
 _Count = Annotated[int, Field(ge=0)]
+# JSON has no tuples: a list is taken for one.
+_Range = Annotated[tuple[float, float], Field(strict=False)]
+_Names = Annotated[tuple[str, ...], Field(strict=False, max_length=_MAX_CLIPS)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Fidelity(_Record):
@@ -24,10 +29,16 @@ class Fidelity(_Record):
     """
 
     reference: Literal["dense masks", "ground truth"]
-    drop: _Number
-    interval: tuple[_Number, _Number] | None
-    worst_drop: _Number
+    drop: _Loss
+    interval: _Range | None
+    worst_drop: _Loss
     worst_clip: str
+
+    @model_validator(mode="after")
+    def _inside(self) -> Fidelity:
+        if self.interval is not None and not self.interval[0] <= self.drop <= self.interval[1]:
+            raise ValueError(f"drop {self.drop} lies outside its own interval {self.interval}")
+        return self
 
     def spread(self, form: str = ".4f") -> str:
         """The interval in words."""
@@ -47,16 +58,28 @@ class CalibrationRecord(_Record):
 
     fit: Literal["identity", "closed form", "closed form and steps"]
     steps: _Count
-    fit_clips: tuple[str, ...]
+    fit_clips: _Names
     fit_frames: _Count
-    held_out_clips: tuple[str, ...]
+    held_out_clips: _Names
     held_out_frames: _Count
-    max_drop: _Number
-    max_clip_drop: _Number
+    max_drop: float
+    max_clip_drop: float
     kept: bool
     windows_kept: _Share | None
     keys_kept: _Share | None
     against_dense: Fidelity
     against_truth: Fidelity | None
-    valid_range: dict[str, tuple[_Number, _Number]]
+    valid_range: dict[str, _Range]
     seed: _Count
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CalibrationRecord:
+        for name, (low, high) in self.valid_range.items():
+            if low > high:
+                raise ValueError(f"valid_range of {name!r:.80} is empty: {low} is above {high}")
+        clips = len(self.held_out_clips)
+        if clips != 1 and any(
+            one is not None and one.interval is None for one in (self.against_dense, self.against_truth)
+        ):
+            raise ValueError(f"no interval of {clips} held-out clips; only one clip has none")
+        return self

@@ -10,13 +10,33 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from surgery.errors import VideoError
+from surgery.validation import read_as
 from surgery.video.atomic import replacing
 from surgery.video.frames import Video
 from surgery.video.masks import Labels, read_label_png, write_label_png
 
 # A run goes on only with what it was started with; a video may not change its size in between, either.
 _SETTINGS = ("video", "size", "model", "host", "recipe", "adapter", "prompts")
+
+
+class _Frame(BaseModel):
+    frame: int
+    ms: float
+
+
+class _Run(BaseModel):
+    frames: int
+    seconds: float
+
+
+class _Summary(BaseModel):
+    """What resuming reads of summary.json. The first versions wrote no runs."""
+
+    per_frame: list[_Frame]
+    runs: list[_Run] = []
 
 
 class RunFolder:
@@ -130,12 +150,9 @@ class RunFolder:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = None
-        if not isinstance(found, dict) or not isinstance(found.get("per_frame"), list):
-            raise VideoError(f"{self.path}: holds no run of `surgery track` (summary.json); choose a new folder")
-        return found
+            return read_as(self.note, _Summary, VideoError)
+        except VideoError as error:
+            raise VideoError(f"{self.path}: holds no run of `surgery track`; choose a new folder ({error})") from error
 
     def _last(self) -> int | None:
         index = self.first

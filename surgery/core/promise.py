@@ -19,14 +19,20 @@ class CalibrationSettings(Settings):
     The Jaccard distance is a metric, so the drop in J against any ground truth is at most 1 - J against dense masks.
     """
 
-    max_drop: float = Field(0.05, gt=0.0, le=1.0, allow_inf_nan=False, description="promise on the mean over clips")
-    max_clip_drop: float = Field(0.2, gt=0.0, le=1.0, allow_inf_nan=False, description="promise on the worst clip")
+    max_drop: float = Field(
+        0.05, gt=0.0, le=1.0, allow_inf_nan=False, description="promise on the mean over held-out clips"
+    )
+    max_clip_drop: float = Field(
+        0.2, gt=0.0, le=1.0, allow_inf_nan=False, description="promise on the worst held-out clip"
+    )
     objective: Literal["memory", "stage", "masks"] = Field(
-        "memory", description="what the shortcut is fitted to: conditioned feature (published), span output, masks"
+        "memory",
+        description="what the shortcut is fitted to: conditioned feature (`memory`), span output (`stage`) or masks",
     )
     steps: int = Field(100, ge=0, le=MOST, description="gradient steps after the closed form")
     search: dict[str, tuple[Any, ...]] = Field(
-        default_factory=dict, description="values to try, by dotted field, as in an override"
+        default_factory=dict,
+        description="values to try, by dotted field; every combination is a candidate, at most 5,000",
     )
 
     @field_validator("search", mode="before")

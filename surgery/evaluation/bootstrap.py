@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,4 +34,6 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, seed: int =
     )  # fmt: skip
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    # Of equal values, rounding would leave the mean outside.
+    mean = statistics.fmean(values)
+    return min(float(low), mean), max(float(high), mean)

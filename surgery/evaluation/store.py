@@ -73,9 +73,8 @@ class Store:
 
     def finished(self, sequence: str, digest: str, arms: list[str], record: bool) -> dict[str, Any] | None:
         """The stored row of a sequence, or None: absent, unreadable, of other files, or with parts missing."""
-        path = self._result(sequence)
-        row = _read_json(path) if path.is_file() else None
-        if not isinstance(row, dict) or row.get("row", {}).get("digest") != digest or row.get("key") != self.key:
+        row = _read_json(self._result(sequence))
+        if not isinstance(row, dict) or row.get("key") != self.key or row["row"]["digest"] != digest:
             return None
         parts = [self.predictions(arm) / sequence for arm in arms]
         if record:

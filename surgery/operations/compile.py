@@ -38,7 +38,7 @@ class CompileParts(Operation):
 
     type: Literal["compile"] = "compile"
     parts: tuple[Part, ...] = Field(PARTS, description="what is compiled; the prompt encoder never is")
-    mode: CompileMode = Field("default", description="of torch.compile; those with CUDA graphs: fixed shapes only")
+    mode: CompileMode = Field("default", description="of torch.compile; all but `default` are inductor's")
     backend: str = Field("inductor", min_length=1, max_length=80, description="any that torch.compile knows")
 
     alias: ClassVar[str] = "compile"

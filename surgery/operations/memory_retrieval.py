@@ -13,19 +13,17 @@ class SparseMemoryRetrieval(Operation):
     """Sparse Memory Retrieval: older memory frames keep only the tokens that mattered (Efficient-SAM2, section 3.3)."""
 
     type: Literal["sparse_memory_retrieval"] = "sparse_memory_retrieval"
-    keep: Fraction = Field(0.05, description="share of the tokens kept of each pruned memory frame; 1: all (exact)")
+    keep: Fraction = Field(0.05, description="share of the tokens kept of each older memory frame; 1: all")
     keep_conditioning: Fraction = Field(
-        1.0, description="the same for conditioning frames, measured when first read; 1: whole (published)"
+        1.0, description="the same for conditioning frames, measured when first read; 1: whole"
     )
     rebalance: bool = Field(
-        False, description="kept tokens of a pruned frame together weigh what the whole frame weighed when measured"
+        False, description="kept tokens of a frame together weigh what the whole frame weighed when measured"
     )
     warm_up: bool = Field(
-        True, description="prune only after as many frames were measured as the bank's middle holds (published)"
+        True, description="prune only after as many frames were measured as the bank's middle holds (5)"
     )
-    query_stride: int = Field(
-        1, ge=1, le=MOST, description="saliency averages every n-th query token only; 1: all (published)"
-    )
+    query_stride: int = Field(1, ge=1, le=MOST, description="saliency averages every n-th query only; 1: all")
 
     alias: ClassVar[str] = "retrieval"
 

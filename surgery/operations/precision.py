@@ -31,15 +31,12 @@ class Precision(Operation):
     """Parts of the model run in half precision; what they take and give, and everything between them, stays fp32."""
 
     type: Literal["precision"] = "precision"
-    dtype: Literal["bf16", "fp16"] = Field("bf16", description="bf16 or fp16; bfloat16 and float16 are read as well")
+    dtype: Literal["bf16", "fp16"] = Field("bf16", description="`bfloat16` and `float16` are read as well")
     cast: Literal["autocast", "weights"] = Field(
         "autocast",
-        description="autocast: each op casts what torch.autocast casts; weights: everything in the part is half "
-        "precision, by copies of its weights kept beside the originals",
+        description="`autocast`: as torch.autocast casts operations; `weights`: by half-precision weights",
     )
-    keep_fp32: tuple[Part, ...] = Field(
-        (), description="parts left as they are: encoder, memory_attention, memory_encoder, mask_decoder"
-    )
+    keep_fp32: tuple[Part, ...] = Field((), description="parts left as they are")
 
     alias: ClassVar[str] = "precision"
 

@@ -20,16 +20,13 @@ class SparseQueryRouting(Operation):
     """Memory attention runs for tokens of computed windows and near the object; the others keep their last output."""
 
     type: Literal["sparse_query_routing"] = "sparse_query_routing"
-    margin: int = Field(
-        2, ge=0, le=255, description="tokens by which the object's mask candidates of the frame before are widened"
-    )
+    margin: int = Field(2, ge=0, le=255, description="tokens by which the object's mask candidates are widened")
     rolling: int = Field(
         1, ge=0, le=MOST, description="further windows whose tokens are queries, those that waited longest"
     )
     budget: Fraction = Field(
         1.0,
-        description="largest share of the tokens that are queries, as far as those of computed windows leave room; "
-        "those near the object whose picture changed most go first; 1: no limit",
+        description="largest share of the tokens that are queries; 1: no limit",
     )
 
     alias: ClassVar[str] = "queries"

@@ -25,18 +25,17 @@ class TrimCaches(Operation):
 
     type: Literal["trim_caches"] = "trim_caches"
     high_res_masks: bool = Field(
-        True, description="drop the masks at model resolution that transformers keeps after encoding them into memory"
+        True,
+        description="`transformers`: drop masks at model resolution (4 MiB each at 1024 px) once they are in memory",
     )
-    positions: bool = Field(True, description="one position code for all memory frames of a video (transformers)")
+    positions: bool = Field(True, description="`transformers`: one position code for all memory frames of a video")
     frames: int | None = Field(
         None,
         ge=1,
         le=MOST,
-        description="forget tracked frames further than this from the one being tracked; null: keep all",
+        description="forget tracked frames further than so many from the one being tracked; null: keep all",
     )
-    images: bool = Field(
-        False, description="empty the images behind the kept frames too (transformers); needs frames: n"
-    )
+    images: bool = Field(False, description="`transformers`: empty the images behind those frames too; needs `frames`")
 
     alias: ClassVar[str] = "caches"
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class ShortcutSettings(Settings):
     """The branch that stands in for the routed span on skipped windows (Efficient-SAM2, section 3.2)."""
 
-    type: Literal["bottleneck", "identity", "ffn", "attention"] = "bottleneck"
+    type: Literal["bottleneck", "identity", "ffn", "attention"] = Field(
+        "bottleneck", description="`bottleneck` is the published one"
+    )
 
 
 class RefreshSettings(Settings):
@@ -30,21 +32,19 @@ class RefreshSettings(Settings):
     """
 
     start: bool = Field(
-        True, description="dense first tracked frame of a pass (published); false: routed by the prompted frame's mask"
+        True, description="dense first tracked frame of a pass; false: routed by the masks of the prompted frame"
     )
 
-    every: int = Field(
-        0, ge=0, le=MOST, description="dense frame after this many routed ones; 0: never for this reason"
-    )
+    every: int = Field(0, ge=0, le=MOST, description="dense frame after so many routed ones; 0: never for this reason")
     scene_cut: float | None = Field(
         0.6,
         gt=0.0,
         allow_inf_nan=False,
-        description="mean absolute change of the 32x32 thumbnail, in standard deviations of the normalised pixels, "
-        "above which the frame counts as a new scene; null: no test",
+        description="mean change of the 32x32 thumbnail, in standard deviations, that is a new scene; null: no test",
     )
     lost: Literal["never", "once", "always"] = Field(
-        "once", description="object score <= 0: dense on the next frame only (once), or until it is back (always)"
+        "once",
+        description="object score at most 0: dense on the next frame (`once`), until it is back (`always`), or `never`",
     )
 
 
@@ -52,30 +52,29 @@ class SparseWindowRouting(Operation):
     """Sparse Window Routing: only windows near the object run through the middle blocks (Efficient-SAM2, 3.2)."""
 
     type: Literal["sparse_window_routing"] = "sparse_window_routing"
-    windows: Literal["object", "all"] = Field("object", description="all: every window on every frame (exact)")
+    windows: Literal["object", "all"] = Field("object", description="`all`: every window on every frame (exact)")
     span: Literal["stage3", "tiles"] = Field(
         "stage3",
-        description="stage3: skipped windows skip the middle blocks; tiles: all blocks before as well",
+        description="`tiles`: skipped windows skip all blocks before the middle ones as well",
     )
     early: float = Field(
         0.0,
         ge=0.0,
         le=1.0,
         allow_inf_nan=False,
-        description="span tiles: share of the map that passes the blocks before the span, as far as computed windows "
-        "leave room: where objects are and the picture changed most. Skipped windows are corrected there by the "
-        "shortcut; elsewhere, and with 0, they return their last output as it is",
+        description="with tiles: share of the map that passes the blocks before the span",
     )
     correction: Literal["none", "patch"] = Field(
         "none",
-        description="span tiles: stage outputs that are reused follow the change of the patch embedding through a "
-        "small fitted branch (patch), or stay as they are (none)",
+        description="with tiles: `patch` lets reused maps of stages 1 and 2 follow the patch embedding (fitted)",
     )
     stage4: Literal["dense", "routed"] = Field(
         "dense",
-        description="dense: stage 4 runs whole; routed: for computed windows only, the others return their last output",
+        description="`routed`: stage 4 runs for computed windows only; needs `temporal`",
     )
-    saliency_mass: Fraction = Field(0.7, description="share of the prompt-to-image attention the salient windows hold")
+    saliency_mass: Fraction = Field(
+        0.7, description="share of the prompt-to-image attention that the salient windows hold"
+    )
     score_gate: float = Field(
         5.0, allow_inf_nan=False, description="object score logit under which salient windows are added"
     )
@@ -85,25 +84,26 @@ class SparseWindowRouting(Operation):
         ge=0.0,
         le=100.0,
         allow_inf_nan=False,
-        description="the mask also counts where the object would be after so many frames at its present speed",
+        description="the mask also counts where the object would be after so many frames at its speed",
     )
-    candidates: Literal["all", "best"] = Field("all", description="all three mask candidates, or the best by IoU")
+    candidates: Literal["all", "best"] = Field(
+        "all", description="which mask candidates count: all three, or the `best` by predicted IoU"
+    )
     shortcut: ShortcutSettings = ShortcutSettings()
     temporal: bool = Field(False, description="skipped windows return their last output plus the shortcut's change")
-    rolling: int = Field(0, ge=0, le=MOST, description="windows computed each frame because they have waited longest")
+    rolling: int = Field(
+        0, ge=0, le=MOST, description="windows computed on each frame because they have waited longest"
+    )
     budget: Fraction = Field(
         1.0,
-        description="largest share of the windows computed on a routed frame; those whose picture changed most since "
-        "they were last computed go first, the object's before others; 1: no limit",
+        description="largest share of the windows on a routed frame; 1: no limit; below 1 needs `temporal`",
     )
-    fill: bool = Field(
-        False, description="compute as many windows as the budget allows on every routed frame, wanted or not"
-    )
+    fill: bool = Field(False, description="compute as many windows as the budget allows, wanted or not")
     round_to: int = Field(
         1, ge=1, le=MOST, description="window counts are rounded up to a multiple (fewer compiled shapes)"
     )
     padding: Literal["exact", "published"] = Field(
-        "exact", description="published: pad before the first norm, as the released base+ shortcut was trained with"
+        "exact", description="`published`: the padding order of the released shortcuts; not with `temporal`"
     )
     refresh: RefreshSettings = RefreshSettings()
 

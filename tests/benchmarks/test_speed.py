@@ -129,12 +129,18 @@ def test_stock_and_sparse_arms_are_compiled_by_the_same_operation(monkeypatch: p
 
 def test_a_strange_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "speed.json"
-    path.write_text(json.dumps({"kind": "bench", "schema": 1}))
-    with pytest.raises(BenchmarkError, match="expected kind 'speed'"):
-        Matrix(path, torch.device("cpu"), "")
-    path.write_text("{")
+    good = {"kind": "speed", "schema": 1, "machine": {}, "rows": []}
+    for content, message in (
+        (json.dumps({**good, "kind": "bench"}), "kind: Input should be 'speed', got 'bench'"),
+        (json.dumps({**good, "rows": [{"case": "x"}]}), r"rows\[0\]\.code: missing"),
+        ('{"kind": "speed", "schema": 1}', "machine: missing; rows: missing"),
+        ("{", "not JSON"),
+    ):
+        path.write_text(content)
+        with pytest.raises(BenchmarkError, match=message):
+            Matrix(path, torch.device("cpu"), "")
     with pytest.raises(BenchmarkError, match="cannot be read"):
-        Matrix(path, torch.device("cpu"), "")
+        read_matrix(tmp_path / "absent.json")
 
 
 def row(**changes: Any) -> dict[str, Any]:

@@ -156,6 +156,11 @@ def test_going_on_is_with_the_same_command_and_starting_over_only_where_a_run_is
         assert "holds no run of `surgery track`" in error
     assert (precious / "00011.png").read_bytes() == b"mine"
 
+    note = out / "summary.json"
+    for damaged in ({"per_frame": [{"name": "00011"}]}, {"per_frame": [], "runs": [{}]}):
+        note.write_text(json.dumps({**json.loads(note.read_text()), **damaged}))
+        assert "holds no run of `surgery track`" in invoke(*command, "--resume", code=1).stderr
+
 
 def test_an_error_before_the_first_frame_touches_nothing(tmp_path: Path, frames: Path) -> None:
     out = tmp_path / "out"

@@ -1,17 +1,16 @@
-"""The pages: links lead somewhere, and every field of every operation is documented with its default."""
+"""The pages: links lead somewhere, and the tables of fields are made from the operations' settings."""
 
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, create_model
 
-from surgery.core.operation import known
-from surgery.core.promise import CalibrationSettings
 from surgery.operations import SparseWindowRouting
 from surgery.recipe import Recipe, list_recipes
 
@@ -58,27 +57,39 @@ def test_a_broken_link_is_seen(tmp_path: Path) -> None:
     assert broken_links(page) == ["nothing.md", "page.md#one"]
 
 
-def fields(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """`{dotted field: default}`, `type` left out."""
-    found: dict[str, Any] = {}
-    for name, value in model().model_dump(mode="json").items():
-        inner = model.model_fields[name].annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found |= fields(inner, f"{prefix}{name}.")
-            if "type" in inner.model_fields:
-                found[f"{prefix}{name}.type"] = value["type"]
-        elif name != "type":
-            found[prefix + name] = value
-    return found
+TABLES = runpy.run_path(str(ROOT / "docs" / "tables.py"))
 
 
-@pytest.mark.parametrize("section", [*known(), "calibration"])
-def test_every_field_of_an_operation_is_documented_with_its_default(section: str) -> None:
+def test_the_tables_of_fields_are_those_of_the_settings() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", page, re.M | re.S)
-    rows = re.findall(r"^\| `([\w.]+)` \| `([^`]*)` \|", text, re.M)
-    documented = {name: yaml.safe_load(default) for name, default in rows}
-    assert documented == fields(known().get(section, CalibrationSettings))
+    assert TABLES["filled"](page) == page, "run: python docs/tables.py"
+
+
+class Group(BaseModel):
+    type: Literal["a", "b"] = Field("b", description="of the group")
+
+
+class Toy(BaseModel):
+    type: Literal["toy"] = "toy"
+    share: float = Field(0.5, gt=0.0, le=1.0, description="a share")
+    count: int | None = Field(None, ge=1, description="a count")
+    gate: float = Field(5.0, description="a gate")
+    parts: tuple[Literal["x", "y"], ...] = Field(("x",), description="some parts")
+    search: dict[str, int] = Field({}, description="by name")
+    group: Group = Group()
+
+
+def test_a_table_has_every_field_with_its_default_values_and_description() -> None:
+    assert TABLES["table"](Toy()).splitlines()[2:] == [
+        "| `share` | `0.5` | above 0 to 1 | a share |",
+        "| `count` | `null` | from 1, `null` | a count |",
+        "| `gate` | `5.0` | a number | a gate |",
+        "| `parts` | `[x]` | list of `x`, `y` | some parts |",
+        "| `search` | `{}` | a mapping | by name |",
+        "| `group.type` | `b` | `a`, `b` | of the group |",
+    ]
+    with pytest.raises(KeyError, match="description"):
+        TABLES["table"](create_model("Silent", share=(float, 0.5))())
 
 
 def test_every_shipped_recipe_is_listed() -> None:

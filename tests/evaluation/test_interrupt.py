@@ -14,7 +14,7 @@ import pytest
 
 from surgery import DatasetError, evaluate
 from surgery.demo import load
-from surgery.evaluation.store import Store
+from surgery.evaluation.store import Store, write_text
 from tests.evaluation.trees import folder_tree
 
 NAMES, FRAMES = ("a", "b"), 8
@@ -118,3 +118,11 @@ def test_a_folder_with_other_settings_under_the_same_name_is_refused(tmp_path: P
     (store.folder / "settings.json").write_text('{"recipe": "fast"}')
     with pytest.raises(DatasetError, match="other settings than this run's"):
         Store(tmp_path, {"recipe": "balanced"})
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"row": []}', '{"row": {"digest": "d"}}'])
+def test_a_file_that_is_no_result_of_this_run_counts_as_none(tmp_path: Path, content: str) -> None:
+    store = Store(tmp_path, {"recipe": "balanced"})
+    write_text(store.folder / "sequences" / "clip.json", content)
+    assert store.finished("clip", "d", [], record=False) is None
+    store.close()
