@@ -170,15 +170,16 @@ def desparsify(model: M) -> M:
     A stock model is returned unchanged. Other threads' frames are waited for.
 
     Raises:
+        UnsupportedModelError: not a torch module.
         ModelStateError: called from inside a frame.
     """
-    if isinstance(model, nn.Module):
-        with access_to(model).change():
-            view = current_view(model)
-            if view is not None:
-                undo(view)
-            else:
-                undo_copies(model)
+    module = _module(model)
+    with access_to(module).change():
+        view = current_view(model)
+        if view is not None:
+            undo(view)
+        else:
+            undo_copies(module)
     return model
 
 
@@ -234,9 +235,7 @@ def _calibration(model: object) -> CalibrationRecord | None:
 
 def current_view(model: object) -> HostView | None:
     """The view of a model under surgery, or None for a stock model. Raises UnsupportedModelError for what is none."""
-    if not isinstance(model, nn.Module):
-        view_of(model)
-    view = vars(model).get("_surgery") if is_grafted(model) else None
+    view = vars(_module(model)).get("_surgery") if is_grafted(model) else None
     return view if isinstance(view, HostView) else None
 
 
@@ -246,6 +245,13 @@ def require_view(model: object) -> HostView:
     if view is None:
         raise ModelStateError(f"this {type(model).__name__} is not under surgery; call sparsify(model) first")
     return view
+
+
+def _module(model: object) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        view_of(model)  # which says what is expected
+        raise AssertionError
+    return model
 
 
 def _load(adapter: str | Path | Adapter | None) -> Adapter | None:

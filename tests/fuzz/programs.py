@@ -5,23 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 FRAMES = 10
 OBJECTS = (1, 2, 5)
 PLACES = ("block", "neck", "memory attention", "decoder", "memory encoder")
-FEATURES = (
-    "again",  # a frame is tracked a second time
-    "copies",  # a deep copy of a session goes on beside it
-    "pickles",  # so does a pickled one
-    "errors",  # a module raises in the middle of a frame, and the frame is tried again
-    "inside",  # surgery is asked for from inside a frame
-    "overlapping",  # `disabled` contexts close in the order in which they were opened
-    "dense threads",  # `disabled` in one of two threads that share a model
-    "waiting",  # surgery from another thread while a video runs
-)
-PENDING = frozenset(FEATURES)
-"""Features that no program has yet."""
+Mishap = Literal["again", "errors", "inside"]
+TROUBLES: tuple[Mishap, ...] = get_args(Mishap)
+"""A frame is tracked a second time; a module raises in the middle of it, and it is tried again; surgery is asked for
+from inside it."""
 Kind = Literal["point", "box", "mask"]
 
 
@@ -61,7 +53,7 @@ class Reset:
 class Trouble:
     """What befalls one frame and must leave no trace. place: of `PLACES`."""
 
-    kind: Literal["again", "errors", "inside"]
+    kind: Mishap
     place: str
 
 
@@ -135,25 +127,24 @@ def program(seed: int, roots: tuple[int, ...] = (0, 1), cuts: bool = True, dense
     cuts: with surgery between frames. dense: with `disabled` around some of them.
     """
     dice = random.Random(seed)
-    features = sorted(set(FEATURES) - PENDING)
     videos: dict[int, tuple[Step, ...]] = {}
     for root in roots:
         prompted: list[int] = []
-        steps = [_prompt(dice, prompted), *_steps(dice, features, prompted, dice.randint(2, 4))]
-        for kind, pickled in (("copies", False), ("pickles", True)):
-            if kind in features and dice.random() < 0.4:
+        steps = [_prompt(dice, prompted), *_steps(dice, prompted, dice.randint(2, 4))]
+        for pickled in (False, True):
+            if dice.random() < 0.4:
                 child = 100 + 10 * root + pickled
-                videos[child] = tuple(_steps(dice, features, prompted, 1))
+                videos[child] = tuple(_steps(dice, prompted, 1))
                 steps.insert(dice.randint(2, len(steps)), Spawn(child, pickled))
         videos[root] = tuple(steps)
-    return Program(videos, tuple(_schedule(dice, sorted(videos), features, cuts, dense)))
+    return Program(videos, tuple(_schedule(dice, sorted(videos), cuts, dense)))
 
 
-def _steps(dice: random.Random, features: list[str], prompted: list[int], count: int) -> Iterator[Step]:
+def _steps(dice: random.Random, prompted: list[int], count: int) -> Iterator[Step]:
     for _ in range(count):
         kind = dice.choices(("run", "prompt", "clear", "remove", "reset"), (50, 30, 8, 8, 4))[0]
         if kind == "run":
-            yield _run(dice, features, prompted)
+            yield _run(dice, prompted)
         elif kind == "clear":
             yield Clear(dice.choice(prompted), dice.choice(OBJECTS))
         elif kind == "remove":
@@ -163,7 +154,7 @@ def _steps(dice: random.Random, features: list[str], prompted: list[int], count:
                 prompted.clear()
                 yield Reset()
             yield _prompt(dice, prompted)
-    yield _run(dice, features, prompted)
+    yield _run(dice, prompted)
 
 
 def _prompt(dice: random.Random, prompted: list[int]) -> Prompt:
@@ -175,16 +166,13 @@ def _prompt(dice: random.Random, prompted: list[int]) -> Prompt:
     return Prompt(frame, dice.choice(OBJECTS), kind, x, y, more)
 
 
-def _run(dice: random.Random, features: list[str], prompted: list[int]) -> Run:
+def _run(dice: random.Random, prompted: list[int]) -> Run:
     """From a prompt on, mostly."""
     count, reverse, start = dice.choice((3, 4, 9)), dice.random() < 0.3, dice.choice(prompted)
     if dice.random() < 0.1:
         start = dice.randrange(FRAMES)
-    kinds = [kind for kind in features if kind in ("again", "errors", "inside")]
     troubles = {
-        frame: Trouble(dice.choice(kinds), dice.choice(PLACES))  # type: ignore[arg-type]
-        for frame in range(count)
-        if kinds and dice.random() < 0.25
+        frame: Trouble(dice.choice(TROUBLES), dice.choice(PLACES)) for frame in range(count) if dice.random() < 0.25
     }
     first = None if not reverse and dice.random() < 0.3 else start
     return Run(
@@ -192,7 +180,7 @@ def _run(dice: random.Random, features: list[str], prompted: list[int]) -> Run:
     )
 
 
-def _schedule(dice: random.Random, videos: list[int], features: list[str], cuts: bool, dense: bool) -> Iterator[Entry]:
+def _schedule(dice: random.Random, videos: list[int], cuts: bool, dense: bool) -> Iterator[Entry]:
     inside: list[int] = []
     sparse = True
     for number in range(40):
@@ -201,7 +189,7 @@ def _schedule(dice: random.Random, videos: list[int], features: list[str], cuts:
             inside.append(number)
             yield Dense(number, enter=True)
         elif event < 0.3 and inside:
-            yield Dense(inside.pop(0 if "overlapping" in features else -1), enter=False)
+            yield Dense(inside.pop(dice.choice((0, -1))), enter=False)
         elif 0.3 < event < 0.325 and cuts and not inside:
             sparse = not sparse or dice.random() < 0.3
             yield Cut(sparse)

@@ -15,7 +15,7 @@ import pytest
 
 import surgery
 from tests.fuzz.company import Company, Noted, difference
-from tests.fuzz.programs import FEATURES, PENDING, Program, Run, Spawn, program
+from tests.fuzz.programs import TROUBLES, Program, Run, Spawn, program
 from tests.hosts.drive import Driver, make
 
 HOSTS = ("sam2", "transformers")
@@ -99,10 +99,7 @@ def test_a_video_in_company_is_what_it_is_alone(seed: int, host: str, recipe: st
 def test_threads_that_share_a_model(seed: int, host: str, recipe: str) -> None:
     """Each with its own videos, and its own `disabled`."""
     driver = under(host, recipe)
-    plans = [
-        program(seed_of(seed, recipe) + 50, roots=(root,), cuts=False, dense="dense threads" not in PENDING)
-        for root in (0, 1)
-    ]
+    plans = [program(seed_of(seed, recipe) + 50, roots=(root,), cuts=False) for root in (0, 1)]
     companies = [Company(driver, plan, recipe) for plan in plans]
     with ThreadPoolExecutor(len(plans)) as pool:
         results = list(pool.map(Company.run, companies))
@@ -112,7 +109,6 @@ def test_threads_that_share_a_model(seed: int, host: str, recipe: str) -> None:
         company.leaves_nothing(stock(host))
 
 
-@pytest.mark.skipif("waiting" in PENDING, reason="not kept yet")
 @pytest.mark.parametrize("host", HOSTS)
 def test_surgery_from_another_thread_waits_for_the_frame(host: str) -> None:
     plan = program(seed_of(FIRST, "exact") + 50, cuts=False, dense=False)
@@ -135,11 +131,11 @@ def test_surgery_from_another_thread_waits_for_the_frame(host: str) -> None:
     company.leaves_nothing(stock(host))
 
 
-def test_the_programs_have_every_feature() -> None:
+def test_the_programs_have_every_trouble() -> None:
     """Those that run by default; else a test above says nothing of it."""
     steps = [
         step for recipe in ("exact", *RECIPES) for part in program(seed_of(0, recipe)).videos.values() for step in part
     ]
     found = {trouble.kind for step in steps if isinstance(step, Run) for trouble in step.troubles.values()}
-    found |= {"pickles" if step.pickled else "copies" for step in steps if isinstance(step, Spawn)}
-    assert found == set(FEATURES) - PENDING - {"overlapping", "dense threads", "waiting"}
+    assert found == set(TROUBLES)
+    assert {step.pickled for step in steps if isinstance(step, Spawn)} == {False, True}

@@ -129,7 +129,7 @@ class Driver:
         raise NotImplementedError
 
     def extras(self, session: Any) -> set[str]:
-        """Keys of the session that the surgery put there."""
+        """Keys of the session under which something of the surgery lies; a pickled one has a None there."""
         raise NotImplementedError
 
     def features(self, session: Any) -> dict[int, Any]:
@@ -183,7 +183,7 @@ class StockDriver(Driver):
         self.model.reset_state(session)
 
     def extras(self, session: Any) -> set[str]:
-        return {key for key in session if "surgery" in key}
+        return {key for key, held in session.items() if "surgery" in key and held is not None}
 
     def features(self, session: Any) -> dict[int, Any]:
         return session["cached_features"]
@@ -227,7 +227,7 @@ class TransformersDriver(Driver):
         session.reset_tracking_data()
 
     def extras(self, session: Any) -> set[str]:
-        return {key for key in vars(session) if "surgery" in key}
+        return {key for key, held in vars(session).items() if "surgery" in key and held is not None}
 
     def features(self, session: Any) -> dict[int, Any]:
         return session.cache._vision_features
