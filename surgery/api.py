@@ -236,7 +236,8 @@ def _calibration(model: object) -> CalibrationRecord | None:
 
 def current_view(model: object) -> HostView | None:
     """The view of a model under surgery, or None for a stock model. Raises UnsupportedModelError for what is none."""
-    view = vars(_module(model)).get("_surgery") if is_grafted(model) else None
+    module = _module(model)
+    view = vars(module).get("_surgery") if is_grafted(module) else None
     return view if isinstance(view, HostView) else None
 
 

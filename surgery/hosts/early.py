@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from surgery.graft import Graft
 from surgery.hosts.base import Binding, BlockInfo, HostView, SpanInfo
 from surgery.hosts.strips import block_in_strips, strips_pay
-from surgery.operations.window_geometry import stage_ends
+from surgery.operations.window_geometry import last_blocks
 from surgery.routing.correction import Corrections, StageCorrection
 
 
@@ -74,7 +74,7 @@ class EarlyBlock(Graft):
 
 def early_parts(view: HostView, span: SpanInfo, corrections: Corrections | None) -> list[tuple[nn.Module, EarlyPart]]:
     """Every block before the span, with its part."""
-    ends = stage_ends(view, span)
+    ends = last_blocks(view, span)
     return [
         (
             block,

@@ -18,13 +18,13 @@ def tile_grid(view: HostView, span: SpanInfo) -> TileGrid:
     grid = WindowGrid(span.side, span.side, span.window)
     side = piece_side([(info.window, info.pools) for info in infos], grid)
     levels = []
-    for end in stage_ends(view, span):
+    for end in last_blocks(view, span):
         scale = 2 ** sum(info.pools for info in infos[end + 1 :])
         levels.append((span.side * scale, infos[end].dim))
-    return TileGrid(grid, side, levels, whole=span.entry - 1 in stage_ends(view, span))
+    return TileGrid(grid, side, levels, whole=span.entry - 1 in last_blocks(view, span))
 
 
-def stage_ends(view: HostView, span: SpanInfo) -> list[int]:
+def last_blocks(view: HostView, span: SpanInfo) -> list[int]:
     """Last blocks of the stages that end before the span."""
     return [start - 1 for start in view.stage_starts() if 0 < start <= span.entry]
 

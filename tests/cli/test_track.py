@@ -175,8 +175,8 @@ def test_an_error_before_the_first_frame_touches_nothing(tmp_path: Path, frames:
     invoke(*command, tmp_path / "new", code=1)
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").touch()
-    assert "no folder to write to" in invoke(*command, tmp_path / "file/out", code=1).stderr
-    assert "cannot be written" in invoke(*command, tmp_path / ("x" * 300), code=1).stderr
+    assert "is a file" in invoke(*command, tmp_path / "file/out", code=2).stderr
+    assert "a name that can be written" in " ".join(invoke(*command, tmp_path / ("x" * 300), code=2).stderr.split())
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
