@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Union
 
@@ -177,9 +177,14 @@ def _annotated(name: str, frames: Path, masks: Path) -> CalibrationClip:
     if not masks.is_dir():
         return CalibrationClip(name, video)
     files = natural_sort(masks.glob("*.png"))
-    truth = PackedLabels(read_label_png(file) for file in files)
-    if not len(truth):
+    if not files:
         raise VideoError(f"{masks}: no PNG there, expected one label map per frame")
+    if video.names is not None:
+        called = {file.stem: file for file in files}
+        files = [called[name] for name in takewhile(called.__contains__, video.names)]
+        if not files:
+            raise VideoError(f"{masks}: no mask called {video.names[0]}.png, as the first frame is")
+    truth = PackedLabels(read_label_png(file) for file in files)
     first = truth[0]
     prompts = tuple(MaskPrompt(first == label, int(label)) for label in np.unique(first) if label)
     if not prompts:

@@ -50,6 +50,20 @@ def test_folders_files_and_annotated_clips(tmp_path: Path) -> None:
     assert [clip.name for clip in together] == ["annotated", "plain"]
 
 
+def test_masks_are_those_of_the_frames_they_are_called_as(tmp_path: Path) -> None:
+    path = labelled(tmp_path / "late", 5)
+    for index in range(5):
+        for kind in ("frames", "masks"):
+            (path / kind / f"{index:05d}.png").rename(path / kind / f"a{index + 1}.png")
+    write_label_png(path / "masks" / "a0.png", np.full((32, 32), 7, dtype=np.uint8))
+    clips, skipped = gather_clips([path, labelled(tmp_path / "other", 4)])
+    assert not skipped
+    assert [prompt.obj_id for prompt in clips[0].prompts] == [2]
+    (path / "masks" / "a1.png").unlink()
+    _, skipped = gather_clips([path, tmp_path / "other", labelled(tmp_path / "third", 4)])
+    assert "no mask called a1.png" in str(skipped[0])
+
+
 def test_a_davis_folder_stands_for_its_sequences(tmp_path: Path) -> None:
     write_davis([make_clip(5, 3, 64), make_clip(6, 3, 64)], tmp_path)
     clips, skipped = gather_clips([str(tmp_path)])
