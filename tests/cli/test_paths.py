@@ -127,7 +127,7 @@ def test_names_with_brackets_are_printed_as_they_are(clip: Path, tmp_path: Path)
         "--no-overlay", "--out", str(folder),
     )  # fmt: skip
     assert done.exit_code == 0, (done.output, done.exception)
-    assert f"{folder}/masks/" in done.stdout and (folder / "summary.json").is_file()
+    assert f"{folder}/masks" in done.stdout and (folder / "summary.json").is_file()
     failed = invoke("track", str(tmp_path / "no[/x]ne"), "--model", "demo", "--box", "1,1,2,2", "--out", "unmade")
     assert failed.exit_code == 1 and "no[/x]ne" in failed.stderr
 
