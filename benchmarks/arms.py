@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from surgery.api import require_view, sparsify
+from surgery.api import sparsify
 from surgery.bench import figures
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
@@ -30,6 +30,7 @@ from surgery.bench.pair import (
 )
 from surgery.bench.probe import REST, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import BenchmarkError, Settings
+from surgery.engine import require_view
 from surgery.hosts import view_of
 from surgery.hosts.base import HostView
 from surgery.hosts.driver import follow

@@ -24,9 +24,9 @@ import torch
 import surgery.demo as demo
 from benchmarks.parts import fitted, score
 from surgery import Recipe, __version__, sparsify
-from surgery.api import require_view
 from surgery.bench.flops import FlopModel
 from surgery.demo.clips import HELD_OUT, Difficulty, make_clip
+from surgery.engine import require_view
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.loading import load_model
 from surgery.operations import SparseWindowRouting

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from surgery import Recipe, sparsify
-from surgery.api import require_view
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.figures import latency, speedup
@@ -26,6 +25,7 @@ from surgery.bench.flops import FlopModel
 from surgery.bench.machine import machine
 from surgery.bench.modules import forced_windows
 from surgery.bench.pair import twin
+from surgery.engine import require_view
 from surgery.hosts.sam2.driver import frames_instead_of_files, without_bar
 from surgery.loading import load_model
 from surgery.operations import SparseMemoryRetrieval

@@ -23,10 +23,10 @@ import surgery.demo as demo
 import surgery.hosts.choice as choice
 import surgery.retrieval.attention as attention
 from surgery import Recipe, __version__, sparsify, status
-from surgery.api import require_view
 from surgery.calibration import FitSettings, fit_shortcut
 from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.demo.show import Score, _score, prompt_for
+from surgery.engine import require_view
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.tracking import track
 from surgery.video import open_video

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from surgery import Recipe, sparsify
-from surgery.api import require_view
 from surgery.bench.flops import _full_bank_plan
 from surgery.bench.machine import machine
+from surgery.engine import require_view
 from surgery.graft import graft, ungraft
 from surgery.hosts import view_of
 from surgery.hosts.transformers.encoder import TransformersEncoderAttention

@@ -19,13 +19,13 @@ import torch
 
 from benchmarks.arms import in_turn
 from surgery import Recipe, sparsify
-from surgery.api import require_view
 from surgery.bench import Settings, figures
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.machine import machine
 from surgery.bench.modules import forced_windows
 from surgery.bench.pair import inference, stepped, twin
+from surgery.engine import require_view
 from surgery.hosts import view_of
 from surgery.hosts.driver import follow
 from surgery.loading import load_model

@@ -21,12 +21,12 @@ from torch import Tensor
 
 import surgery.demo as demo
 from surgery import Recipe, sparsify, status
-from surgery.api import require_view
 from surgery.bench.flops import encoder_gflop
 from surgery.bench.machine import machine
 from surgery.bench.modules import middle_first
 from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.demo.show import calibrated, prompt_for
+from surgery.engine import require_view
 from surgery.evaluation import boundary_f, region_j
 from surgery.loading import load_model
 from surgery.operate import retune

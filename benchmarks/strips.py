@@ -23,8 +23,8 @@ from torch import Tensor
 
 from benchmarks.savings import CPU, POINTERS, bank, bank_plan, compared
 from surgery import Recipe, disabled, sparsify
-from surgery.api import require_view
 from surgery.bench.machine import machine
+from surgery.engine import require_view
 from surgery.hosts.base import HostView
 from surgery.hosts.positions import NeckCodes, Trunk
 from surgery.loading import load_model

@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "sparsify": "surgery.api",
-    "desparsify": "surgery.api",
-    "disabled": "surgery.api",
+    "desparsify": "surgery.engine",
+    "disabled": "surgery.engine",
     "status": "surgery.api",
     "warm_up": "surgery.warm",
     "WarmUp": "surgery.warm",
@@ -52,14 +52,14 @@ if TYPE_CHECKING:
     from surgery.adapters import push_adapter as push_adapter
     from surgery.adapters import save_adapter as save_adapter
     from surgery.api import Status as Status
-    from surgery.api import desparsify as desparsify
-    from surgery.api import disabled as disabled
     from surgery.api import sparsify as sparsify
     from surgery.api import status as status
     from surgery.bench import Timings as Timings
     from surgery.bench import benchmark as benchmark
     from surgery.calibration import CalibrationReport as CalibrationReport
     from surgery.calibration import calibrate as calibrate
+    from surgery.engine import desparsify as desparsify
+    from surgery.engine import disabled as disabled
     from surgery.errors import AdapterError as AdapterError
     from surgery.errors import AdapterMismatchError as AdapterMismatchError
     from surgery.errors import CalibrationError as CalibrationError

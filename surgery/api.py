@@ -1,31 +1,25 @@
-"""The operation, start to end: look, check everything, then cut; and every way back."""
+"""The calls on a model: `sparsify`, `desparsify`, `disabled` and `status`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from torch import nn
-
-from surgery.access import access_to, paused
-from surgery.errors import CalibrationError, ModelStateError
-from surgery.graft import is_grafted
-from surgery.hosts import view_of
-from surgery.hosts.base import HostView, SpanInfo
-from surgery.operate import inspect, operate, undo, undo_copies
-from surgery.operations import CompileParts, Precision, SparseWindowRouting
-from surgery.operations.window_geometry import tile_grid
+from surgery.adapters.files import Adapter, calibration_of
+from surgery.adapters.record import CalibrationRecord
+from surgery.adapters.sources import open_adapter
+from surgery.engine import apply, current_view, desparsify, disabled
+from surgery.errors import CalibrationError
+from surgery.operations import CompileParts, Precision
 from surgery.recipe import Recipe
-from surgery.routing.shortcut import Shortcut, make_shortcut
 from surgery.session import SessionStats
 
 if TYPE_CHECKING:
-    from surgery.adapters.files import Adapter
-    from surgery.adapters.record import CalibrationRecord
     from surgery.calibration.clips import ClipSource
+
+__all__ = ["DEFAULT_RECIPE", "Status", "desparsify", "disabled", "sparsify", "status"]
 
 M = TypeVar("M")
 DEFAULT_RECIPE = "balanced"
@@ -148,54 +142,7 @@ def sparsify(
         return model
     loaded = _load(adapter)
     chosen = _with_compile(_choose_recipe(recipe, loaded), compile)
-    view = view_of(model)
-    with access_to(view.model).change():
-        before = current_view(model)
-        span = inspect(view, chosen, before.binding if before is not None else None)
-        shortcut = _shortcut(view, span, chosen, loaded, force) if span is not None else None
-        old = before.shortcut_module(before.span_info) if before is not None and before.span_info is not None else None
-        desparsify(model)
-        try:
-            operate(view, chosen, span, shortcut)
-        except BaseException:
-            if before is not None and before.recipe is not None:
-                operate(before, before.recipe, before.span_info, old)
-            raise
-        view.adapter = loaded.source if loaded is not None else None
-    return model
-
-
-def desparsify(model: M) -> M:
-    """Give the stock model back, bit for bit: classes, state-dict keys, attributes, and every session it touched.
-
-    A stock model is returned unchanged. Other threads' frames are waited for.
-
-    Raises:
-        UnsupportedModelError: not a torch module.
-        ModelStateError: called from inside a frame.
-    """
-    module = _module(model)
-    with access_to(module).change():
-        view = current_view(model)
-        if view is not None:
-            undo(view)
-        else:
-            undo_copies(module)
-    return model
-
-
-@contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
-    """Dense inside, sparse again after; a video may go on across both.
-
-    It belongs to the caller: other threads and asyncio tasks track sparse meanwhile. Contexts may be nested, and closed
-    in any order.
-
-    Raises:
-        ModelStateError: the model is not under surgery.
-    """
-    with paused(require_view(model).binding):
-        yield
+    return apply(model, chosen, loaded, force)
 
 
 def status(model: object) -> Status:
@@ -224,43 +171,13 @@ def status(model: object) -> Status:
         keys_kept=stats.key_fraction,
         queries_kept=stats.query_fraction,
         dense_frames=dict(stats.dense),
-        calibration=_calibration(model),
+        calibration=calibration_of(model),
     )
-
-
-def _calibration(model: object) -> CalibrationRecord | None:
-    from surgery.adapters.files import calibration_of
-
-    return calibration_of(model)
-
-
-def current_view(model: object) -> HostView | None:
-    """The view of a model under surgery, or None for a stock model. Raises UnsupportedModelError for what is none."""
-    module = _module(model)
-    view = vars(module).get("_surgery") if is_grafted(module) else None
-    return view if isinstance(view, HostView) else None
-
-
-def require_view(model: object) -> HostView:
-    """The view of a model under surgery. Raises ModelStateError for a stock one."""
-    view = current_view(model)
-    if view is None:
-        raise ModelStateError(f"this {type(model).__name__} is not under surgery; call sparsify(model) first")
-    return view
-
-
-def _module(model: object) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        view_of(model)  # which says what is expected
-        raise AssertionError
-    return model
 
 
 def _load(adapter: str | Path | Adapter | None) -> Adapter | None:
     if adapter is None:
         return None
-    from surgery.adapters.files import Adapter, open_adapter
-
     return adapter if isinstance(adapter, Adapter) else open_adapter(adapter)
 
 
@@ -279,16 +196,3 @@ def _with_compile(recipe: Recipe, compile: bool | str | CompileParts | None) -> 
         return recipe.with_operation(compile)
     compiled = recipe if recipe.find(CompileParts) is not None else recipe.with_operation(CompileParts())
     return compiled if compile is True else compiled.with_values({"compile.mode": compile})
-
-
-def _shortcut(view: HostView, span: SpanInfo, recipe: Recipe, adapter: Adapter | None, force: bool) -> Shortcut:
-    routing = recipe.find(SparseWindowRouting)
-    assert routing is not None
-    kind = routing.shortcut.type
-    reference = next(view.blocks()[span.entry].parameters())
-    corrected = tile_grid(view, span).widths if routing.correction == "patch" else None
-    shortcut = make_shortcut(kind, span.channels, corrected=corrected)
-    if adapter is not None:
-        adapter.check(view, span, kind, force)
-        adapter.fill(shortcut)
-    return shortcut.to(reference.device, reference.dtype).train(bool(view.model.training))

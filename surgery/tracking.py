@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from surgery.api import current_view
+from surgery.engine import current_view
 from surgery.errors import VideoError
 from surgery.hosts import view_of
 from surgery.hosts.base import HostView

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from surgery.access import access_to
-from surgery.api import require_view
+from surgery.engine import require_view
 from surgery.errors import ModelStateError
 from surgery.hosts.base import HostView
 from surgery.hosts.driver import follow

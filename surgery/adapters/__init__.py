@@ -5,14 +5,13 @@ from surgery.adapters.files import (
     BaseModelWarning,
     RoundedBaseWarning,
     UnprovenBaseWarning,
-    load_adapter,
-    open_adapter,
     read_adapter,
     record_calibration,
     save_adapter,
 )
 from surgery.adapters.hub import CardKeptWarning, Pushed, pull_adapter, push_adapter
 from surgery.adapters.published import import_published
+from surgery.adapters.sources import load_adapter, open_adapter
 
 __all__ = [
     "Adapter",

@@ -12,7 +12,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from surgery.adapters.fingerprint import compare, fingerprint
 from surgery.adapters.folder import require_replaceable, write_folder
 from surgery.adapters.record import CalibrationRecord
 from surgery.adapters.tensors import encode_tensors, read_tensors
-from surgery.api import require_view, sparsify
+from surgery.engine import require_view
 from surgery.errors import AdapterError, AdapterMismatchError, ModelStateError, RecipeError, WeightsError
 from surgery.hosts.base import HostView, SpanInfo, finite
 from surgery.hosts.weights import quantised_layer
@@ -42,7 +42,6 @@ from surgery.operations import CompileParts, SparseWindowRouting
 from surgery.recipe import Recipe
 from surgery.routing.shortcut import Shortcut
 
-M = TypeVar("M")
 _ORIGIN = "_surgery_origin"
 _CORRECTIONS = "corrections."
 _READS = 400
@@ -193,64 +192,6 @@ def save_adapter(model: Any, path: str | Path) -> Path:
     return target
 
 
-def load_adapter(
-    model: M,
-    path: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    recipe: str | Path | Recipe | None = None,
-    force: bool = False,
-) -> M:
-    """Put `model` under the surgery an adapter describes; the same as `sparsify(model, recipe, adapter=...)`.
-
-    Args:
-        model: see `sparsify`.
-        path: adapter folder, or a Hub id. A `Path` is always a folder; so is a string that exists as a path. Any other
-            string of the form "user/name" is a Hub id; write "./user/name" to mean a folder that may be missing.
-        revision: branch, tag or commit on the Hub; default: the default branch. Refused for a local folder.
-        token: Hub access token; default: HF_TOKEN or the one stored by `hf auth login`; False: none.
-        cache_dir: where downloads are kept; default: the Hub client's.
-        local_files_only: use what has been downloaded before, without network; also with HF_HUB_OFFLINE=1.
-        subfolder: folder inside the repository (or inside `path`) that holds the adapter.
-        recipe: use this recipe with the adapter's shortcut; default is the adapter's own.
-        force: accept an adapter fitted on other weights of the same structure.
-
-    Raises:
-        HubError: the Hub could not be reached, refused, or has no such repository, revision or adapter.
-        AdapterError, AdapterMismatchError and whatever `sparsify` raises. After any of these the model is as it was.
-
-    Warns:
-        RoundedBaseWarning, UnprovenBaseWarning: see `Adapter.check`.
-    """
-    adapter = open_adapter(
-        path,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        subfolder=subfolder,
-    )
-    return sparsify(model, recipe, adapter=adapter, force=force)
-
-
-def open_adapter(path: str | Path, *, revision: str | None = None, subfolder: str | None = None, **hub: Any) -> Adapter:
-    """Read an adapter from a folder or the Hub; arguments and errors as in `load_adapter`."""
-    from surgery.adapters.hub import fetch_adapter, is_repo_id, safe_subfolder
-
-    inside = safe_subfolder(subfolder)
-    if is_repo_id(path):
-        return fetch_adapter(str(path), revision=revision, subfolder=inside, **hub)
-    if revision is not None:
-        raise AdapterError(
-            f"revision {revision!r:.80} was given, but {str(path)!r:.200} is a local folder, or no Hub id (user/name)"
-        )
-    return read_adapter(Path(path, inside) if inside else path)
-
-
 def read_adapter(path: str | Path, source: str | None = None) -> Adapter:
     """Read and validate an adapter folder. Raises AdapterError naming the file and what is wrong with it.
 
@@ -399,8 +340,6 @@ __all__ = [
     "UnprovenBaseWarning",
     "adapter_of",
     "calibration_of",
-    "load_adapter",
-    "open_adapter",
     "read_adapter",
     "record_calibration",
     "save_adapter",

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from surgery.api import current_view, desparsify, require_view, sparsify
+from surgery.api import sparsify
 from surgery.bench.settings import BenchmarkError, Settings
 from surgery.core.parts import PARTS
+from surgery.engine import current_view, desparsify, require_view
 from surgery.hosts import hosts, view_of
 from surgery.hosts.base import HostView
 from surgery.operate import retune

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from surgery.adapters.record import Fidelity
-from surgery.api import disabled, require_view
 from surgery.calibration.clips import CalibrationClip, Labels, PackedLabels
+from surgery.engine import disabled, require_view
 from surgery.errors import PromptError
-from surgery.evaluation import boundary_f, region_j
 from surgery.evaluation.bootstrap import mean_interval
+from surgery.evaluation.metrics import boundary_f, region_j
 from surgery.tracking import track
 from surgery.video import labels_from_logits
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from surgery.calibration.clips import CalibrationClip
-from surgery.hosts.base import HostView, Turn, Watcher
+from surgery.hosts.base import HostView, Turn
 from surgery.hosts.choice import lost_object, saliency_maps
+from surgery.hosts.watcher import Watcher
 from surgery.operations import Precision, SparseWindowRouting
 from surgery.operations.precision import tensors
 from surgery.retrieval.saliency import kept_count

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from surgery.calibration.clips import CalibrationClip
-from surgery.hosts.base import HostView, Turn, Watcher
+from surgery.hosts.base import HostView, Turn
+from surgery.hosts.watcher import Watcher
 from surgery.routing.router import allot, mask_windows
 from surgery.routing.span import dense_route, make_route, updated_memory
 from surgery.session import VideoState

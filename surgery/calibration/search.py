@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from surgery.adapters.record import Fidelity
-from surgery.api import require_view
 from surgery.bench.flops import FlopModel
 from surgery.calibration.clips import CalibrationClip
 from surgery.calibration.fidelity import ClipScore, Reference, score_clip, summarise
 from surgery.calibration.observe import Candidate, Observer, observe
 from surgery.core.parts import PARTS
 from surgery.core.promise import CalibrationSettings
+from surgery.engine import require_view
 from surgery.errors import CalibrationError, RecipeError
 from surgery.hosts.base import HostView
 from surgery.operate import retune

@@ -15,7 +15,6 @@ from torch import nn
 
 from surgery.adapters import record_calibration
 from surgery.adapters.record import CalibrationRecord
-from surgery.api import current_view, desparsify, disabled, require_view, sparsify
 from surgery.calibration.clips import LAYOUTS, CalibrationClip, ClipSource, SkippedClip, gather_clips
 from surgery.calibration.fidelity import Reference, reference_of
 from surgery.calibration.fit import FitSettings, feature_error, fit_shortcut
@@ -25,6 +24,7 @@ from surgery.calibration.report import CalibrationReport
 from surgery.calibration.search import SearchResult, predict, search, settings_of
 from surgery.core.promise import CalibrationSettings
 from surgery.describe import calibrated
+from surgery.engine import apply, current_view, desparsify, disabled, require_view
 from surgery.errors import CalibrationError, PromptError
 from surgery.missing import require
 from surgery.operate import retune
@@ -124,7 +124,7 @@ class _Before:
         if self.recipe is None:
             desparsify(model)
             return
-        sparsify(model, self.recipe)
+        apply(model, self.recipe)
         view = require_view(model)
         view.adapter = self.adapter
         if view.span_info is not None and self.shortcut is not None:
@@ -159,7 +159,7 @@ def _calibrate(
     if view is not None and known:
         retune(view, chosen)
     else:
-        sparsify(model, chosen)
+        apply(model, chosen)
     clock, runs = _Clock(), min(runs, len(settings))
     with clock("prompts and dense masks"):
         usable = prompted(model, usable, skipped, bars)

@@ -27,7 +27,8 @@ def inspect(
 
     Counted at the recipe's own point: as many windows as its budget allows.
     """
-    from surgery.api import require_view, sparsify
+    from surgery.api import sparsify
+    from surgery.engine import require_view
     from surgery.loading import load_model
     from surgery.recipe import Recipe
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import PIL
 
-from surgery.api import current_view, desparsify, sparsify, status
+from surgery.api import sparsify, status
 from surgery.bench.machine import machine
 from surgery.digests import code_digest, weights_digest
+from surgery.engine import current_view, desparsify
 from surgery.errors import DatasetError
 from surgery.evaluation.dataset import Dataset, Sequence
 from surgery.evaluation.layouts import open_dataset

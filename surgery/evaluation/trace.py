@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery.api import current_view
+from surgery.engine import current_view
 from surgery.evaluation.truth import Mask
 from surgery.session import SessionStats
 from surgery.tracking import TrackedFrame

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +19,7 @@ from surgery.graft import Graft, host_class
 from surgery.hosts.driver import Driver, FrameSource
 from surgery.hosts.layout import BlockInfo, SpanInfo, find_span
 from surgery.hosts.ownership import Structure
+from surgery.hosts.watcher import Watcher
 from surgery.operations import (
     CompileParts,
     Precision,
@@ -41,33 +42,6 @@ from surgery.session import Generation, SessionHandle, SessionStats, VideoState
 
 if TYPE_CHECKING:
     from surgery.operations.precision import HalfWeights
-
-
-class Watcher:
-    """Looks on while a model under surgery runs dense: calibration learns from it what sparse settings would have done.
-
-    With a watcher bound, every frame is encoded densely, no key is pruned, every part runs in the precision of the
-    stock model, and saliency is measured all the same.
-    """
-
-    def part(self, name: str, run: Callable[[Precision | None], Any]) -> Any:
-        """A part runs, under recipes with `precision`: `run(None)` as stock, `run(precision)` in another one."""
-        return run(None)
-
-    def frame(self, state: VideoState, frame: int, turn: Turn | None, pixels: Tensor) -> None:
-        """Before `frame` is encoded; `state.evidence` is that of the frame before. pixels: [1, 3, S, S]."""
-
-    def encoded(self, entering: Tensor, leaving: Tensor) -> None:
-        """After it was: the span's input and output, [1, H, W, C] each."""
-
-    def stages(self, maps: list[Tensor]) -> None:
-        """Under tile routing, before `encoded`: patch embedding and outputs of the stages before the span.
-
-        maps: [1, H, W, C] each.
-        """
-
-    def saliency(self, conditioning: bool, layer: int, saliency: Tensor) -> None:
-        """A memory frame was read for the first time: fp32 [T], see `memory_saliency`."""
 
 
 _SETTINGS = (

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import surgery
-from surgery.api import require_view
+from surgery.engine import require_view
 from tests.hosts.drive import UNPADDED, Driver, make
 
 CONFIG, WEIGHTS, RECIPE, CARD = "adapter_config.json", "adapter_model.safetensors", "recipe.yaml", "README.md"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import surgery
 from surgery import AdapterMismatchError, ModelStateError, Recipe
 from surgery.adapters import Adapter, read_adapter
-from surgery.api import require_view
+from surgery.engine import require_view
 from surgery.routing.shortcut import make_shortcut
 from tests.adapters.folders import CARD, CONFIG, FILES, PREFIX, WEIGHTS, content, edit_config, fitted, untouched
 from tests.hosts.drive import PADDED, Driver, make, video

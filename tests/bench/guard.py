@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import surgery
 from benchmarks.work import OperatorCounter, SyncCounter
-from surgery.api import require_view
 from surgery.bench.modules import forced_windows
+from surgery.engine import require_view
 from surgery.hosts import view_of
 from surgery.hosts.driver import follow
 from surgery.recipe import Recipe

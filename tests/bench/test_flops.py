@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import surgery
-from surgery.api import require_view
 from surgery.bench.flops import FlopModel, encoder_gflop, memory_attention_gflop
+from surgery.engine import require_view
 from surgery.loading import load_model
 from surgery.recipe import Recipe
 from tests.hosts.drive import PADDED, UNPADDED, make, video

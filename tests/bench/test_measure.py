@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import surgery
-from surgery.api import current_view, require_view
 from surgery.bench import BenchmarkError, Settings, benchmark, frame_count
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
@@ -18,6 +17,7 @@ from surgery.bench.flops import encoder_gflop
 from surgery.bench.modules import forced_windows, middle_first, module_names, probed
 from surgery.bench.pair import uncompiled
 from surgery.bench.probe import REST, Probe, TimeMeter
+from surgery.engine import current_view, require_view
 from surgery.hosts import control, query, view_of
 from surgery.hosts.choice import Glance
 from surgery.hosts.driver import follow

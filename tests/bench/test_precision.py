@@ -10,6 +10,7 @@ import torch
 import surgery
 from surgery.bench import Settings, benchmark
 from surgery.bench.flops import encoder_gflop
+from surgery.engine import require_view
 from surgery.hosts import view_of
 from surgery.operations import Precision
 from surgery.recipe import Recipe
@@ -73,8 +74,8 @@ def test_counting_flops_leaves_no_copies_of_weights_behind() -> None:
     """A count runs on fake tensors; copies made then would be fake for ever."""
     driver = make("sam2")
     surgery.sparsify(driver.model, half(cast="weights"))
-    view = surgery.api.require_view(driver.model)
+    view = require_view(driver.model)
     plain = make("sam2")
     surgery.sparsify(plain.model, STEADY)
-    assert encoder_gflop(view, range(4)) == encoder_gflop(surgery.api.require_view(plain.model), range(4))
+    assert encoder_gflop(view, range(4)) == encoder_gflop(require_view(plain.model), range(4))
     assert not view.binding.halves

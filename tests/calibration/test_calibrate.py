@@ -14,12 +14,12 @@ import surgery
 import surgery.demo as demo
 from surgery import describe
 from surgery.adapters import load_adapter, read_adapter, save_adapter
-from surgery.api import require_view
 from surgery.calibration import CalibrationClip, FitSettings, PromiseError, calibrate, feature_error, fit_shortcut
 from surgery.calibration.clips import gather_clips
 from surgery.calibration.search import settings_of
 from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.demo.show import prompt_for
+from surgery.engine import require_view
 from surgery.errors import CalibrationError, ModelStateError, RecipeError
 from surgery.operations import CompileParts, SparseWindowRouting
 from surgery.recipe import Recipe

@@ -10,11 +10,11 @@ import torch
 
 import surgery
 import surgery.demo as demo
-from surgery.api import require_view
 from surgery.calibration import PromiseError, calibrate
 from surgery.calibration.fidelity import reference_of
 from surgery.calibration.observe import Observer
 from surgery.calibration.search import Setting, _non_negative, half_parts, settings_of
+from surgery.engine import require_view
 from surgery.operations import Precision
 from surgery.recipe import Recipe
 from surgery.tracking import track

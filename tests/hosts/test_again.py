@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import surgery
-from surgery.api import require_view
+from surgery.engine import require_view
 from tests.hosts.drive import Driver, make, video
 from tests.hosts.sessions import begun, gather, same
 

@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 import surgery
 from surgery import ModelStateError, Recipe, RecipeError
-from surgery.api import require_view
+from surgery.engine import require_view
 from surgery.operations import CompileParts, Precision, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.operations import compile as seam
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video

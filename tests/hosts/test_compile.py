@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 import surgery
-from surgery.api import require_view
+from surgery.engine import require_view
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
 from tests.hosts.sessions import close
 

@@ -13,8 +13,8 @@ from torch._dynamo.testing import CompileCounter
 
 import surgery
 from surgery.adapters import read_adapter
-from surgery.api import require_view
 from surgery.bench.flops import encoder_gflop
+from surgery.engine import require_view
 from surgery.errors import AdapterMismatchError
 from surgery.recipe import Recipe
 from surgery.routing.shortcut import Shortcut

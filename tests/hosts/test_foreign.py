@@ -11,7 +11,7 @@ from torch import nn
 
 import surgery
 from surgery import ModelStateError
-from surgery.api import require_view
+from surgery.engine import require_view
 from surgery.graft import is_grafted
 from tests.hosts.drive import Driver, make, video
 from tests.hosts.sessions import same

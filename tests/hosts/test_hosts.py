@@ -12,7 +12,7 @@ from torch import Tensor
 
 import surgery
 from surgery import ModelStateError, UnsupportedModelError, WeightsError
-from surgery.api import require_view
+from surgery.engine import require_view
 from surgery.graft import is_grafted
 from surgery.routing.windows import WindowGrid
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, make, square, video
@@ -516,7 +516,7 @@ def test_a_budget_is_never_exceeded_and_every_window_is_renewed(host: str) -> No
     driver.click(session, 0, {1: (40, 110)})
     seen: set[int] = set()
     for frame, _ in driver.propagate(session):
-        record = surgery.api.require_view(driver.model).binding.stats.last
+        record = require_view(driver.model).binding.stats.last
         if frame:
             assert record.dense is None, "the first tracked frame as well is routed, by the prompted frame's mask"
             assert len(record.windows) == 4

@@ -11,8 +11,8 @@ from torch._dynamo.testing import CompileCounter
 
 import surgery
 from surgery import ModelStateError, UnsupportedModelError, WeightsError
-from surgery.api import require_view
 from surgery.bench.flops import encoder_gflop
+from surgery.engine import require_view
 from surgery.graft import is_grafted
 from surgery.hosts.late import LateBlock, late_blocks
 from surgery.operations import SparseWindowRouting

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import surgery
-from surgery.api import require_view
+from surgery.engine import require_view
 from surgery.graft import host_class
 from surgery.hosts import view_of
 from surgery.hosts.positions import MOST_CODES, NeckCodes, Trunk

@@ -17,8 +17,8 @@ from torch._dynamo.testing import CompileCounter
 import surgery
 from surgery import ModelStateError, Recipe, RecipeError, WeightsError
 from surgery.adapters.fingerprint import fingerprint
-from surgery.api import require_view
 from surgery.core.parts import PARTS
+from surgery.engine import require_view
 from surgery.errors import PrecisionWarning
 from surgery.graft import is_grafted
 from surgery.hosts import view_of

@@ -11,8 +11,8 @@ from torch._dynamo.testing import CompileCounter
 
 import surgery
 from surgery import ModelStateError, RecipeError
-from surgery.api import require_view
 from surgery.bench.flops import memory_attention_gflop
+from surgery.engine import require_view
 from surgery.graft import is_grafted
 from surgery.hosts import query as query_seam
 from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting

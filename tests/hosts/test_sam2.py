@@ -9,8 +9,8 @@ import torch
 
 import surgery
 from surgery import UnsupportedModelError
-from surgery.api import require_view
 from surgery.demo import model as demo
+from surgery.engine import require_view
 from surgery.operations import CompileParts
 from tests.hosts.drive import StockDriver, make, video
 from tests.hosts.sessions import close

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import surgery
-from surgery.api import require_view
+from surgery.engine import require_view
 from surgery.graft import host_class, is_grafted
 from surgery.hosts import view_of
 from surgery.hosts.transformers.encoder import TransformersEncoderAttention

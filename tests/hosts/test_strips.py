@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import surgery
-from surgery.api import require_view
+from surgery.engine import require_view
 from surgery.hosts import strips
 from surgery.hosts.base import BlockInfo
 from surgery.hosts.early import EarlyBlock

@@ -12,7 +12,7 @@ from torch import Tensor
 import surgery
 from benchmarks.work import held_bytes
 from surgery import ModelStateError, RecipeError
-from surgery.api import require_view
+from surgery.engine import require_view
 from surgery.hosts import view_of
 from surgery.operations import SparseWindowRouting, TrimCaches
 from surgery.recipe import Recipe

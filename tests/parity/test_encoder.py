@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import surgery
-from surgery.api import require_view
+from surgery.engine import require_view
 from tests.conftest import shared
 from tests.parity.fixtures import manifest, relative, seeded_input, stock_predictor, tensors
 
