@@ -29,7 +29,7 @@ from surgery.demo.show import calibrated, prompt_for
 from surgery.engine import require_view
 from surgery.evaluation import boundary_f, region_j
 from surgery.loading import load_model
-from surgery.operate import retune
+from surgery.operate import reconfigure
 from surgery.routing.late import LateGrid, LateRoute
 from surgery.routing.span import make_route
 from surgery.tracking import track
@@ -56,7 +56,7 @@ def operations(size: str) -> list[dict[str, Any]]:
             count = round(share * grid.count)
             row: dict[str, Any] = {"size": size, "span": span, "windows": count, "of": grid.count, "stock": stock}
             for choice in CHOICES:
-                retune(view, recipe(span, choice))
+                reconfigure(view, recipe(span, choice))
                 row[choice] = encoder_gflop(view, middle_first(grid.rows, grid.cols)[:count])
             rows.append(row)
     return rows

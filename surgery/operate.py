@@ -111,14 +111,14 @@ def operate(view: HostView, recipe: Recipe, span: SpanInfo | None, shortcut: Sho
             _graft(view, module, lean, binding)
         _graft(view, view.memory_attention(), view.memory_attention_mixin, view)
         _graft(view, view.self_attentions()[0], view.self_attention, LayerPart(binding, 0))
-        retune(view, recipe)
+        reconfigure(view, recipe)
         _graft(view, view.model, view.root, view)
     except BaseException:
         undo(view)
         raise
 
 
-def retune(view: HostView, recipe: Recipe) -> None:
+def reconfigure(view: HostView, recipe: Recipe) -> None:
     """Set what a model does to `recipe`, and graft what that needs and is not grafted yet.
 
     The model is under surgery with window routing if the recipe routes windows. Sessions of before are not read again.
@@ -152,7 +152,7 @@ def retune(view: HostView, recipe: Recipe) -> None:
     compiled = compiles.parts if compiles is not None else ()
     for name, module in view.parts().items():
         if name in compiled and not own_forward(module):
-            view.set_aside.take(module)
+            view.parked.take(module)
         if name in compiled or precision is not None:
             _graft(view, module, part_mixin(view, name), view)
     view.recipe = recipe
@@ -194,7 +194,7 @@ def undo(view: HostView) -> None:
     for module in reversed(view.grafted):
         ungraft(module)
     view.grafted.clear()
-    view.set_aside.give_back()
+    view.parked.give_back()
     if view.shortcut_holder is not None:
         view.shortcut_holder._modules.pop("shortcut", None)
         view.shortcut_holder = None

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from surgery.retrieval.bank import ObjectMemory
-from surgery.retrieval.queries import QueryMemory, Reach
-from surgery.retrieval.shared import FrameWork
+from surgery.retrieval.queries import ObjectRegion, QueryMemory
+from surgery.retrieval.shared import SharedSelfAttention
 from surgery.routing.span import SpanMemory
 from surgery.routing.tiles import TileMemory
 
@@ -213,7 +213,7 @@ class VideoState:
     since each window was computed. seen: [3, H, W] picture of every token when its window was computed; changed: fp32
     [H * W], how much it has changed since, under a query budget. span, tiles: what skipped windows return, as the
     recipe's span asks. stage4: [1, H, W, C] output of stage 4, every window when last computed, where stage 4 is
-    routed. lost: objects whose last known score was <= 0. reach, queries: where each object may be on the frame in
+    routed. lost: objects whose last known score was <= 0. regions, queries: where each object may be on the frame in
     progress, and its last conditioned features, under query routing. shared: what the frame in progress computed once
     for several objects. trunk_code: the encoder's position code, kept from frame to frame. positions: the one position
     code of all memory frames, where host caches are trimmed. stores: the host's output store of every object, by which
@@ -239,9 +239,9 @@ class VideoState:
     seen: Tensor | None = None
     changed: Tensor | None = None
     memories: dict[tuple[int, bool], ObjectMemory] = field(default_factory=dict)
-    reach: dict[int, Reach] = field(default_factory=dict)
+    regions: dict[int, ObjectRegion] = field(default_factory=dict)
     queries: dict[tuple[int, bool], QueryMemory] = field(default_factory=dict)
-    shared: FrameWork | None = None
+    shared: SharedSelfAttention | None = None
     trunk_code: TrunkCode | None = None
     positions: Tensor | None = None
     stores: dict[int, Any] = field(default_factory=dict)
@@ -255,7 +255,7 @@ class VideoState:
             "begun": {obj_id: begun.copied() for obj_id, begun in self.begun.items()},
             "found": self.found.copied() if self.found is not None else None,
             "evidence": dict(self.evidence),
-            "reach": dict(self.reach),
+            "regions": dict(self.regions),
             "queries": dict(self.queries),
             "stats": replace(self.stats, dense=Counter(self.stats.dense)),
             "stores": copy.deepcopy(self.stores, memo),
@@ -338,7 +338,7 @@ class VideoState:
             self.found, self.continuous = None, False
         for obj_id in gone:
             self.evidence.pop(obj_id, None)
-            self.reach.pop(obj_id, None)
+            self.regions.pop(obj_id, None)
             self.begun.pop(obj_id, None)
             if self.found is not None:
                 self.found.evidence.pop(obj_id, None)

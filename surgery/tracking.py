@@ -155,7 +155,7 @@ class _LazyFrames:
     """
 
     def __init__(self, video: Video, view: HostView) -> None:
-        self.video, self.side, self.horizon = video, view.image_size(), view.reach() + 1
+        self.video, self.side, self.horizon = video, view.image_size(), view.memory_horizon() + 1
         self._like = next(view.model.parameters())
         self._reader: Iterator[Frame] | None = None
         self._at = -1

@@ -149,15 +149,15 @@ def _full_bank_plan(
     if isinstance(settings, float):
         settings = SparseMemoryRetrieval(keep=settings)
     memory = ObjectMemory(measured=frames)
-    chunks: list[Conditioning | int] = [Conditioning(frame) for frame in range(conditioning)]
-    chunks += range(conditioning, frames)
+    memory_frames: list[Conditioning | int] = [Conditioning(frame) for frame in range(conditioning)]
+    memory_frames += range(conditioning, frames)
     for frame in range(frames - 1):
         share = settings.keep_conditioning if frame < conditioning else settings.keep
         if share < 1.0:
             memory.frames[frame] = [torch.arange(kept_count(tokens, share), device=device)] * layers
             memory.offsets[frame] = [torch.zeros((), device=device)] * layers
     return plan_keys(
-        chunks, memory, tokens=tokens, length=frames * tokens + pointers, pointers=pointers, layers=layers,
+        memory_frames, memory, tokens=tokens, length=frames * tokens + pointers, pointers=pointers, layers=layers,
         keep=settings.keep, query_stride=settings.query_stride, middle=0, stride=1, device=device,
         keep_conditioning=settings.keep_conditioning, rebalance=settings.rebalance,
     )  # fmt: skip

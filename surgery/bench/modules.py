@@ -13,7 +13,7 @@ from surgery.bench.probe import REST, Probe
 from surgery.hosts import blocks as block_seams
 from surgery.hosts import choice, control, query
 from surgery.hosts.base import HostView
-from surgery.retrieval.queries import QueryRoute, Reach
+from surgery.retrieval.queries import ObjectRegion, QueryRoute
 from surgery.routing.tiles import TileRoute
 
 ENCODER, ROUTER, PACKING, SHORTCUT = "encoder: rest", "router", "pack and unpack", "shortcut"
@@ -23,7 +23,7 @@ DECODER, PROMPTS, MEMORY = "mask decoder", "prompt encoder", "memory encoder"
 _SEAMS: tuple[tuple[Any, str, str], ...] = (
     (choice, "thumbnail", ROUTER),
     (choice, "token_picture", ROUTER),
-    (choice.Glance, "remembered", ROUTER),
+    (choice.FramePreview, "remembered", ROUTER),
     (choice, "mask_tokens", QUERIES),
     (control, "choose_windows", ROUTER),
     (control, "make_route", ROUTER),
@@ -145,8 +145,8 @@ def forced_windows(view: HostView, share: float | None) -> Iterator[tuple[int, .
     def chosen(given: Any, view: Any, state: Any, *args: Any) -> tuple[list[int] | None, str | None]:
         answer = choose(given, view, state, *args)
         if given is binding and (answer[0] is not None or answer[1] in _ROUTER_REASONS):
-            for obj_id, near in state.reach.items():
-                state.reach[obj_id] = Reach(torch.zeros_like(near.tokens), (0,) * len(near.counts))
+            for obj_id, near in state.regions.items():
+                state.regions[obj_id] = ObjectRegion(torch.zeros_like(near.tokens), (0,) * len(near.counts))
             return list(windows), None
         return answer
 

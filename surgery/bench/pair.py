@@ -18,7 +18,7 @@ from surgery.core.parts import PARTS
 from surgery.engine import current_view, desparsify, require_view
 from surgery.hosts import hosts, view_of
 from surgery.hosts.base import HostView
-from surgery.operate import retune
+from surgery.operate import reconfigure
 from surgery.operations import CompileParts
 from surgery.operations.compile import must_keep_forward
 from surgery.recipe import Metadata, Recipe
@@ -79,7 +79,9 @@ def twins(
         sparsify(dense, compiled_alone(operation))
     view = require_view(sparse)
     assert view.recipe is not None
-    retune(view, view.recipe.with_operation(operation) if operation is not None else view.recipe.without(CompileParts))
+    reconfigure(
+        view, view.recipe.with_operation(operation) if operation is not None else view.recipe.without(CompileParts)
+    )
     if settings.windows is not None and view.binding.routing is None:
         name = view.recipe.metadata.name if view.recipe is not None else None
         raise BenchmarkError(f"windows {settings.windows}: recipe {name!r} routes no windows; leave windows out")

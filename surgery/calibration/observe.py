@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from surgery.calibration.clips import CalibrationClip
-from surgery.hosts.base import HostView, Turn
+from surgery.hosts.base import HostView, ObjectStep
 from surgery.hosts.choice import lost_object, saliency_maps
 from surgery.hosts.watcher import Watcher
 from surgery.operations import Precision, SparseWindowRouting
@@ -107,14 +107,14 @@ class Observer(Watcher):
             candidate.ages, candidate.since_dense = [0] * self._grid.count, 0
             candidate.state = VideoState(generation=None)
 
-    def frame(self, state: VideoState, frame: int, turn: Turn | None, pixels: Tensor) -> None:
+    def frame(self, state: VideoState, frame: int, step: ObjectStep | None, pixels: Tensor) -> None:
         evidence = list(state.evidence.values())
         if self._facts is not None:
             self._settle(evidence)
         grid = self._grid
         picture = token_picture(pixels, grid)
         small = thumbnail(pixels)
-        prompted = turn is None or turn.dense
+        prompted = step is None or step.dense
         self._facts = _Facts(
             touched=self._touched(evidence) if evidence and not prompted else {},
             scores=[float(item.score) for item in evidence],

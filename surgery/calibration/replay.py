@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from surgery.calibration.clips import CalibrationClip
-from surgery.hosts.base import HostView, Turn
+from surgery.hosts.base import HostView, ObjectStep
 from surgery.hosts.watcher import Watcher
 from surgery.routing.router import allot, mask_windows
 from surgery.routing.span import dense_route, make_route, updated_memory
@@ -62,12 +62,12 @@ class Recorder(Watcher):
         self._ages: list[int] = []
         self._kept: list[Tensor] = []
 
-    def frame(self, state: VideoState, frame: int, turn: Turn | None, pixels: Tensor) -> None:
+    def frame(self, state: VideoState, frame: int, step: ObjectStep | None, pixels: Tensor) -> None:
         grid = self.view.binding.grid
         assert grid is not None
         self._pixels = thaw(pixels)
         masks = [item.mask for item in state.evidence.values()]
-        if turn is None or turn.dense or not masks or not self.samples:
+        if step is None or step.dense or not masks or not self.samples:
             self._windows, self._ages = None, [0] * grid.count
             return
         draw = np.random.default_rng((*self.seed, frame))

@@ -22,7 +22,7 @@ from surgery.core.promise import CalibrationSettings
 from surgery.engine import require_view
 from surgery.errors import CalibrationError, RecipeError
 from surgery.hosts.base import HostView
-from surgery.operate import retune
+from surgery.operate import reconfigure
 from surgery.operations import Precision, SparseMemoryRetrieval, SparseWindowRouting
 from surgery.recipe import Recipe
 from surgery.retrieval.saliency import kept_count
@@ -205,7 +205,7 @@ def search(
 
     def run(setting: Setting) -> None:
         if setting.against_dense is None:
-            retune(view, setting.recipe)
+            reconfigure(view, setting.recipe)
             setting.scores = [score_clip(model, reference, step) for reference in references]
             setting.against_dense, setting.against_truth = summarise(setting.scores, seed)
 

@@ -27,7 +27,7 @@ from surgery.describe import calibrated
 from surgery.engine import apply, current_view, desparsify, disabled, require_view
 from surgery.errors import CalibrationError, PromptError
 from surgery.missing import require
-from surgery.operate import retune
+from surgery.operate import reconfigure
 from surgery.operations import CompileParts
 from surgery.recipe import Recipe
 from surgery.routing.shortcut import IdentityShortcut
@@ -157,7 +157,7 @@ def _calibrate(
         if twice:
             raise CalibrationError(f"clip {min(twice)!r} is given to fit on and to hold out; expected different clips")
     if view is not None and known:
-        retune(view, chosen)
+        reconfigure(view, chosen)
     else:
         apply(model, chosen)
     clock, runs = _Clock(), min(runs, len(settings))
@@ -183,7 +183,7 @@ def _calibrate(
         count.finish()
     applied = found.chosen.recipe if operation is None else found.chosen.recipe.with_operation(operation)
     applied = calibrated(applied, chosen.metadata)
-    retune(view, applied)
+    reconfigure(view, applied)
     record = _record(found, usable, promise, result, seed)
     if view.binding.routing is not None:
         record_calibration(model, record)

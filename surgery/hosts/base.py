@@ -28,11 +28,11 @@ from surgery.operations import (
     SparseWindowRouting,
     TrimCaches,
 )
-from surgery.operations.compile import Compilation, SetAside
+from surgery.operations.compile import Compilation, ParkedForwards
 from surgery.recipe import Recipe
-from surgery.retrieval.bank import Chunk, KeyPlan
+from surgery.retrieval.bank import KeyPlan, MemoryFrame
 from surgery.retrieval.queries import QueryRoute
-from surgery.retrieval.shared import FrameWork
+from surgery.retrieval.shared import SharedSelfAttention
 from surgery.routing.late import LateGrid
 from surgery.routing.shortcut import Shortcut
 from surgery.routing.span import Route
@@ -86,12 +86,12 @@ class Binding:
         self.route: Route | None = None
         self.plan: KeyPlan | None = None
         self.query: QueryRoute | None = None
-        self.shared: FrameWork | None = None
+        self.shared: SharedSelfAttention | None = None
         self.inputs: list[Tensor | None] | None = None
         self.taps: list[tuple[Tensor, Tensor] | None] | None = None
-        self.turn: Turn | None = None
+        self.step: ObjectStep | None = None
         self.pending: tuple[VideoState, int, SessionHandle] | None = None
-        self.chunks: list[Chunk] | None = None
+        self.memory_frames: list[MemoryFrame] | None = None
         self.forced: Sequence[int] | None = None
         self.watcher: Watcher | None = None
         self.stats: SessionStats | None = None
@@ -166,8 +166,8 @@ def _revive_binding(*settings: Any) -> Binding:
 
 
 @dataclass
-class Turn:
-    """One object's turn on one frame.
+class ObjectStep:
+    """One object's step on one frame.
 
     handle: the session. objects: the host's own output store of every object of the session, by id; a
     store that is another object than last time means the object was reset.
@@ -219,7 +219,7 @@ class HostView(ABC):
         self.grafted: list[nn.Module] = []
         self.shortcut_holder: nn.Module | None = None
         self.adapter: str | None = None
-        self.set_aside = SetAside()
+        self.parked = ParkedForwards()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -296,7 +296,7 @@ class HostView(ABC):
         """Channels of a memory token."""
 
     @abstractmethod
-    def reach(self) -> int:
+    def memory_horizon(self) -> int:
         """How many frames back memory attention may read a tracked frame: its memory or its object pointer."""
 
     @abstractmethod

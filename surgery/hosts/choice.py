@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery.hosts.base import Binding, HostView, Turn
+from surgery.hosts.base import Binding, HostView, ObjectStep
 from surgery.operations import SparseWindowRouting
-from surgery.retrieval.queries import Reach, mask_tokens
+from surgery.retrieval.queries import ObjectRegion, mask_tokens
 from surgery.routing.router import (
     allot,
     mask_windows,
@@ -28,7 +28,7 @@ from surgery.session import Evidence, VideoState
 
 
 @dataclass(frozen=True, eq=False)
-class Glance:
+class FramePreview:
     """What is seen of a frame before it is encoded.
 
     thumbnail: [3, 32, 32] for the scene-cut test. picture: [3, H, W], one mean colour per stage-3 token, for the
@@ -39,7 +39,7 @@ class Glance:
     picture: Tensor | None = None
 
     @classmethod
-    def at(cls, pixels: Tensor, settings: SparseWindowRouting, grid: WindowGrid, always: bool = False) -> Glance:
+    def at(cls, pixels: Tensor, settings: SparseWindowRouting, grid: WindowGrid, always: bool = False) -> FramePreview:
         """Look at normalised pixels [1, 3, S, S]; `always`: at the picture, whatever the settings of the windows."""
         small = thumbnail(pixels) if settings.refresh.scene_cut is not None else None
         if settings.budget >= 1.0 and not settings.early and not always:
@@ -56,45 +56,45 @@ class Glance:
 
 
 def choose_windows(
-    binding: Binding, view: HostView, state: VideoState, known: Mapping[int, Evidence], frame: int, glance: Glance,
-    device: torch.device,
+    binding: Binding, view: HostView, state: VideoState, known: Mapping[int, Evidence], frame: int,
+    preview: FramePreview, device: torch.device,
 ) -> tuple[list[int] | None, str | None]:  # fmt: skip
     """Windows to compute on this frame, or None and the reason for a dense one.
 
     known: evidence of every object on the frame before. One device-to-host copy on a confident frame; a second one on
     frames where the score gate fires.
     """
-    settings, grid, turn = binding.routing, binding.grid, binding.turn
+    settings, grid, step = binding.routing, binding.grid, binding.step
     assert settings is not None and grid is not None
-    reason = _must_be_dense(settings, state, known, turn, frame, device)
+    reason = _must_be_dense(settings, state, known, step, frame, device)
     if reason is not None:
         return None, reason
-    assert turn is not None
-    evidence = [known[obj_id] for obj_id in turn.objects]
+    assert step is not None
+    evidence = [known[obj_id] for obj_id in step.objects]
     facts: dict[str, Tensor] = {}
     near = None
     if binding.queries is not None:
         margin = binding.queries.margin
         near = torch.stack([mask_tokens(item.mask, grid.height, grid.width, margin) for item in evidence])
         facts["near"] = grid.mass(near.to(torch.float32))
-    small, cut = glance.thumbnail, settings.refresh.scene_cut
+    small, cut = preview.thumbnail, settings.refresh.scene_cut
     if binding.forced is None:
         facts["touched"] = mask_windows([item.mask for item in evidence], grid, settings.dilation)
         facts["scores"] = torch.cat([item.score.reshape(1) for item in evidence])
         if small is not None and state.thumbnail is not None:
             facts["cut"] = scene_change(small, state.thumbnail.to(small.device))
-        if glance.picture is not None and settings.budget < 1.0:
-            seen = glance.picture if state.seen is None else state.seen.to(glance.picture.device)
-            facts["changes"] = window_changes(glance.picture, seen, grid)
+        if preview.picture is not None and settings.budget < 1.0:
+            seen = preview.picture if state.seen is None else state.seen.to(preview.picture.device)
+            facts["changes"] = window_changes(preview.picture, seen, grid)
     values = _fetch(facts)
     if near is not None:
-        state.reach = _reaches(turn, near, values["near"], grid)
+        state.regions = _regions(step, near, values["near"], grid)
     if binding.forced is not None:
         return sorted(binding.forced), None
     taken, scores, changes = [value > 0 for value in values["touched"]], values["scores"], values.get("changes")
     if cut is not None and not values.get("cut", [0.0])[0] <= cut:
         return None, "scene cut"
-    if lost_object(settings, state, turn.objects, scores):
+    if lost_object(settings, state, step.objects, scores):
         return None, "lost object"
     if not any(taken) or any(not score >= settings.score_gate for score in scores):
         maps = saliency_maps(view, evidence)
@@ -108,17 +108,17 @@ def choose_windows(
 
 def tile_route(
     tiles: TileGrid, settings: SparseWindowRouting, state: VideoState, known: Mapping[int, Evidence],
-    windows: list[int], glance: Glance,
+    windows: list[int], preview: FramePreview,
 ) -> TileRoute | None:  # fmt: skip
     """The route through the blocks before the span, with the extra pieces that `early` leaves room for."""
     memory = state.tiles
     if memory is None:
         return None
-    if glance.picture is None or memory.picture is None or memory.ages is None:
+    if preview.picture is None or memory.picture is None or memory.ages is None:
         return tiles.route(windows, memory.output.device, memory)
     union = torch.stack([item.mask for item in known.values()]).any(0)
     near = tiles.near(union, settings.dilation)
-    urgency = piece_urgency(near, tiles.changes(glance.picture, memory.picture), memory.ages)
+    urgency = piece_urgency(near, tiles.changes(preview.picture, memory.picture), memory.ages)
     return tiles.route(windows, memory.output.device, memory, urgency, round(settings.early * tiles.count))
 
 
@@ -134,25 +134,27 @@ def _fetch(facts: dict[str, Tensor]) -> dict[str, list[float]]:
     return found
 
 
-def _reaches(turn: Turn, near: Tensor, counts: list[float], grid: WindowGrid) -> dict[int, Reach]:
+def _regions(step: ObjectStep, near: Tensor, counts: list[float], grid: WindowGrid) -> dict[int, ObjectRegion]:
     """near: bool [n, T], object by object; counts: how many in each window, flattened."""
     return {
-        obj_id: Reach(near[row], tuple(round(each) for each in counts[row * grid.count : (row + 1) * grid.count]))
-        for row, obj_id in enumerate(turn.objects)
+        obj_id: ObjectRegion(
+            near[row], tuple(round(each) for each in counts[row * grid.count : (row + 1) * grid.count])
+        )
+        for row, obj_id in enumerate(step.objects)
     }
 
 
 def _must_be_dense(
-    settings: SparseWindowRouting, state: VideoState, known: Mapping[int, Evidence], turn: Turn | None, frame: int,
-    device: torch.device,
+    settings: SparseWindowRouting, state: VideoState, known: Mapping[int, Evidence], step: ObjectStep | None,
+    frame: int, device: torch.device,
 ) -> str | None:  # fmt: skip
     """Reasons that need no look at the device."""
-    if turn is None or turn.dense:
+    if step is None or step.dense:
         return "prompted frame"
-    previous = frame + 1 if turn.reverse else frame - 1
+    previous = frame + 1 if step.reverse else frame - 1
     if state.encoded != previous or (settings.refresh.start and not state.continuous):
         return "first frame or jump"
-    for obj_id in turn.objects:
+    for obj_id in step.objects:
         evidence = known.get(obj_id)
         if evidence is None or evidence.frame != previous:
             return "object without evidence"

@@ -1,4 +1,4 @@
-"""The surgery's part of one frame, the same for every host: whose turn it is, which windows, which keys.
+"""The surgery's part of one frame, the same for every host: whose step it is, which windows, which keys.
 
 Hosts call these from their own per-frame seams. Nothing here knows a host library.
 """
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from surgery.errors import ModelStateError
-from surgery.hosts.base import Binding, HostView, Turn
-from surgery.hosts.choice import Glance, choose_windows, tile_route
+from surgery.hosts.base import Binding, HostView, ObjectStep
+from surgery.hosts.choice import FramePreview, choose_windows, tile_route
 from surgery.operations.compile import settle_route
 from surgery.operations.precision import inside, is_half
 from surgery.retrieval.bank import KeyPlan, plan_keys, remember
@@ -28,31 +28,31 @@ T = TypeVar("T")
 
 
 @contextmanager
-def turn_of(binding: Binding, turn: Turn, taps: int) -> Iterator[None]:
-    """Bind one object's turn on one frame for the duration of the host's own per-object call.
+def step_of(binding: Binding, step: ObjectStep, taps: int) -> Iterator[None]:
+    """Bind one object's step on one frame for the duration of the host's own per-object call.
 
     taps: token-to-image attentions of the decoder.
     """
-    state, before = binding.state_of(turn.handle), binding.turn
-    state.sync_objects(turn.objects)
-    if turn.prompted:
+    state, before = binding.state_of(step.handle), binding.step
+    state.sync_objects(step.objects)
+    if step.prompted:
         state.shared = None
     else:
-        if state.cursor != (turn.frame, turn.reverse):
-            _drop_routed(state, turn.handle, turn.frame)
-            state.advance(turn.frame, turn.reverse)
-        state.begin(turn.obj_id, turn.reverse)
+        if state.cursor != (step.frame, step.reverse):
+            _drop_routed(state, step.handle, step.frame)
+            state.advance(step.frame, step.reverse)
+        state.begin(step.obj_id, step.reverse)
     for direction in (False, True):
-        state.memory_of(turn.obj_id, direction).forget(turn.frame)
+        state.memory_of(step.obj_id, direction).forget(step.frame)
     routing = binding.routing
-    binding.turn = turn
+    binding.step = step
     binding.taps = [None] * taps if routing is not None and routing.windows == "object" else None
     try:
         yield
     finally:
-        binding.turn = before
+        binding.step = before
         binding.taps = None
-        binding.chunks = None
+        binding.memory_frames = None
 
 
 def _drop_routed(state: VideoState, handle: SessionHandle, frame: int) -> None:
@@ -78,8 +78,8 @@ def image_features(binding: Binding, handle: SessionHandle, frame: int, run: Cal
             _drop_halved(state, handle, frame)
         return run()
     state = binding.state_of(handle)
-    turn = binding.turn
-    if turn is not None and turn.dense:
+    step = binding.step
+    if step is not None and step.dense:
         _drop_routed(state, handle, frame)
     before, binding.pending = binding.pending, (state, frame, handle)
     held = frame in handle.cached()
@@ -106,18 +106,18 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
     tiles = binding.tiles if observe and settings.span == "tiles" else None
     late = binding.late if observe and settings.stage4 == "routed" else None
     limited = binding.queries is not None and binding.queries.budget < 1.0
-    glance = Glance.at(pixels, settings, grid, limited) if observe else Glance()
+    preview = FramePreview.at(pixels, settings, grid, limited) if observe else FramePreview()
     watcher = binding.watcher
     if watcher is not None:
-        watcher.frame(state, frame, binding.turn, pixels)
-    evidence = state.encode(frame, binding.turn is None or binding.turn.dense)
+        watcher.frame(state, frame, binding.step, pixels)
+    evidence = state.encode(frame, binding.step is None or binding.step.dense)
     windows: list[int] | None = None
     reason: str | None = "watched" if watcher is not None else "every window asked for"
     if observe and watcher is None:
-        windows, reason = choose_windows(binding, view, state, evidence, frame, glance, pixels.device)
+        windows, reason = choose_windows(binding, view, state, evidence, frame, preview, pixels.device)
     if windows is not None:
         memory = state.span if settings.temporal and tiles is None else None
-        early = tile_route(tiles, settings, state, evidence, windows, glance) if tiles is not None else None
+        early = tile_route(tiles, settings, state, evidence, windows, preview) if tiles is not None else None
         late_route = None
         if late is not None and state.stage4 is not None:
             late_route = late.route(windows, pixels.device, state.stage4)
@@ -150,7 +150,7 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
             watcher.stages(route.tiles.maps)
         watcher.encoded(route.seen_input, route.seen_output)
     elif route.tiles is not None and route.seen_output is not None:
-        picture = glance.picture if settings.early else None
+        picture = preview.picture if settings.early else None
         with inside(binding, "encoder", view.image_encoder(), pixels.device.type):
             state.tiles = updated_tiles(
                 route.tiles, route.chosen, route.seen_output, picture, route.seen_input, shortcut
@@ -160,23 +160,23 @@ def encode(view: HostView, pixels: Tensor, run: Callable[[], T]) -> T:
             state.span = updated_memory(route, shortcut, grid)
     if route.late is not None and route.late.seen is not None:
         state.stage4 = route.late.seen.contiguous()
-    _note(binding, state, frame, handle.cached(), windows, reason, glance)
+    _note(binding, state, frame, handle.cached(), windows, reason, preview)
     return features
 
 
 def _note(
     binding: Binding, state: VideoState, frame: int, cached: set[int], windows: list[int] | None, reason: str | None,
-    glance: Glance,
+    preview: FramePreview,
 ) -> None:  # fmt: skip
-    grid, turn = binding.grid, binding.turn
+    grid, step = binding.grid, binding.step
     assert grid is not None
-    state.encoded, state.thumbnail = frame, glance.thumbnail
+    state.encoded, state.thumbnail = frame, preview.thumbnail
     state.computed = tuple(windows) if windows is not None else None
-    state.seen = glance.remembered(state.seen, windows, grid)
+    state.seen = preview.remembered(state.seen, windows, grid)
     state.changed = None
     if binding.queries is not None and binding.queries.budget < 1.0:
-        assert glance.picture is not None and state.seen is not None
-        state.changed = (glance.picture - state.seen.to(glance.picture.device)).abs().mean(0).flatten()
+        assert preview.picture is not None and state.seen is not None
+        state.changed = (preview.picture - state.seen.to(preview.picture.device)).abs().mean(0).flatten()
     state.routed = (state.routed & cached) - {frame}
     if windows is None:
         state.ages = [0] * grid.count
@@ -187,7 +187,7 @@ def _note(
         state.ages = [0 if window in chosen else age + 1 for window, age in enumerate(state.ages)]
         state.since_dense += 1
     assert state.found is not None
-    if turn is not None and not turn.prompted and not state.found.counted:
+    if step is not None and not step.prompted and not state.found.counted:
         state.found.counted = True
         computed = tuple(range(grid.count)) if windows is None else tuple(windows)
         state.stats.windows_kept += len(computed) / grid.count - 1.0
@@ -199,7 +199,7 @@ def _note(
 
 
 def record_evidence(binding: Binding, masks: Tensor, ious: Tensor | None, score: Tensor) -> None:
-    """Remember where the turn's object is. Runs outside compiled regions.
+    """Remember where the object of this step is. Runs outside compiled regions.
 
     Args:
         masks: candidate logits [..., M, h, w] (batch 1). ious: [..., M] predicted IoU, used by `candidates: best`.
@@ -208,8 +208,8 @@ def record_evidence(binding: Binding, masks: Tensor, ious: Tensor | None, score:
     Raises:
         ModelStateError: the decoder's attentions bypass the surgery.
     """
-    turn, routing, taps = binding.turn, binding.routing, binding.taps
-    if turn is None or routing is None or taps is None:
+    step, routing, taps = binding.step, binding.routing, binding.taps
+    if step is None or routing is None or taps is None:
         return
     candidates = masks.reshape(-1, *masks.shape[-2:])
     score = score.reshape(-1)[:1]
@@ -225,13 +225,13 @@ def record_evidence(binding: Binding, masks: Tensor, ious: Tensor | None, score:
             f"the mask decoder ran {len(noted)} of its {len(taps)} token-to-image attentions under the surgery; was "
             "the model compiled before sparsify? Call sparsify first, then compile"
         )
-    known = binding.state_of(turn.handle).evidence
+    known = binding.state_of(step.handle).evidence
     middle, ahead = None, union
     if routing.motion:
         middle = centre(union)
-        ahead = _ahead(known.get(turn.obj_id), union, middle, turn, routing.motion)
-    known[turn.obj_id] = Evidence(
-        turn.frame,
+        ahead = _ahead(known.get(step.obj_id), union, middle, step, routing.motion)
+    known[step.obj_id] = Evidence(
+        step.frame,
         ahead,
         score,
         noted,
@@ -240,9 +240,9 @@ def record_evidence(binding: Binding, masks: Tensor, ious: Tensor | None, score:
     )
 
 
-def _ahead(before: Evidence | None, mask: Tensor, middle: Tensor, turn: Turn, frames: float) -> Tensor:
+def _ahead(before: Evidence | None, mask: Tensor, middle: Tensor, step: ObjectStep, frames: float) -> Tensor:
     """The mask, and where it would be after `frames` at the speed since the frame before, if that is known."""
-    previous = turn.frame + 1 if turn.reverse else turn.frame - 1
+    previous = step.frame + 1 if step.reverse else step.frame - 1
     if before is None or before.frame != previous or before.centre is None or before.centre.device != middle.device:
         return mask
     return moved(mask, (middle - before.centre) * frames)
@@ -253,21 +253,22 @@ def key_plan(
     binding: Binding, *, length: int, pointers: int, layers: int, bank: int, stride: int, device: torch.device
 ) -> Iterator[KeyPlan | None]:
     """Bind the rows to read for one memory attention call, and keep what it measures."""
-    turn, settings, chunks = binding.turn, binding.retrieval, binding.chunks
-    if not binding.enabled or turn is None or settings is None or not chunks:
+    step, settings, memory_frames = binding.step, binding.retrieval, binding.memory_frames
+    if not binding.enabled or step is None or settings is None or not memory_frames:
         yield None
         return
     spatial = length - pointers
-    if spatial % len(chunks):
+    if spatial % len(memory_frames):
         raise ModelStateError(
-            f"memory of {spatial} spatial rows does not divide into the {len(chunks)} memory frames the host gathered"
+            f"memory of {spatial} spatial rows does not divide into the {len(memory_frames)} memory frames that the "
+            "host gathered"
         )
-    state = binding.state_of(turn.handle)
-    memory = state.memory_of(turn.obj_id, turn.reverse)
+    state = binding.state_of(step.handle)
+    memory = state.memory_of(step.obj_id, step.reverse)
     plan = plan_keys(
-        chunks,
+        memory_frames,
         memory,
-        tokens=spatial // len(chunks),
+        tokens=spatial // len(memory_frames),
         length=length,
         pointers=pointers,
         layers=layers,
@@ -282,8 +283,8 @@ def key_plan(
     if plan is not None and binding.watcher is not None:
         plan.listener = binding.watcher.saliency
     stats = state.stats
-    begun = state.begun.get(turn.obj_id)
-    if not turn.prompted and begun is not None and begun.keys is None:
+    begun = state.begun.get(step.obj_id)
+    if not step.prompted and begun is not None and begun.keys is None:
         begun.keys = 1.0 if plan is None else plan.kept / plan.total
         stats.key_calls += 1
         stats.keys_kept += begun.keys

@@ -10,7 +10,7 @@ from surgery.errors import ModelStateError
 from surgery.graft import Graft
 from surgery.hosts.base import HostView
 from surgery.hosts.control import key_plan
-from surgery.hosts.query import Run, conditioned, frame_work
+from surgery.hosts.query import Run, conditioned, shared_self_attention
 from surgery.hosts.weights import quantised_layer
 from surgery.operations.compile import ATTENTION, DECODER, ENCODER, MEMORY
 from surgery.operations.precision import run_part
@@ -67,7 +67,7 @@ class MemoryAttentionPart(ModelPart):
         """
         view, layers = self._surgery, len(self.layers)  # type: ignore[attr-defined]
         with (
-            frame_work(view.binding, current, positions),
+            shared_self_attention(view.binding, current, positions),
             key_plan(
                 view.binding,
                 length=memory.shape[0],

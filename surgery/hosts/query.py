@@ -11,7 +11,7 @@ from torch import Tensor
 
 from surgery.errors import ModelStateError
 from surgery.graft import Graft
-from surgery.hosts.base import Binding, Turn
+from surgery.hosts.base import Binding, ObjectStep
 from surgery.hosts.blocks import LayerPart
 from surgery.retrieval.attention import Projections
 from surgery.retrieval.queries import (
@@ -21,7 +21,7 @@ from surgery.retrieval.queries import (
     query_tokens,
     routed_self_attention,
 )
-from surgery.retrieval.shared import FrameWork
+from surgery.retrieval.shared import SharedSelfAttention
 from surgery.routing.router import longest_waiting
 from surgery.session import VideoState
 
@@ -44,9 +44,9 @@ class MemorySelfAttention(Graft):
         if inputs is not None:
             inputs[self._surgery.layer] = tokens
 
-    def _work(self) -> FrameWork | None:
+    def _work(self) -> SharedSelfAttention | None:
         """What other objects of the frame may take from this module, or have left for it; None: run it."""
-        # Compiled by the user: see `frame_work`.
+        # Compiled by the user: see `shared_self_attention`.
         if torch.compiler.is_compiling() or self._surgery.layer > 0 or self.training:  # type: ignore[attr-defined]
             return None
         return self._surgery.binding.shared
@@ -56,26 +56,26 @@ class MemorySelfAttention(Graft):
 
 
 @contextmanager
-def frame_work(binding: Binding, features: Tensor, positions: Tensor | None) -> Iterator[None]:
-    """Bind what the objects of the turn's frame share for one memory attention call, dropped after the last object.
+def shared_self_attention(binding: Binding, features: Tensor, positions: Tensor | None) -> Iterator[None]:
+    """Bind what the objects of the step's frame share for one memory attention call, dropped after the last object.
 
     features: [T, 1, C] of the frame; positions: their position code or None.
     """
-    turn = binding.turn
+    step = binding.step
     # A compiled graph must not keep tensors from one call to the next, and fuses as it likes.
     compiled = binding.compiled is not None and "memory_attention" in binding.compiled.parts
-    if turn is None or compiled or not binding.enabled or len(turn.objects) < 2 or features.shape[1] != 1:
+    if step is None or compiled or not binding.enabled or len(step.objects) < 2 or features.shape[1] != 1:
         yield
         return
-    state = binding.state_of(turn.handle)
-    if state.shared is None or not state.shared.fits(turn.frame, features, positions):
-        state.shared = FrameWork.of(turn.frame, features, positions)
+    state = binding.state_of(step.handle)
+    if state.shared is None or not state.shared.fits(step.frame, features, positions):
+        state.shared = SharedSelfAttention.of(step.frame, features, positions)
     before, binding.shared = binding.shared, state.shared
     try:
         yield
     finally:
         binding.shared = before
-        if turn.obj_id == next(reversed(turn.objects)):
+        if step.obj_id == next(reversed(step.objects)):
             state.shared = None
 
 
@@ -93,16 +93,16 @@ def conditioned(binding: Binding, current: Tensor, positions: Tensor | None, lay
     Raises:
         ModelStateError: the host's layers bypass the surgery.
     """
-    turn, grid = binding.turn, binding.grid
-    if turn is None or grid is None or binding.queries is None or not binding.enabled or current.shape[1] != 1:
+    step, grid = binding.step, binding.grid
+    if step is None or grid is None or binding.queries is None or not binding.enabled or current.shape[1] != 1:
         return run(current, positions) if binding.query is None else _subset(binding, current, positions, run)
-    state, key = binding.state_of(turn.handle), (turn.obj_id, turn.reverse)
-    windows = _windows(binding, state, turn, current)
+    state, key = binding.state_of(step.handle), (step.obj_id, step.reverse)
+    windows = _windows(binding, state, step, current)
     route = None
     if windows is not None:
-        route = _route(binding, state, turn, windows, current.device)
-    begun = state.begun.get(turn.obj_id)
-    if not turn.prompted and begun is not None and begun.tokens is None:
+        route = _route(binding, state, step, windows, current.device)
+    begun = state.begun.get(step.obj_id)
+    if not step.prompted and begun is not None and begun.tokens is None:
         begun.tokens = 1.0 if route is None else route.index.shape[0] / route.tokens
         state.stats.query_calls += 1
         state.stats.queries_kept += begun.tokens
@@ -124,7 +124,7 @@ def conditioned(binding: Binding, current: Tensor, positions: Tensor | None, lay
             f"memory attention ran {len(inputs)} of its {layers} self-attentions under the surgery; was the model "
             "compiled before sparsify? Call sparsify first, then compile"
         )
-    state.queries[key] = QueryMemory(turn.frame, out.reshape(-1, out.shape[-1]), tuple(inputs), ages)
+    state.queries[key] = QueryMemory(step.frame, out.reshape(-1, out.shape[-1]), tuple(inputs), ages)
     return out
 
 
@@ -138,16 +138,16 @@ def _subset(binding: Binding, current: Tensor, positions: Tensor | None, run: Ru
     return merged[:, None] if out.ndim == 3 else merged[None, None]
 
 
-def _windows(binding: Binding, state: VideoState, turn: Turn, current: Tensor) -> set[int] | None:
+def _windows(binding: Binding, state: VideoState, step: ObjectStep, current: Tensor) -> set[int] | None:
     """Windows whose tokens are all queries, or None when every token is one."""
     settings, grid = binding.queries, binding.grid
     assert settings is not None and grid is not None
-    last = state.queries.get((turn.obj_id, turn.reverse))
-    previous = turn.frame + 1 if turn.reverse else turn.frame - 1
+    last = state.queries.get((step.obj_id, step.reverse))
+    previous = step.frame + 1 if step.reverse else step.frame - 1
     stale = last is None or last.frame != previous or last.output.device != current.device
-    if turn.dense or stale or state.encoded != turn.frame or state.computed is None or binding.watcher is not None:
+    if step.dense or stale or state.encoded != step.frame or state.computed is None or binding.watcher is not None:
         return None
-    if turn.obj_id not in state.reach or current.shape[0] != grid.tokens:
+    if step.obj_id not in state.regions or current.shape[0] != grid.tokens:
         return None
     assert last is not None
     taken = [window in state.computed for window in range(grid.count)]
@@ -155,18 +155,18 @@ def _windows(binding: Binding, state: VideoState, turn: Turn, current: Tensor) -
 
 
 def _route(
-    binding: Binding, state: VideoState, turn: Turn, windows: set[int], device: torch.device
+    binding: Binding, state: VideoState, step: ObjectStep, windows: set[int], device: torch.device
 ) -> QueryRoute | None:
-    grid, reach = binding.grid, state.reach[turn.obj_id]
+    grid, region = binding.grid, state.regions[step.obj_id]
     assert grid is not None
     certain = grid.token_ids(sorted(windows))
-    outside = sum(count for window, count in enumerate(reach.counts) if window not in windows)
+    outside = sum(count for window, count in enumerate(region.counts) if window not in windows)
     assert binding.queries is not None
     count = query_count(grid.tokens, len(certain), outside, binding.queries.budget)
     if count == grid.tokens:
         return None
     changed = state.changed.to(device) if state.changed is not None else None
     known = torch.from_numpy(certain).to(device, non_blocking=True)
-    index = query_tokens(known, reach.tokens.to(device), count, changed)
-    last = state.queries[turn.obj_id, turn.reverse]
+    index = query_tokens(known, region.tokens.to(device), count, changed)
+    last = state.queries[step.obj_id, step.reverse]
     return QueryRoute(index, grid.tokens, last.output, list(last.inputs))

@@ -11,7 +11,7 @@ from surgery.operations import Precision
 from surgery.session import VideoState
 
 if TYPE_CHECKING:
-    from surgery.hosts.base import Turn
+    from surgery.hosts.base import ObjectStep
 
 
 class Watcher:
@@ -25,7 +25,7 @@ class Watcher:
         """A part runs, under recipes with `precision`: `run(None)` as stock, `run(precision)` in another one."""
         return run(None)
 
-    def frame(self, state: VideoState, frame: int, turn: Turn | None, pixels: Tensor) -> None:
+    def frame(self, state: VideoState, frame: int, step: ObjectStep | None, pixels: Tensor) -> None:
         """Before `frame` is encoded; `state.evidence` is that of the frame before. pixels: [1, 3, S, S]."""
 
     def encoded(self, entering: Tensor, leaving: Tensor) -> None:

@@ -117,7 +117,7 @@ class Compilation:
             return False
         if not binding.enabled or binding.eager or binding.watcher is not None:
             return False
-        return part != DECODER or (binding.turn is not None and not binding.turn.prompted)
+        return part != DECODER or (binding.step is not None and not binding.step.prompted)
 
     def run(
         self, part: str, binding: Binding, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -266,7 +266,7 @@ def _graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-class SetAside:
+class ParkedForwards:
     """Compiled forwards that the host had put on its modules, out of the way while the recipe compiles them.
 
     Never copied: a copy of such a forward would run the modules it was made for.
@@ -276,7 +276,7 @@ class SetAside:
         self._held: list[tuple[nn.Module, Callable[..., Any]]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SetAside, ()
+        return ParkedForwards, ()
 
     def take(self, module: nn.Module) -> None:
         """Take the instance `forward` of `module`, if it has one."""

@@ -52,10 +52,11 @@ class TrimCaches(Operation):
 
     def check(self, view: HostView) -> list[nn.Module]:
         """See `Operation.check`: no frame is dropped that the model reads again."""
-        if self.frames is not None and self.frames < view.reach():
+        horizon = view.memory_horizon()
+        if self.frames is not None and self.frames < horizon:
             raise RecipeError(
-                f"trim_caches: frames {self.frames}: this model reads up to {view.reach()} frames back; expected "
-                f"{view.reach()} or more, or null to keep all"
+                f"trim_caches: frames {self.frames}: this model reads up to {horizon} frames back; expected {horizon} "
+                "or more, or null to keep all"
             )
         return []
 

@@ -26,7 +26,7 @@ class Conditioning(NamedTuple):
     frame: int
 
 
-Chunk = int | Conditioning | None
+MemoryFrame = int | Conditioning | None
 """A memory frame in the host's order: a tracked frame's id, a conditioning frame, or None for one never pruned."""
 
 
@@ -97,7 +97,7 @@ class KeyPlan:
 
 
 def plan_keys(
-    chunks: Sequence[Chunk],
+    memory_frames: Sequence[MemoryFrame],
     memory: ObjectMemory,
     *,
     tokens: int,
@@ -115,7 +115,7 @@ def plan_keys(
     """Decide the rows of one memory attention call.
 
     Args:
-        chunks: the memory frames in the host's order.
+        memory_frames: the memory frames in the host's order.
         memory: what is known of this object in this direction; entries outside the bank are dropped here.
         tokens: T, tokens per memory frame.
         length: rows of the concatenated memory, pointers included.
@@ -133,13 +133,15 @@ def plan_keys(
         The plan, or None when every key is read and nothing is measured.
     """
     spatial = length - pointers
-    if (keep >= 1.0 and keep_conditioning >= 1.0) or not chunks or spatial != len(chunks) * tokens:
+    if (keep >= 1.0 and keep_conditioning >= 1.0) or not memory_frames or spatial != len(memory_frames) * tokens:
         return None
-    ids = [chunk.frame if isinstance(chunk, Conditioning) else chunk for chunk in chunks]
+    ids = [
+        memory_frame.frame if isinstance(memory_frame, Conditioning) else memory_frame for memory_frame in memory_frames
+    ]
     for frame in [known for known in memory.frames if known not in ids]:
         memory.forget(frame)
-    measures = _to_measure(chunks, memory, tokens, layers, keep, keep_conditioning, stride, device)
-    tracked = [slot for slot, chunk in enumerate(chunks) if isinstance(chunk, int)]
+    measures = _to_measure(memory_frames, memory, tokens, layers, keep, keep_conditioning, stride, device)
+    tracked = [slot for slot, each in enumerate(memory_frames) if isinstance(each, int)]
     newest = tracked[-1] if tracked else -1
     warm = memory.measured >= middle
     pruned = {
@@ -157,16 +159,16 @@ def plan_keys(
         total=layers * spatial,
     )
     if pruned:
-        _choose_rows(plan, pruned, memory, len(chunks), tokens, length, device, rebalance)
+        _choose_rows(plan, pruned, memory, len(memory_frames), tokens, length, device, rebalance)
     return plan if pruned or measures else None
 
 
 def _to_measure(
-    chunks: Sequence[Chunk], memory: ObjectMemory, tokens: int, layers: int, keep: float, keep_conditioning: float,
-    stride: int, device: torch.device,
+    memory_frames: Sequence[MemoryFrame], memory: ObjectMemory, tokens: int, layers: int, keep: float,
+    keep_conditioning: float, stride: int, device: torch.device,
 ) -> list[Measured]:  # fmt: skip
     """The newest tracked frame and the first conditioning frame that are to be pruned and were not measured yet."""
-    tracked = [(slot, chunk) for slot, chunk in enumerate(chunks) if isinstance(chunk, int)]
+    tracked = [(slot, each) for slot, each in enumerate(memory_frames) if isinstance(each, int)]
     wanted: list[tuple[int, int, float, bool]] = []
     if keep < 1.0 and tracked:
         slot, frame = tracked[-1]
@@ -174,9 +176,9 @@ def _to_measure(
             wanted.append((slot, frame, keep, True))
     if keep_conditioning < 1.0:
         fresh = [
-            (slot, chunk.frame)
-            for slot, chunk in enumerate(chunks)
-            if isinstance(chunk, Conditioning) and chunk.frame not in memory.frames
+            (slot, each.frame)
+            for slot, each in enumerate(memory_frames)
+            if isinstance(each, Conditioning) and each.frame not in memory.frames
         ]
         wanted += [(slot, frame, keep_conditioning, False) for slot, frame in fresh[:1]]
     return [

@@ -34,7 +34,7 @@ class QueryMemory:
 
 
 @dataclass(frozen=True, eq=False)
-class Reach:
+class ObjectRegion:
     """Where an object may be: tokens, bool [T]; counts, how many of them lie in each stage-3 window."""
 
     tokens: Tensor
@@ -88,7 +88,7 @@ def query_tokens(certain: Tensor, reached: Tensor, count: int, changed: Tensor |
     """The tokens that are queries, without asking the device how many there are.
 
     Args:
-        certain: int64 [n] tokens of computed windows. reached: bool [T], see `Reach`.
+        certain: int64 [n] tokens of computed windows. reached: bool [T], see `ObjectRegion`.
         count: how many to take: all certain ones, then reached ones, then others; among equals the first, or
         changed: fp32 [T], not negative: those with the largest values.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(eq=False)
-class FrameWork:
+class SharedSelfAttention:
     """The first self-attention of one frame, computed for its first object and given to the others.
 
     frame: which. features: [T, 1, C] that memory attention was given, positions: their position code or None; both are
@@ -24,7 +24,7 @@ class FrameWork:
     output: Tensor | None = None
 
     @classmethod
-    def of(cls, frame: int, features: Tensor, positions: Tensor | None) -> FrameWork:
+    def of(cls, frame: int, features: Tensor, positions: Tensor | None) -> SharedSelfAttention:
         """Nothing computed yet."""
         return cls(frame, features, positions, cast_of(features))
 

@@ -19,7 +19,7 @@ from surgery.bench.pair import uncompiled
 from surgery.bench.probe import REST, Probe, TimeMeter
 from surgery.engine import current_view, require_view
 from surgery.hosts import control, query, view_of
-from surgery.hosts.choice import Glance
+from surgery.hosts.choice import FramePreview
 from surgery.hosts.driver import follow
 from surgery.recipe import Recipe
 from surgery.retrieval.queries import QueryRoute
@@ -195,10 +195,10 @@ def test_windows_cannot_be_forced_on_a_recipe_that_routes_none() -> None:
 
 def test_spans_leave_nothing_behind() -> None:
     view = view_of(surgery.sparsify(make("sam2").model, Recipe.load(TILES)))
-    before = TileRoute.gather, TileRoute.merge, QueryRoute.renewed, query._subset, Glance.remembered
+    before = TileRoute.gather, TileRoute.merge, QueryRoute.renewed, query._subset, FramePreview.remembered
     with probed(view, Probe(TimeMeter(Clock(torch.device("cpu"))))):
         assert TileRoute.gather is not before[0]
-    assert (TileRoute.gather, TileRoute.merge, QueryRoute.renewed, query._subset, Glance.remembered) == before
+    assert (TileRoute.gather, TileRoute.merge, QueryRoute.renewed, query._subset, FramePreview.remembered) == before
 
 
 def test_operations_are_counted_in_eager_code() -> None:

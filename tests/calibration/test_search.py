@@ -46,7 +46,7 @@ def run_search(
         found = Fidelity(reference="dense masks", drop=drop, interval=(drop, drop), worst_drop=drop, worst_clip="a")
         return found, None
 
-    monkeypatch.setattr(room, "retune", lambda view, recipe: None)
+    monkeypatch.setattr(room, "reconfigure", lambda view, recipe: None)
     monkeypatch.setattr(room, "summarise", summarise)
     found = room.search(
         object(), made, [], CalibrationSettings(max_drop=promise, max_clip_drop=1.0), runs, lambda: None

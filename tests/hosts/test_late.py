@@ -313,7 +313,7 @@ def test_desparsify_gives_the_stock_model_back(host: str) -> None:
 
 def test_setting_another_recipe_moves_between_dense_and_routed(host: str) -> None:
     """Calibration changes the recipe of a model under surgery; what it grafts is undone with the rest."""
-    from surgery.operate import retune
+    from surgery.operate import reconfigure
 
     recipes = {choice: LATE.with_overrides([f"routing.stage4={choice}"]) for choice in ("dense", "routed")}
     expected = {}
@@ -325,7 +325,7 @@ def test_setting_another_recipe_moves_between_dense_and_routed(host: str) -> Non
     driver = make(host, blocks=BLOCKS)
     surgery.sparsify(driver.model, recipes["dense"])
     for choice in ("routed", "dense", "routed"):
-        retune(require_view(driver.model), recipes[choice])
+        reconfigure(require_view(driver.model), recipes[choice])
         assert same(driver.track(video(7)), expected[choice]), choice
     surgery.desparsify(driver.model)
     assert not any(is_grafted(module) for module in driver.model.modules())

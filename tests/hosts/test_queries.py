@@ -60,9 +60,9 @@ def test_every_token_through_the_routed_path_changes_nothing(
     driver = cut(host, ROUTING, QUERIES, *retrieval, windows=windows)
     calls = []
 
-    def every(binding: Any, state: Any, turn: Any, chosen: Any, device: torch.device) -> QueryRoute:
-        calls.append(turn.frame)
-        last = state.queries[turn.obj_id, turn.reverse]
+    def every(binding: Any, state: Any, step: Any, chosen: Any, device: torch.device) -> QueryRoute:
+        calls.append(step.frame)
+        last = state.queries[step.obj_id, step.reverse]
         tokens = binding.grid.tokens
         return QueryRoute(torch.arange(tokens), tokens, last.output, list(last.inputs))
 
@@ -100,22 +100,22 @@ def test_queries_are_computed_windows_near_tokens_and_the_longest_waiting(
     original = query_seam._subset
 
     def watched(binding: Any, current: Tensor, positions: Any, run: Any) -> Tensor:
-        route, turn, grid = binding.query, binding.turn, binding.grid
-        state = binding.state_of(turn.handle)
+        route, step, grid = binding.query, binding.step, binding.grid
+        state = binding.state_of(step.handle)
         chosen = set(route.index.tolist())
         assert set(grid.token_ids(state.stats.last.windows).tolist()) <= chosen
-        near = state.reach[turn.obj_id].tokens.nonzero().flatten().tolist()
+        near = state.regions[step.obj_id].tokens.nonzero().flatten().tolist()
         assert near
         assert set(near) <= chosen
         assert route.index.tolist() == sorted(chosen)
-        before = state.queries[turn.obj_id, turn.reverse]
+        before = state.queries[step.obj_id, step.reverse]
         others = [window for window in range(grid.count) if window not in state.stats.last.windows]
         oldest = max(others, key=lambda window: (before.ages[window], -window))
         assert set(grid.token_ids([oldest]).tolist()) <= chosen
         out = original(binding, current, positions, run)
         kept = [token for token in range(grid.tokens) if token not in chosen]
         assert torch.equal(out.reshape(-1, out.shape[-1])[kept], before.output[kept])
-        seen.append((turn.frame, turn.obj_id))
+        seen.append((step.frame, step.obj_id))
         return out
 
     monkeypatch.setattr(query_seam, "_subset", watched)

@@ -19,7 +19,7 @@ from surgery.hosts import view_of
 from surgery.hosts.transformers.encoder import TransformersEncoderAttention
 from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.recipe import Recipe
-from surgery.retrieval.shared import FrameWork
+from surgery.retrieval.shared import SharedSelfAttention
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, square, video
 from tests.hosts.sessions import begun, gather, same
 
@@ -46,8 +46,8 @@ def counted(driver: Driver) -> Iterator[Counter[int]]:
             hook.remove()
 
 
-def shared(driver: Driver, session: Any) -> FrameWork | None:
-    work: FrameWork | None = driver.state(session).shared
+def shared(driver: Driver, session: Any) -> SharedSelfAttention | None:
+    work: SharedSelfAttention | None = driver.state(session).shared
     return work
 
 
@@ -75,7 +75,7 @@ def test_sharing_changes_no_bit_of_a_sparse_video(host: str, recipe: Any, monkey
     driver = make(host)
     surgery.sparsify(driver.model, recipe)
     found = driver.track(video(9), 3)
-    monkeypatch.setattr(FrameWork, "fits", lambda *_: False)
+    monkeypatch.setattr(SharedSelfAttention, "fits", lambda *_: False)
     with counted(driver) as runs:
         assert same(driver.track(video(9), 3), found)
     assert runs[0] == runs[1] == 24
@@ -84,7 +84,7 @@ def test_sharing_changes_no_bit_of_a_sparse_video(host: str, recipe: Any, monkey
 def test_one_object_keeps_nothing(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, "balanced")
-    monkeypatch.setattr(FrameWork, "of", lambda *_: pytest.fail("one object has nobody to share with"))
+    monkeypatch.setattr(SharedSelfAttention, "of", lambda *_: pytest.fail("one object has nobody to share with"))
     assert len(driver.track(video(4))) == 4
 
 
@@ -99,11 +99,11 @@ def test_features_encoded_again_are_not_shared(host: str, monkeypatch: pytest.Mo
     original = getattr(type(driver.model), seam)
 
     def forgetting(model: Any, *args: Any, **kwargs: Any) -> Tensor:
-        turn = view.binding.turn
-        assert turn is not None
+        step = view.binding.step
+        assert step is not None
         out: Tensor = original(model, *args, **kwargs)
-        if turn.obj_id == 1 and turn.frame == 2:
-            turn.handle.evict(2)
+        if step.obj_id == 1 and step.frame == 2:
+            step.handle.evict(2)
             images = session["images"] if host == "sam2" else session.processed_frames
             changed.append(images[2].clone())
             images[2] = images[2].flip(-1)
@@ -115,7 +115,7 @@ def test_features_encoded_again_are_not_shared(host: str, monkeypatch: pytest.Mo
     assert len(changed) == 1
     assert runs[0] == 4, "frames 1 and 3 once, frame 2 for either object"
     with monkeypatch.context() as patch:
-        patch.setattr(FrameWork, "fits", lambda *_: False)
+        patch.setattr(SharedSelfAttention, "fits", lambda *_: False)
         again = driver.session(video(4))
         driver.click(again, 0, {1: (70, 120), 3: (200, 60)})
         session, changed[:] = again, []
@@ -126,7 +126,7 @@ def test_a_prompt_and_a_jump_drop_what_was_shared(host: str) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, "balanced")
     session, _run = begun(driver, video(6), 3, {1: (70, 120), 3: (200, 60)}, count=3)
-    stale = FrameWork.of(2, torch.zeros(1), None)
+    stale = SharedSelfAttention.of(2, torch.zeros(1), None)
     driver.state(session).shared = stale
     driver.mask(session, 2, {1: square(80, 80)})
     assert shared(driver, session) is not stale
@@ -149,7 +149,7 @@ def test_query_routing_shares_on_dense_frames_only(host: str) -> None:
 
 def test_work_fits_the_same_bytes_only() -> None:
     features, positions = torch.randn(16, 1, 8), torch.randn(16, 1, 8)
-    work = FrameWork.of(3, features, positions)
+    work = SharedSelfAttention.of(3, features, positions)
     assert work.fits(3, features.permute(0, 1, 2), positions)
     assert not work.fits(4, features, positions)
     assert not work.fits(3, features.clone(), positions)
@@ -158,7 +158,7 @@ def test_work_fits_the_same_bytes_only() -> None:
     assert not work.fits(3, features.view(torch.int32), positions)
     with torch.autocast("cpu", torch.bfloat16):
         assert not work.fits(3, features, positions)
-        assert FrameWork.of(3, features, None).fits(3, features, None)
+        assert SharedSelfAttention.of(3, features, None).fits(3, features, None)
 
 
 def test_eager_attention_returns_every_objects_weights() -> None:

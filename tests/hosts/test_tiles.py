@@ -260,7 +260,7 @@ def test_desparsify_gives_the_stock_model_back(host: str) -> None:
 
 def test_setting_another_recipe_moves_between_spans(host: str) -> None:
     """Calibration changes the recipe of a model under surgery; what it grafts is undone with the rest."""
-    from surgery.operate import retune
+    from surgery.operate import reconfigure
 
     recipes = {"stage3": STAGE3, "tiles": TILES}
     expected = {}
@@ -272,7 +272,7 @@ def test_setting_another_recipe_moves_between_spans(host: str) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, recipes["stage3"])
     for span in ("tiles", "stage3", "tiles"):
-        retune(require_view(driver.model), recipes[span])
+        reconfigure(require_view(driver.model), recipes[span])
         assert same(driver.track(video(7)), expected[span]), span
     surgery.desparsify(driver.model)
     assert not any(is_grafted(module) for module in driver.model.modules())

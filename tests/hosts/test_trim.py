@@ -178,7 +178,7 @@ def test_fewer_frames_than_the_model_reads_are_refused(host: str) -> None:
 
 
 def reach_of(driver: Driver) -> int:
-    return view_of(driver.model).reach()
+    return view_of(driver.model).memory_horizon()
 
 
 @pytest.mark.parametrize("stride", [1, 4])

@@ -26,20 +26,20 @@ def picks(frame: int, layer: int) -> list[int]:
     return sorted(torch.randperm(TOKENS, generator=generator)[:KEPT].tolist())
 
 
-def plan(chunks: Bank, memory: ObjectMemory, pointers: int = 4, **other: Any) -> KeyPlan | None:
+def plan(bank: Bank, memory: ObjectMemory, pointers: int = 4, **other: Any) -> KeyPlan | None:
     settings_ = {"keep": KEEP, "query_stride": 1, "middle": MIDDLE, "stride": 1, "tokens": TOKENS, "layers": LAYERS}
-    settings_ |= {"length": len(chunks) * TOKENS + pointers, "pointers": pointers, "device": torch.device("cpu")}
-    return plan_keys(chunks, memory, **{**settings_, **other})
+    settings_ |= {"length": len(bank) * TOKENS + pointers, "pointers": pointers, "device": torch.device("cpu")}
+    return plan_keys(bank, memory, **{**settings_, **other})
 
 
-def step(chunks: Bank, memory: ObjectMemory, pointers: int = 4, **other: Any) -> tuple[list[list[int]], int | None]:
+def step(bank: Bank, memory: ObjectMemory, pointers: int = 4, **other: Any) -> tuple[list[list[int]], int | None]:
     """One frame, as the attention does it: rows read per layer, and the frame that was measured."""
-    made = plan(chunks, memory, pointers, **other)
-    everything = list(range(len(chunks) * TOKENS + pointers))
+    made = plan(bank, memory, pointers, **other)
+    everything = list(range(len(bank) * TOKENS + pointers))
     if made is None:
         return [everything] * LAYERS, None
     for item in made.measures:
-        slot = [chunk.frame if isinstance(chunk, Conditioning) else chunk for chunk in chunks].index(item.frame)
+        slot = [each.frame if isinstance(each, Conditioning) else each for each in bank].index(item.frame)
         assert item.rows.tolist() == everything[slot * TOKENS : (slot + 1) * TOKENS]
         item.picked = [torch.tensor(picks(item.frame, layer)) for layer in range(LAYERS)]
         item.offset = [torch.tensor(0.5 * item.frame + layer) for layer in range(LAYERS)]
@@ -49,10 +49,10 @@ def step(chunks: Bank, memory: ObjectMemory, pointers: int = 4, **other: Any) ->
         real = index[: len(rows) + pointers].tolist() if index is not None and rows is not None else everything
         read.append(real)
         if rows is not None:
-            spatial = [row for row in real if row < len(chunks) * TOKENS]
+            spatial = [row for row in real if row < len(bank) * TOKENS]
             assert rows.tolist() == [row % TOKENS for row in spatial], "the position of each row's own token"
-    assert made.kept == sum(row < len(chunks) * TOKENS for rows in read for row in rows)
-    assert made.total == LAYERS * len(chunks) * TOKENS
+    assert made.kept == sum(row < len(bank) * TOKENS for rows in read for row in rows)
+    assert made.total == LAYERS * len(bank) * TOKENS
     remember(made, memory)
     return read, next((item.frame for item in made.measures if item.counts), None)
 
@@ -199,12 +199,13 @@ def full_memory() -> ObjectMemory:
 
 
 @pytest.mark.parametrize(
-    "other", [{"keep": 1.0}, {"chunks": []}, {"length": 7 * TOKENS + 5}, {"length": 6 * TOKENS + 4}, {"tokens": 10}]
+    "other",
+    [{"keep": 1.0}, {"memory_frames": []}, {"length": 7 * TOKENS + 5}, {"length": 6 * TOKENS + 4}, {"tokens": 10}],
 )
 def test_everything_is_read_when_nothing_may_be_dropped_or_the_bank_is_not_understood(other: dict[str, Any]) -> None:
-    chunks = other.pop("chunks", [None, 1, 2, 3, 4, 5, 6])
+    bank = other.pop("memory_frames", [None, 1, 2, 3, 4, 5, 6])
     memory = full_memory()
-    assert plan(chunks, memory, **other) is None
+    assert plan(bank, memory, **other) is None
     assert len(memory.frames) == 6
 
 
@@ -272,10 +273,10 @@ def test_a_conditioning_frame_is_measured_when_first_read_and_pruned_afterwards(
 
 
 def test_several_conditioning_frames_are_measured_one_a_call() -> None:
-    memory, chunks = ObjectMemory(), [Conditioning(0), Conditioning(9), 12]
-    found = [plan(chunks, memory, keep_conditioning=0.5)]
-    step(chunks, memory, keep_conditioning=0.5)
-    found.append(plan(chunks, memory, keep_conditioning=0.5))
+    memory, bank = ObjectMemory(), [Conditioning(0), Conditioning(9), 12]
+    found = [plan(bank, memory, keep_conditioning=0.5)]
+    step(bank, memory, keep_conditioning=0.5)
+    found.append(plan(bank, memory, keep_conditioning=0.5))
     assert [[item.frame for item in made.measures] for made in found if made is not None] == [[12, 0], [9]]
 
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from surgery.errors import ModelStateError
 from surgery.graft import Graft
-from surgery.hosts.base import HostView, Turn
-from surgery.hosts.control import encode, image_features, record_evidence, turn_of
+from surgery.hosts.base import HostView, ObjectStep
+from surgery.hosts.control import encode, image_features, record_evidence, step_of
 from surgery.hosts.sam2.session import Sam2Session, TracedFrame, TracedFrames
 from surgery.hosts.seam import in_turn, seam
 from surgery.operations.trim_caches import drop_far
-from surgery.retrieval.bank import Chunk, Conditioning
+from surgery.retrieval.bank import Conditioning, MemoryFrame
 
 _CONDITIONING = (
     "frame_idx",
@@ -58,7 +58,7 @@ class Sam2Root(Graft):
         position = next((idx for idx, outputs in per_object.items() if outputs is output_dict), None)
         if position is None:
             raise ModelStateError("the predictor tracks an object that its own inference_state does not list")
-        turn = Turn(
+        step = ObjectStep(
             handle=Sam2Session(inference_state),
             obj_id=inference_state["obj_idx_to_id"][position],
             objects={inference_state["obj_idx_to_id"][idx]: outputs for idx, outputs in per_object.items()},
@@ -69,10 +69,10 @@ class Sam2Root(Graft):
             or given["mask_inputs"] is not None
             or not given["run_mem_encoder"],
         )
-        with turn_of(binding, turn, len(self._surgery.token_to_image())):
+        with step_of(binding, step, len(self._surgery.token_to_image())):
             outputs = run()
         keep = binding.caches.frames if binding.caches is not None else None
-        if keep is not None and not turn.prompted:
+        if keep is not None and not step.prompted:
             drop_far(output_dict["non_cond_frame_outputs"], frame_idx, keep)
             drop_far(inference_state["frames_tracked_per_obj"][position], frame_idx, keep)
         return outputs
@@ -94,17 +94,17 @@ class Sam2Root(Graft):
     @seam
     def _prepare_memory_conditioned_features(self, *args: Any, **kwargs: Any) -> Any:
         binding = self._surgery.binding
-        if binding.enabled and binding.retrieval is not None and binding.turn is not None:
+        if binding.enabled and binding.retrieval is not None and binding.step is not None:
             args, kwargs = (), {**dict(zip(_CONDITIONING, args, strict=False)), **kwargs}
             outputs = kwargs["output_dict"]
-            log: list[Chunk] = []
+            log: list[MemoryFrame] = []
             conditioning = outputs["cond_frame_outputs"]
             kwargs["output_dict"] = {
                 **outputs,
                 "cond_frame_outputs": {t: TracedFrame(out, Conditioning(t), log) for t, out in conditioning.items()},
                 "non_cond_frame_outputs": TracedFrames(outputs["non_cond_frame_outputs"], log),
             }
-            binding.chunks = log
+            binding.memory_frames = log
         return super()._prepare_memory_conditioned_features(*args, **kwargs)  # type: ignore[misc]
 
     @seam

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from surgery.retrieval.bank import Chunk
+from surgery.retrieval.bank import MemoryFrame
 from surgery.session import SessionHandle
 
 STATE_KEY = "surgery"
@@ -28,7 +28,7 @@ class Sam2Session(SessionHandle):
 class TracedFrame(dict[str, Any]):
     """One frame's stored output that reports when its memory is read."""
 
-    def __init__(self, output: dict[str, Any], frame: Chunk, log: list[Chunk]) -> None:
+    def __init__(self, output: dict[str, Any], frame: MemoryFrame, log: list[MemoryFrame]) -> None:
         super().__init__(output)
         self._frame, self._log = frame, log
 
@@ -41,7 +41,7 @@ class TracedFrame(dict[str, Any]):
 class TracedFrames:
     """Non-conditioning outputs of one object, wrapped one by one as the host asks for them."""
 
-    def __init__(self, outputs: dict[int, dict[str, Any]], log: list[Chunk]) -> None:
+    def __init__(self, outputs: dict[int, dict[str, Any]], log: list[MemoryFrame]) -> None:
         self._outputs, self._log = outputs, log
 
     def get(self, frame: int, default: Any = None) -> Any:

@@ -115,7 +115,7 @@ class Sam2View(HostView):
     def memory_channels(self) -> int:
         return int(self.model.mem_dim)
 
-    def reach(self) -> int:
+    def memory_horizon(self) -> int:
         model = self.model
         stride, middle = model.memory_temporal_stride_for_eval, model.num_maskmem - 3
         memories = 1 + stride + max(0, middle) * stride

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from surgery.graft import Graft
-from surgery.hosts.base import HostView, Turn
-from surgery.hosts.control import encode, image_features, record_evidence, turn_of
+from surgery.hosts.base import HostView, ObjectStep
+from surgery.hosts.control import encode, image_features, record_evidence, step_of
 from surgery.hosts.seam import seam
 from surgery.hosts.transformers.session import TransformersSession, require_image, trim
 from surgery.retrieval.bank import Conditioning
@@ -46,7 +46,7 @@ class TransformersRoot(Graft):
         session = given["inference_session"]
         obj_ids = tuple(session.obj_ids)
         outputs = session.output_dict_per_obj
-        turn = Turn(
+        step = ObjectStep(
             handle=TransformersSession(session),
             obj_id=session.obj_idx_to_id(given["obj_idx"]),
             objects={obj_id: outputs[session.obj_id_to_idx(obj_id)] for obj_id in obj_ids},
@@ -58,7 +58,7 @@ class TransformersRoot(Graft):
             or given.get("mask_inputs") is not None,
             shared_prompt=bool(session.obj_with_new_inputs),
         )
-        with turn_of(binding, turn, len(self._surgery.token_to_image())):
+        with step_of(binding, step, len(self._surgery.token_to_image())):
             return run()
 
     @seam
@@ -88,11 +88,11 @@ class TransformersRoot(Graft):
             inference_session, obj_idx, frame_idx, track_in_reverse_time
         )
         binding = self._surgery.binding
-        if binding.enabled and binding.turn is not None and binding.retrieval is not None:
+        if binding.enabled and binding.step is not None and binding.retrieval is not None:
             conditioning = inference_session.output_dict_per_obj[obj_idx]["cond_frame_outputs"]
             held = {id(output): frame for frame, output in conditioning.items()}
             sign = 1 if track_in_reverse_time else -1
-            binding.chunks = [
+            binding.memory_frames = [
                 Conditioning(held[id(output)]) if id(output) in held else frame_idx + sign * offset
                 for offset, output in gathered
                 if output is not None

@@ -124,7 +124,7 @@ class TransformersView(HostView):
     def memory_channels(self) -> int:
         return int(self.model.mem_dim)
 
-    def reach(self) -> int:
+    def memory_horizon(self) -> int:
         config = self.model.config
         return max(self.model.num_maskmem, config.max_object_pointers_in_encoder) - 1
 
