@@ -151,6 +151,7 @@ class _Run:
                 f"going on after frame {self.run['after']} from its masks and the first prompts; "
                 "what the model remembered of other frames is lost"
             )
+        self._note = "objects; outlined: out of sight" + "; dark: windows not computed" * show_windows
         results = iter(()) if left == 0 else run_tracker(self.model, self.video, self.prompts, after)
         # What a file declares may be less than it holds; only the caller's limit cuts it short.
         limit = None if max_frames is None else max(place.first + max_frames - after - 1, 0)
@@ -212,7 +213,7 @@ class _Run:
         self.rows.append(row_of(result, self.video.name_of(result.index), labels))
         if writer is not None:
             windows = show_windows and result.record is not None
-            self._draw(writer, windows_drawn(result.frame, result.record) if windows else result.frame, labels, windows)
+            self._draw(writer, windows_drawn(result.frame, result.record) if windows else result.frame, labels)
 
     def _redraw(self, display: Display, writer: Any) -> None:
         """The overlay of a run that goes on starts with what was tracked before; its windows are not known any more."""
@@ -222,15 +223,14 @@ class _Run:
         with display.stage("drawing what was tracked before", stop - first) as step:
             for index, frame in enumerate(islice(self.video, stop)):
                 if index >= first:
-                    self._draw(writer, frame, self.place.read(index), False)
+                    self._draw(writer, frame, self.place.read(index))
                     step()
 
-    def _draw(self, writer: Any, frame: Any, labels: Any, windows: bool) -> None:
+    def _draw(self, writer: Any, frame: Any, labels: Any) -> None:
         from surgery.video import draw_ids, draw_masks, with_legend
 
         shown = {obj_id for obj_id in self._ids if (labels == obj_id).any()}
-        note = "objects; outlined: out of sight" + "; dark: windows not computed" * windows
-        writer.write(with_legend(draw_ids(draw_masks(frame, labels), labels), self._ids, shown, note))
+        writer.write(with_legend(draw_ids(draw_masks(frame, labels), labels), self._ids, shown, self._note))
 
     @property
     def _ids(self) -> list[int]:

@@ -129,8 +129,8 @@ def with_legend(frame: Frame, obj_ids: Sequence[int], shown: Set[int], note: str
     Args:
         frame: (height, width, 3) uint8 RGB.
         obj_ids: ids 1..255, in the order of the strip. The strip's height depends on them and the frame's size alone,
-            so frames of one video stay alike. shown: those in sight on this frame. note: text behind the ids, cut off
-            at the edge.
+            so frames of one video stay alike. shown: those in sight on this frame. note: text behind the ids; what
+            lies between "; " stays on one line, cut off at the edge.
 
     Returns:
         (height + strip, width, 3) uint8 RGB.
@@ -149,15 +149,24 @@ def with_legend(frame: Frame, obj_ids: Sequence[int], shown: Set[int], note: str
             left, top = gap, top + line + gap
         places.append((left, top, left + wide, top + line))
         left += wide + gap
+    left += gap
+    notes = []
+    for part in note.split("; "):
+        wide = round(font.getlength(part))
+        if left + wide > width - gap and left > gap:
+            left, top = gap, top + line + gap
+        notes.append((left, top + line / 2, part))
+        left += wide + 2 * gap
     canvas = Image.new("RGB", (width, top + line + gap), _BAR_COLOUR)
     draw = ImageDraw.Draw(canvas)
+    for x, y, part in notes:
+        draw.text((x, y), _fit(part, font, width - x), _TEXT_COLOUR, font, anchor="lm")
     for obj_id, place in zip(obj_ids, places, strict=True):
         if obj_id in shown:
             _tag(draw, font, place, obj_id)
         else:
             draw.rectangle(place, outline=_colour(obj_id))
             draw.text(_centre(place), str(obj_id), _colour(obj_id), font, anchor="mm")
-    draw.text((left + gap, top + line / 2), _fit(note, font, width - left - gap), _TEXT_COLOUR, font, anchor="lm")
     return np.concatenate([frame, np.array(canvas)])
 
 

@@ -170,3 +170,12 @@ def test_the_legend_of_many_objects_goes_on_in_another_row() -> None:
         with_legend(GREY[..., 0], [1], {1})
     with pytest.raises(VideoError, match="labels uint8 of shape"):
         draw_ids(GREY, np.zeros((3, 3), np.uint8))
+
+
+def test_a_legend_that_does_not_fit_takes_another_line() -> None:
+    frame = np.zeros((256, 256, 3), dtype=np.uint8)
+    note = "objects; outlined: out of sight; dark: windows not computed"
+    low, high = with_legend(frame, [1], {1}, "objects"), with_legend(frame, [1], {1}, note)
+    assert high.shape[0] > low.shape[0]
+    assert with_legend(frame, [1], set(), note).shape == high.shape
+    assert (high[low.shape[0] :] != high[-1, -1]).any(), "the second line is written"
