@@ -52,7 +52,7 @@ def test_track_writes_masks_overlay_and_summary(tmp_path: Path, mp4: Path, host:
     assert read_label_png(masks[0]).shape == (90, 120)
     overlay = open_video(out / "overlay.mp4")
     legend = overlay.size[0] - 90
-    assert (overlay.size[1], sum(1 for _ in overlay)) == (120, 10) and 15 < legend < 40
+    assert (overlay.size[1], sum(1 for _ in overlay)) == (120, 10) and 15 < legend < 60
     assert [set(row["area"]) for row in summary["per_frame"]] == [{"1"}] * 3 + [{"1", "2"}] * 7
     if recipe == "none":
         assert summary["recipe"] is None
