@@ -51,12 +51,12 @@ def inspect(view: HostView, recipe: Recipe, own: Binding | None = None) -> SpanI
     """
     require_own(view.model, own)
     require_plain(view.model)
-    parts: list[nn.Module] = [view.memory_attention(), *view.cross_attentions(), view.self_attentions()[0]]
-    parts += [module for module, _ in view.wasteful()]
+    relied_on = view.cross_attentions()
     for operation in recipe.operations:
-        parts += operation.check(view)
-    _require_values(view, parts)
-    _require_own_forwards(view, parts)
+        relied_on += operation.check(view)
+    _require_values(view, relied_on)
+    always = [view.memory_attention(), view.self_attentions()[0], *(module for module, _ in view.wasteful())]
+    _require_own_forwards(view, [*always, *relied_on])
     return view.span() if recipe.find(SparseWindowRouting) is not None else None
 
 

@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from surgery.core.parts import ATTENTION, DECODER, ENCODER, MEMORY
 from surgery.errors import ModelStateError
 from surgery.graft import Graft
 from surgery.hosts.base import HostView
 from surgery.hosts.control import key_plan
 from surgery.hosts.query import Run, conditioned, shared_self_attention
 from surgery.hosts.weights import quantised_layer
-from surgery.operations.compile import ATTENTION, DECODER, ENCODER, MEMORY
 from surgery.operations.precision import run_part
 
 
