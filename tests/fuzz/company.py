@@ -80,11 +80,9 @@ class Video:
                 self.number = step.child
                 self.session = _pickled(self.session) if step.pickled else self.session
             return
-        twin = Video(
-            self.company,
-            [(step.child, self.company.program.videos[step.child])],
-            _pickled(self.session) if step.pickled else copy.deepcopy(self.session),
-        )
+        with self.company.still:
+            session = _pickled(self.session) if step.pickled else copy.deepcopy(self.session)
+        twin = Video(self.company, [(step.child, self.company.program.videos[step.child])], session)
         twin.root, twin.noted = self.root, list(self.noted)
         self.company.videos.append(twin)
 
@@ -137,12 +135,14 @@ class Company:
     """The videos of a program on one model.
 
     recipe: the model is under it; None for a stock model, on which surgery and `disabled` do nothing. only: this video
-    runs alone, as if there were no other: no copies are made, nothing goes wrong on the way.
+    runs alone, as if there were no other: no copies are made, nothing goes wrong on the way. still: held while a
+    session is copied, which no other thread may change meanwhile.
     """
 
     def __init__(self, driver: Driver, program: Program, recipe: str | None, only: int | None = None) -> None:
         self.driver, self.program, self.recipe = driver, program, recipe
         self.alone = only is not None
+        self.still = threading.Lock()
         self._inside: dict[int, AbstractContextManager[None]] = {}
         children = {step.child for steps in program.videos.values() for step in steps if isinstance(step, Spawn)}
         if only is not None:

@@ -117,8 +117,10 @@ def test_surgery_from_another_thread_waits_for_the_frame(host: str) -> None:
 
     def operate() -> None:
         while not ended.wait(0.05):
-            surgery.sparsify(model, "exact")
-        surgery.desparsify(model)
+            with company.still:
+                surgery.sparsify(model, "exact")
+        with company.still:
+            surgery.desparsify(model)
 
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(operate)
