@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from surgery.engine import current_view
+from surgery.engine import current_surgery
 from surgery.errors import VideoError
 from surgery.hosts import view_of
-from surgery.hosts.base import HostView
-from surgery.hosts.driver import Driver, resized
-from surgery.session import FrameRecord
+from surgery.core.host import HostView
+from surgery.core.driver import Driver, resized
+from surgery.core.session import FrameRecord
 from surgery.video import BoxPrompt, MaskPrompt, Prompt, Video, check, draw_windows
 from surgery.video.rgb import Frame
 
@@ -137,8 +137,8 @@ class _Run:
             torch.cuda.synchronize(self.device)
 
     def record(self, frame: int) -> FrameRecord | None:
-        view = current_view(self.model)
-        last = view.binding.stats.last if view is not None and view.binding.stats is not None else None
+        surgery = current_surgery(self.model)
+        last = surgery.stats.last if surgery is not None and surgery.stats is not None else None
         return last if last is not None and last.frame == frame else None
 
     def result(self, index: int, frame: Frame, ids: Sequence[int], logits: Tensor, seconds: float) -> TrackedFrame:

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgery.access import access_to
-from surgery.engine import require_view
+from surgery.core.access import access_to
+from surgery.engine import require_surgery
 from surgery.errors import ModelStateError
-from surgery.hosts.base import HostView
-from surgery.hosts.driver import follow
+from surgery.core.host import HostView
+from surgery.core.driver import follow
 from surgery.operations.compile import Spent
-from surgery.session import VideoState
+from surgery.core.session import VideoState
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def warm_up(model: Any) -> WarmUp:
     Raises:
         ModelStateError: the model is not under surgery, its recipe does not compile, or it is disabled.
     """
-    view = require_view(model)
+    view = require_surgery(model)
     binding = view.binding
     if binding.compilation is None:
         name = view.recipe.metadata.name if view.recipe is not None else None

@@ -13,7 +13,7 @@ from surgery.adapters.fingerprint import Fingerprint
 from surgery.adapters.record import CalibrationRecord
 from surgery.errors import AdapterError, nearest
 from surgery.operations import SparseWindowRouting
-from surgery.routing.shortcut import SHORTCUTS
+from surgery.operations.window_routing.shortcut import SHORTCUTS
 from surgery.validation import explain
 
 SCHEMA_VERSION = 2

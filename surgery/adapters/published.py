@@ -24,10 +24,10 @@ from surgery.adapters.fingerprint import fingerprint
 from surgery.adapters.folder import require_replaceable, write_folder
 from surgery.errors import AdapterError
 from surgery.hosts import view_of
-from surgery.hosts.base import finite
+from surgery.core.host import finite
 from surgery.operations import SparseWindowRouting
 from surgery.recipe import Recipe
-from surgery.routing.shortcut import SHORTCUTS
+from surgery.operations.window_routing.shortcut import SHORTCUTS
 
 _MAX_BYTES = 8_000_000
 _ALLOWED = {"collections OrderedDict", "torch FloatStorage", "torch._utils _rebuild_tensor_v2"}

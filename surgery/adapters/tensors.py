@@ -20,10 +20,10 @@ from torch import Tensor
 
 from surgery.adapters.config import THRESHOLDS, AdapterConfig, read_bounded, thresholds_of
 from surgery.errors import AdapterError
-from surgery.hosts.base import finite
+from surgery.core.host import finite
 from surgery.operations import SparseWindowRouting
-from surgery.routing.correction import Corrections
-from surgery.routing.shortcut import SHORTCUTS
+from surgery.operations.window_routing.correction import Corrections
+from surgery.operations.window_routing.shortcut import SHORTCUTS
 
 MAX_WEIGHTS = 64_000_000
 _MAX_HEADER = 100_000

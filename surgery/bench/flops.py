@@ -20,7 +20,7 @@ from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, Sparse
 from surgery.recipe import Recipe
 from surgery.retrieval.bank import Conditioning, KeyPlan, ObjectMemory, plan_keys
 from surgery.retrieval.queries import QueryRoute, query_count
-from surgery.retrieval.saliency import kept_count
+from surgery.operations.memory_retrieval.saliency import kept_count
 from surgery.routing.span import SpanMemory, make_route
 
 

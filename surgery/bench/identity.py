@@ -7,7 +7,7 @@ from typing import Any
 
 from surgery.bench.pair import Pair
 from surgery.bench.settings import Settings
-from surgery.hosts.base import HostView
+from surgery.core.host import HostView
 from surgery.operations import Precision
 
 

@@ -15,7 +15,7 @@ from surgery.bench.identity import Kept, identity
 from surgery.bench.modules import forced_windows
 from surgery.bench.pair import Pair, inference, stepped
 from surgery.bench.settings import Settings
-from surgery.hosts.driver import follow
+from surgery.core.driver import follow
 
 if TYPE_CHECKING:
     from surgery.bench.measure import Step

@@ -23,8 +23,8 @@ from surgery.bench.modules import forced_windows, module_names, probed
 from surgery.bench.pair import Pair, inference, stepped, twins, uncompiled
 from surgery.bench.probe import REST, ByteCounter, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import Settings
-from surgery.hosts.base import HostView
-from surgery.hosts.driver import follow
+from surgery.core.host import HostView
+from surgery.core.driver import follow
 from surgery.recipe import Recipe
 
 if TYPE_CHECKING:

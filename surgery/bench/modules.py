@@ -12,7 +12,7 @@ from torch import nn
 from surgery.bench.probe import REST, Probe
 from surgery.hosts import blocks as block_seams
 from surgery.hosts import choice, control, query
-from surgery.hosts.base import HostView
+from surgery.core.host import HostView
 from surgery.retrieval.queries import ObjectRegion, QueryRoute
 from surgery.routing.tiles import TileRoute
 

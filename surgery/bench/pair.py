@@ -15,9 +15,9 @@ from torch import nn
 from surgery.api import sparsify
 from surgery.bench.settings import BenchmarkError, Settings
 from surgery.core.parts import PARTS
-from surgery.engine import current_view, desparsify, require_view
+from surgery.engine import current_surgery, desparsify, require_surgery
 from surgery.hosts import hosts, view_of
-from surgery.hosts.base import HostView
+from surgery.core.host import HostView
 from surgery.operate import reconfigure
 from surgery.operations import CompileParts
 from surgery.operations.compile import must_keep_forward
@@ -61,12 +61,12 @@ def twins(
     check_host(view_of(model), settings)
 
     def cut(model: Any) -> Any:
-        if current_view(model) is None or recipe is not None or adapter is not None:
+        if current_surgery(model) is None or recipe is not None or adapter is not None:
             sparsify(model, recipe, adapter=adapter, compile=False)
         return model
 
     dense, sparse = twin(model), cut(twin(model))
-    own = require_view(sparse).binding.precision is not None
+    own = require_surgery(sparse).binding.precision is not None
     if settings.cast == "weights":
         converted = copy.deepcopy(model).to(_DTYPES[settings.precision])
         dense, sparse = twin(converted), sparse if own else cut(twin(converted))
@@ -77,7 +77,7 @@ def twins(
             if must_keep_forward(view_of(dense).parts()[part]):
                 raise BenchmarkError(f"{part} carries a compiled forward already; give the plain predictor")
         sparsify(dense, compiled_alone(operation))
-    view = require_view(sparse)
+    view = require_surgery(sparse)
     assert view.recipe is not None
     reconfigure(
         view, view.recipe.with_operation(operation) if operation is not None else view.recipe.without(CompileParts)
@@ -85,7 +85,7 @@ def twins(
     if settings.windows is not None and view.binding.routing is None:
         name = view.recipe.metadata.name if view.recipe is not None else None
         raise BenchmarkError(f"windows {settings.windows}: recipe {name!r} routes no windows; leave windows out")
-    return Pair(current_view(dense) or view_of(dense), view, next(sparse.parameters()).device, own)
+    return Pair(current_surgery(dense) or view_of(dense), view, next(sparse.parameters()).device, own)
 
 
 def compile_operation(settings: Settings) -> CompileParts | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from surgery.adapters.record import Fidelity
 from surgery.calibration.clips import CalibrationClip, Labels, PackedLabels
-from surgery.engine import disabled, require_view
+from surgery.engine import disabled, require_surgery
 from surgery.errors import PromptError
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.evaluation.metrics import boundary_f, region_j
@@ -70,7 +70,7 @@ def score_clip(model: Any, reference: Reference, step: Callable[[], None] = lamb
     for result in track(model, clip.video, clip.prompts):
         found.append(labels_from_logits(result.logits))
         step()
-    binding = require_view(model).binding
+    binding = require_surgery(model).binding
     stats = binding.stats
     assert stats is not None
     start = min(prompt.frame for prompt in clip.prompts)

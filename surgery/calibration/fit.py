@@ -26,12 +26,12 @@ from surgery.calibration.linear import ResidualRegression, has_closed_form, star
 from surgery.calibration.progress import Counter
 from surgery.calibration.replay import OBJECTIVES, Sample, segments, student_error
 from surgery.calibration.stages import StageRegressions
-from surgery.engine import require_view
+from surgery.engine import require_surgery
 from surgery.errors import CalibrationError, ModelStateError, nearest
-from surgery.hosts.base import HostView
+from surgery.core.host import HostView
 from surgery.hosts.watcher import Watcher
 from surgery.missing import require
-from surgery.routing.shortcut import IdentityShortcut
+from surgery.operations.window_routing.shortcut import IdentityShortcut
 from surgery.tracking import track
 
 
@@ -106,7 +106,7 @@ def fit_shortcut(
     from accelerate import Accelerator
 
     settings = settings or FitSettings()
-    view = require_view(model)
+    view = require_surgery(model)
     span = view.span_info
     if span is None or view.binding.routing is None:
         raise ModelStateError("this recipe has no window routing, so there is no shortcut to fit")
@@ -147,7 +147,7 @@ def feature_error(
 ) -> float:  # fmt: skip
     """Mean `student_error` over the clips with the shortcut as it is; smaller is better, 0 is the dense model. `step`
     is called after every clip."""
-    view = require_view(model)
+    view = require_surgery(model)
     errors = []
     with torch.no_grad(), view.binding.stock_precision():
         for number, clip in enumerate(clips):

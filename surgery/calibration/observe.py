@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from surgery.calibration.clips import CalibrationClip
-from surgery.hosts.base import HostView, ObjectStep
+from surgery.core.host import HostView, ObjectStep
 from surgery.hosts.choice import lost_object, saliency_maps
 from surgery.hosts.watcher import Watcher
 from surgery.operations import Precision, SparseWindowRouting
 from surgery.operations.precision import tensors
-from surgery.retrieval.saliency import kept_count
+from surgery.operations.memory_retrieval.saliency import kept_count
 from surgery.routing.router import (
     allot,
     mask_windows,
@@ -31,8 +31,8 @@ from surgery.routing.router import (
     token_picture,
     window_changes,
 )
-from surgery.routing.windows import WindowGrid
-from surgery.session import Evidence, VideoState
+from surgery.core.windows import WindowGrid
+from surgery.core.session import Evidence, VideoState
 from surgery.tracking import track
 
 DEEPEST = 12

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from surgery.calibration.clips import CalibrationClip
-from surgery.hosts.base import HostView, ObjectStep
+from surgery.core.host import HostView, ObjectStep
 from surgery.hosts.watcher import Watcher
 from surgery.routing.router import allot, mask_windows
 from surgery.routing.span import dense_route, make_route, updated_memory
-from surgery.session import VideoState
+from surgery.core.session import VideoState
 from surgery.tracking import track
 
 OBJECTIVES = ("memory", "stage", "masks")

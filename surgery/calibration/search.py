@@ -19,13 +19,13 @@ from surgery.calibration.fidelity import ClipScore, Reference, score_clip, summa
 from surgery.calibration.observe import Candidate, Observer, observe
 from surgery.core.parts import PARTS
 from surgery.core.promise import CalibrationSettings
-from surgery.engine import require_view
+from surgery.engine import require_surgery
 from surgery.errors import CalibrationError, RecipeError
-from surgery.hosts.base import HostView
+from surgery.core.host import HostView
 from surgery.operate import reconfigure
 from surgery.operations import Precision, SparseMemoryRetrieval, SparseWindowRouting
 from surgery.recipe import Recipe
-from surgery.retrieval.saliency import kept_count
+from surgery.operations.memory_retrieval.saliency import kept_count
 
 TIE = 1e-6
 """What memory encoder and mask decoder, which the FLOP model leaves out, weigh: they only break ties."""
@@ -201,7 +201,7 @@ def search(
     where settings differ in these: they say how much J&F a unit of each risk costs. Then the Pareto front of effort
     against predicted drop is bisected for its cheapest member that meets the promise.
     """
-    view = require_view(model)
+    view = require_surgery(model)
 
     def run(setting: Setting) -> None:
         if setting.against_dense is None:

@@ -24,13 +24,13 @@ from surgery.calibration.report import CalibrationReport
 from surgery.calibration.search import SearchResult, predict, search, settings_of
 from surgery.core.promise import CalibrationSettings
 from surgery.describe import calibrated
-from surgery.engine import apply, current_view, desparsify, disabled, require_view
+from surgery.engine import apply, current_surgery, desparsify, disabled, require_surgery
 from surgery.errors import CalibrationError, PromptError
 from surgery.missing import require
 from surgery.operate import reconfigure
 from surgery.operations import CompileParts
 from surgery.recipe import Recipe
-from surgery.routing.shortcut import IdentityShortcut
+from surgery.operations.window_routing.shortcut import IdentityShortcut
 
 MIN_CLIPS = 2
 _MODULE = frozenset(vars(nn.Module()))
@@ -113,7 +113,7 @@ class _Before:
     """How a model was, and the way back."""
 
     def __init__(self, model: Any) -> None:
-        view = current_view(model)
+        view = current_surgery(model)
         self.recipe = view.recipe if view is not None else None
         self.adapter = view.adapter if view is not None else None
         self.shortcut = None
@@ -125,7 +125,7 @@ class _Before:
             desparsify(model)
             return
         apply(model, self.recipe)
-        view = require_view(model)
+        view = require_surgery(model)
         view.adapter = self.adapter
         if view.span_info is not None and self.shortcut is not None:
             shortcut = view.shortcut_module(view.span_info)
@@ -139,7 +139,7 @@ def _calibrate(
     held_out: Iterable[ClipSource] | None, fit: FitSettings | None, max_frames: int | None, runs: int, seed: int,
     checkpoint: str | Path | None, bars: Bars, name: str,
 ) -> CalibrationReport:  # fmt: skip
-    view = current_view(model)
+    view = current_surgery(model)
     chosen = Recipe.load(recipe) if recipe is not None else view.recipe if view is not None else None
     chosen = chosen if chosen is not None else Recipe.load("balanced")
     operation = chosen.find(CompileParts)
@@ -172,7 +172,7 @@ def _calibrate(
         references = _references(model, kept_apart, skipped, bars, Estimate(work, bars.say))
     _require_enough(usable, references, skipped)
     result = _fitted(model, usable, references, planned, seed, checkpoint, bars, clock)
-    view = require_view(model)
+    view = require_surgery(model)
     with clock("records"):
         every = [*usable, *(reference.clip for reference in references)]
         predict(view, settings, every, Counter(bars, "records", sum(clip.tracked for clip in every)))
@@ -216,7 +216,7 @@ class _Plan:
 
 
 def _planned(model: Any, fit: FitSettings | None, promise: CalibrationSettings, seed: int) -> _Plan:
-    view = require_view(model)
+    view = require_surgery(model)
     routing = view.binding.routing
     if view.span_info is None or routing is None or routing.windows == "all":
         return _Plan()
@@ -241,7 +241,7 @@ def _fitted(
     checkpoint: str | Path | None, step: Step, clock: _Clock,
 ) -> _Fit:  # fmt: skip
     """Fit the shortcut if there is one to fit, and measure its feature error on the held-out clips at each stage."""
-    view, done, settings = require_view(model), _Fit(), plan.settings
+    view, done, settings = require_surgery(model), _Fit(), plan.settings
     if settings is None:
         return done
     assert view.span_info is not None

@@ -28,7 +28,7 @@ def inspect(
     Counted at the recipe's own point: as many windows as its budget allows.
     """
     from surgery.api import sparsify
-    from surgery.engine import require_view
+    from surgery.engine import require_surgery
     from surgery.loading import load_model
     from surgery.recipe import Recipe
 
@@ -37,7 +37,7 @@ def inspect(
         # Only an adapter asks for the weights: it is checked against them.
         loaded = load_model(model, host, device, weights=adapter is not None)
     sparsify(loaded, chosen, adapter=adapter)
-    view = require_view(loaded)
+    view = require_surgery(loaded)
     if shares and view.binding.grid is None:
         raise RecipeError(f"recipe {chosen.metadata.name!r} routes no windows; leave --windows out")
     facts = describe(view, shares)

@@ -13,7 +13,7 @@ import PIL
 from surgery.api import sparsify, status
 from surgery.bench.machine import machine
 from surgery.digests import code_digest, weights_digest
-from surgery.engine import current_view, desparsify
+from surgery.engine import current_surgery, desparsify
 from surgery.errors import DatasetError
 from surgery.evaluation.dataset import Dataset, Sequence
 from surgery.evaluation.layouts import open_dataset
@@ -111,14 +111,14 @@ def _check_numbers(max_frames: int | None, tolerance: float, record: bool, out: 
 def _arms(model: Any, recipe: Any, adapter: Any, dense_too: bool) -> dict[str, Any]:
     """The models to run. Stock goes first; nothing the caller holds is changed."""
     if recipe is None and adapter is None:
-        if current_view(model) is None:
+        if current_surgery(model) is None:
             return {"dense": model}
         sparse = model
     else:
         sparse = sparsify(copy.deepcopy(model), recipe, adapter=adapter)
     if not dense_too:
         return {"sparse": sparse}
-    return {"dense": model if current_view(model) is None else desparsify(copy.deepcopy(model)), "sparse": sparse}
+    return {"dense": model if current_surgery(model) is None else desparsify(copy.deepcopy(model)), "sparse": sparse}
 
 
 def _settings(

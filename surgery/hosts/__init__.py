@@ -11,7 +11,7 @@ from torch import nn
 from surgery.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from surgery.hosts.base import HostView
+    from surgery.core.host import HostView
 
 _HOSTS: list[str | type[HostView]] = [
     "surgery.hosts.transformers.view:TransformersView",

@@ -2,6 +2,7 @@
 
 from surgery.core.operation import register
 from surgery.operations.compile import CompileMode, CompileParts
+from surgery.operations.exact_savings import ExactSavings
 from surgery.operations.memory_retrieval import SparseMemoryRetrieval
 from surgery.operations.precision import Precision
 from surgery.operations.query_routing import SparseQueryRouting
@@ -11,6 +12,7 @@ from surgery.operations.window_routing import RefreshSettings, ShortcutSettings,
 __all__ = [
     "CompileMode",
     "CompileParts",
+    "ExactSavings",
     "Precision",
     "RefreshSettings",
     "ShortcutSettings",
@@ -27,5 +29,6 @@ for _kind in (
     Precision,
     TrimCaches,
     CompileParts,
+    ExactSavings,
 ):
     register(_kind)

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from surgery.hosts.base import HostView
-from surgery.hosts.driver import Driver, FrameSource
+from surgery.core.driver import Driver, FrameSource
+from surgery.core.host import HostView
 
 # Both replace a name in the host's module for a moment; two threads at it would put back each other's replacement.
 _LOCK = threading.RLock()

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from surgery.hosts.base import HostView
-from surgery.hosts.driver import Driver, FrameSource
+from surgery.core.driver import Driver, FrameSource
+from surgery.core.host import HostView
 
 
 def new_session(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Any:

@@ -1,0 +1,193 @@
+"""Sparse Window Routing: which windows of a frame run through the encoder's middle blocks."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from surgery.core.evidence import EvidenceSettings
+from surgery.core.operation import MOST, Fraction, Operation, Settings, percent
+
+
+class ShortcutSettings(Settings):
+    """The branch that stands in for the routed span on skipped windows (Efficient-SAM2, section 3.2)."""
+
+    type: Literal["bottleneck", "identity", "ffn", "attention"] = Field(
+        "bottleneck", description="`bottleneck` is the published one"
+    )
+
+
+class RefreshSettings(Settings):
+    """When a frame is encoded with every window although routing could have skipped some.
+
+    Prompted frames and jumps are always dense; these are the further reasons.
+    """
+
+    start: bool = Field(
+        True, description="dense first tracked frame of a pass; false: routed by the masks of the prompted frame"
+    )
+
+    every: int = Field(0, ge=0, le=MOST, description="dense frame after so many routed ones; 0: never for this reason")
+    scene_cut: float | None = Field(
+        0.6,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="mean change of the 32x32 thumbnail, in standard deviations, that is a new scene; null: no test",
+    )
+    lost: Literal["never", "once", "always"] = Field(
+        "once",
+        description="object score at most 0: dense on the next frame (`once`), until it is back (`always`), or `never`",
+    )
+
+
+class WindowSettings(Operation):
+    """Sparse Window Routing: only windows near the object run through the middle blocks (Efficient-SAM2, 3.2)."""
+
+    type: Literal["sparse_window_routing"] = "sparse_window_routing"
+    windows: Literal["object", "all"] = Field("object", description="`all`: every window on every frame (exact)")
+    span: Literal["stage3", "tiles"] = Field(
+        "stage3",
+        description="`tiles`: skipped windows skip all blocks before the middle ones as well",
+    )
+    early: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="with tiles: share of the map that passes the blocks before the span",
+    )
+    correction: Literal["none", "patch"] = Field(
+        "none",
+        description="with tiles: `patch` lets reused maps of stages 1 and 2 follow the patch embedding (fitted)",
+    )
+    stage4: Literal["dense", "routed"] = Field(
+        "dense",
+        description="`routed`: stage 4 runs for computed windows only; needs `temporal`",
+    )
+    saliency_mass: Fraction = Field(
+        0.7, description="share of the prompt-to-image attention that the salient windows hold"
+    )
+    score_gate: float = Field(
+        5.0, allow_inf_nan=False, description="object score logit under which salient windows are added"
+    )
+    dilation: int = Field(5, ge=1, le=255, description="max-pool kernel on the low-resolution masks, odd; 1: none")
+    motion: float = Field(
+        0.0,
+        ge=0.0,
+        le=100.0,
+        allow_inf_nan=False,
+        description="the mask also counts where the object would be after so many frames at its speed",
+    )
+    candidates: Literal["all", "best"] = Field(
+        "all", description="which mask candidates count: all three, or the `best` by predicted IoU"
+    )
+    shortcut: ShortcutSettings = ShortcutSettings()
+    temporal: bool = Field(False, description="skipped windows return their last output plus the shortcut's change")
+    rolling: int = Field(
+        0, ge=0, le=MOST, description="windows computed on each frame because they have waited longest"
+    )
+    budget: Fraction = Field(
+        1.0,
+        description="largest share of the windows on a routed frame; 1: no limit; below 1 needs `temporal`",
+    )
+    fill: bool = Field(False, description="compute as many windows as the budget allows, wanted or not")
+    round_to: int = Field(
+        1, ge=1, le=MOST, description="window counts are rounded up to a multiple (fewer compiled shapes)"
+    )
+    padding: Literal["exact", "published"] = Field(
+        "exact", description="`published`: the padding order of the released shortcuts; not with `temporal`"
+    )
+    refresh: RefreshSettings = RefreshSettings()
+
+    alias: ClassVar[str] = "routing"
+    share: ClassVar[str | None] = "windows"
+    by_frame: ClassVar[bool] = True
+
+    @property
+    def uses_shortcut(self) -> bool:
+        """Whether skipped windows are given anything but their last output."""
+        return self.span == "stage3" or self.early > 0
+
+    @field_validator("dilation")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"expected an odd kernel size, got {value}; the nearest are {value - 1} and {value + 1}")
+        return value
+
+    @model_validator(mode="after")
+    def _published_has_no_memory(self) -> WindowSettings:
+        if self.padding == "published" and self.temporal:
+            raise ValueError("padding 'published' works only with temporal: false (padded tokens have no last output)")
+        return self
+
+    @model_validator(mode="after")
+    def _tiles_need_memory(self) -> WindowSettings:
+        if self.span == "tiles" and not self.temporal:
+            raise ValueError("span 'tiles' needs temporal: true (a skipped tile has nothing but its last output)")
+        return self
+
+    @model_validator(mode="after")
+    def _early_is_for_tiles(self) -> WindowSettings:
+        if self.early > 0 and self.span != "tiles":
+            raise ValueError(f"early: {self.early:g} needs span: tiles (with span: stage3 the whole map passes)")
+        if self.correction != "none" and self.span != "tiles":
+            raise ValueError(
+                f"correction: {self.correction} needs span: tiles (with span: stage3 nothing is reused there)"
+            )
+        if self.early > 0 and self.shortcut.type == "attention":
+            raise ValueError(
+                "early above 0 works token by token, which shortcut.type attention does not; expected bottleneck, ffn "
+                "or identity"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stage4_needs_memory(self) -> WindowSettings:
+        if self.stage4 == "routed" and not self.temporal:
+            raise ValueError("stage4 'routed' needs temporal: true (a skipped window has nothing but its last output)")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_needs_memory(self) -> WindowSettings:
+        if self.budget < 1.0 and not self.temporal:
+            raise ValueError("a budget below 1 needs temporal: true (windows of the object are skipped as well)")
+        return self
+
+    @property
+    def approximate(self) -> bool:
+        """Whether windows may be skipped."""
+        return self.windows != "all"
+
+    @property
+    def clause(self) -> str:
+        """See `Operation.clause`."""
+        if self.windows == "all":
+            return "all windows"
+        unit = "tiles" if self.span == "tiles" else "windows"
+        if self.budget < 1.0:
+            text = f"{'' if self.fill else 'at most '}{percent(self.budget)} of the {unit}, those that changed most"
+        elif self.fill:
+            text = f"all {unit}"
+        else:
+            text = f"{unit} near the object"
+            if self.rolling:
+                text += f" and {self.rolling} of the others in turn"
+        if self.span == "tiles":
+            text += ", from the first block on"
+        if self.refresh.every:
+            text += f", a whole frame after every {self.refresh.every}"
+        if self.refresh.lost == "always":
+            text += ", whole frames while an object is lost"
+        return text
+
+    @classmethod
+    def neutral(cls) -> WindowSettings:
+        """With a memory, which most fields ask for."""
+        return cls(temporal=True)
+
+    @property
+    def evidence(self) -> EvidenceSettings | None:
+        """See `Operation.evidence`."""
+        return EvidenceSettings(self.candidates, self.motion, inputs=True) if self.windows == "object" else None
