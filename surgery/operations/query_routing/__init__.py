@@ -111,7 +111,7 @@ class QueryRouter(Bound[SparseQueryRouting]):
         found = FrameRegions(context.frame, () if computed is None else computed.ids, grid, picture=picture)
         if near and found.windows is not None:
             found.regions = self._regions(near, context.read()["near"], grid)
-            found.changed = computed.changed if computed is not None else None
+            found.changed = computed.changed if computed is not None and picture is not None else None
         context.video.states[FrameRegions] = found
         return features
 
