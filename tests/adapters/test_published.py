@@ -19,7 +19,7 @@ from surgery import AdapterError, AdapterMismatchError, Recipe
 from surgery.adapters import UnprovenBaseWarning, import_published, read_adapter
 from surgery.adapters import published as module
 from surgery.adapters.published import _Release
-from surgery.routing.shortcut import SHORTCUTS
+from surgery.operations.window_routing.shortcut import SHORTCUTS
 from tests.adapters.folders import CARD, content
 from tests.conftest import shared
 from tests.hosts.drive import make

@@ -9,9 +9,9 @@ from torch import nn
 
 import surgery.hosts as registry
 from surgery import UnsupportedModelError
+from surgery.core.host import HostView
 from surgery.demo import model as demo
 from surgery.hosts import hosts, register, view_of
-from surgery.hosts.base import HostView
 
 
 class SubclassOfNothing(nn.Module):
