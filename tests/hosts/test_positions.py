@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from surgery.graft import host_class
-from surgery.hosts.positions import MOST_CODES, NeckCodes, Trunk
 from torch import Tensor
 
 import surgery
 from surgery.engine import require_view
+from surgery.graft import host_class
 from surgery.hosts import view_of
+from surgery.hosts.positions import MOST_CODES, NeckCodes, Trunk
 from tests.hosts.drive import STEADY, Driver, make, video
 from tests.hosts.sessions import begun, copied, interleaved, same
 

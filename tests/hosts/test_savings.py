@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from surgery.graft import host_class, is_grafted
-from surgery.retrieval.shared import SharedSelfAttention
 from torch import Tensor
 
 import surgery
 from surgery.engine import require_view
+from surgery.graft import host_class, is_grafted
 from surgery.hosts import view_of
 from surgery.hosts.transformers.encoder import TransformersEncoderAttention
 from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.recipe import Recipe
+from surgery.retrieval.shared import SharedSelfAttention
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, square, video
 from tests.hosts.sessions import begun, gather, same
 

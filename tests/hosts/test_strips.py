@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from surgery.hosts.base import BlockInfo
-from surgery.hosts.early import EarlyBlock
-from surgery.hosts.strips import block_in_strips, in_strips
 from torch import Tensor, nn
 
 import surgery
 from surgery.engine import require_view
 from surgery.hosts import strips
+from surgery.hosts.base import BlockInfo
+from surgery.hosts.early import EarlyBlock
+from surgery.hosts.strips import block_in_strips, in_strips
 from surgery.recipe import Recipe
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
 from tests.hosts.sessions import close, same
