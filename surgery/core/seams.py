@@ -150,15 +150,17 @@ class PositionCode(Patched):
 
     _surgery: Site
 
-    def _code(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-        """key: all that the code depends on besides the module and its weights."""
+    def _code(
+        self, key: tuple[Any, ...], stock: Callable[[], Tensor], make: Callable[[], Tensor] | None = None
+    ) -> Tensor:
+        """key: all that the code depends on besides the module and its weights. make: a shorter way to the same."""
         if torch.compiler.is_compiling():  # first of all: a graph would be made anew for every session it looked at
-            return make()
+            return stock()
         site = self._surgery
         if not site.enabled:
-            return make()
+            return stock()
         runs = site.runs.get("code", ())
-        found: Tensor = passed(runs, site.context, self, key, make, proceed=_made)
+        found: Tensor = passed(runs, site.context, self, key, make or stock, proceed=_made)
         return found
 
 
@@ -172,7 +174,7 @@ class FeedForward(Patched):
     _surgery: Site
 
     def _feed(self, tokens: Tensor, hidden: int, run: Callable[[Tensor], Tensor]) -> Tensor:
-        """hidden: channels of its widest layer. tokens: [T, B, C]."""
+        """hidden: channels of its widest layer. tokens: [B, T, C]."""
         site = self._surgery
         if torch.compiler.is_compiling() or site.context is None:
             return run(tokens)

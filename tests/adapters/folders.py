@@ -14,6 +14,7 @@ from torch import Tensor
 
 import surgery
 from tests.hosts.drive import UNPADDED, Driver, make
+from tests.hosts.routes import router_of
 
 CONFIG, WEIGHTS, RECIPE, CARD = "adapter_config.json", "adapter_model.safetensors", "recipe.yaml", "README.md"
 FILES = {CONFIG, WEIGHTS, RECIPE, CARD}
@@ -26,7 +27,7 @@ def fitted(host: str, recipe: str | surgery.Recipe = "balanced", windows: tuple[
     surgery.sparsify(driver.model, recipe)
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
-        for _, parameter in sorted(driver.router().shortcut.named_parameters()):
+        for _, parameter in sorted(router_of(driver.model).shortcut.named_parameters()):
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return driver
 

@@ -16,13 +16,14 @@ from surgery.adapters import Adapter, read_adapter
 from surgery.operations.window_routing.shortcut import make_shortcut
 from tests.adapters.folders import CARD, CONFIG, FILES, PREFIX, WEIGHTS, content, edit_config, fitted, untouched
 from tests.hosts.drive import PADDED, Driver, make, video
+from tests.hosts.routes import router_of
 
 HOSTS = ("sam2", "transformers")
 FRAMES = 6
 
 
 def shortcut_state(driver: Driver) -> dict[str, torch.Tensor]:
-    return driver.router().shortcut.state_dict()
+    return router_of(driver.model).shortcut.state_dict()
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,11 +11,9 @@ from torch import Tensor
 
 from surgery.demo import keymap
 from surgery.demo import model as demo
-from surgery.engine import require_surgery
 from surgery.hosts.sam2.driver import frames_instead_of_files
 from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
-from surgery.operations.window_routing.bound import WindowRouter, require_router
-from surgery.operations.window_routing.policy import FixedWindows, WindowState, by_evidence
+from surgery.operations.window_routing.policy import WindowState
 from surgery.recipe import Recipe
 
 SIZE = 256
@@ -148,14 +146,6 @@ class Driver:
         """The surgery's own state of the session."""
         holder = session if isinstance(session, dict) else vars(session)
         return holder[next(iter(self.extras(session)))]
-
-    def router(self) -> WindowRouter:
-        """Window routing of the model, which is under surgery."""
-        return require_router(require_surgery(self.model))
-
-    def force(self, windows: Iterable[int] | None) -> None:
-        """Frames that may be routed compute these windows; None: those that the recipe chooses."""
-        self.router().policy = by_evidence if windows is None else FixedWindows(tuple(windows))
 
     def window_state(self, session: Any) -> WindowState:
         """What the session remembers of its windows."""

@@ -15,6 +15,7 @@ from surgery import ModelStateError
 from surgery.core.patching import is_patched
 from surgery.hosts import view_of
 from tests.hosts.drive import Driver, make, video
+from tests.hosts.routes import router_of
 from tests.hosts.sessions import same
 
 
@@ -31,13 +32,13 @@ def test_a_shared_encoder_is_refused_and_keeps_its_shortcut(driver: Driver) -> N
     other = make(driver.host)
     setattr(other.model, encoder_name(other.model), getattr(driver.model, encoder_name(driver.model)))
     surgery.sparsify(driver.model, "balanced")
-    entry = _home(driver.model)[driver.router().span.entry]
+    entry = _home(driver.model)[router_of(driver.model).span.entry]
     shortcut = entry.shortcut
     expected = driver.track(video(5))
     with pytest.raises(ModelStateError, match="another model"):
         surgery.sparsify(other.model, "balanced")
     assert not surgery.status(other.model).sparse
-    assert entry.shortcut is driver.router().shortcut is shortcut
+    assert entry.shortcut is router_of(driver.model).shortcut is shortcut
     surgery.desparsify(other.model)  # not its own to undo
     assert same(driver.track(video(5)), expected)
     surgery.desparsify(driver.model)
@@ -64,7 +65,7 @@ def test_a_block_replaced_by_its_copy_is_refused_and_undone(driver: Driver, inde
     model = driver.model
     names, stock = list(model.state_dict()), driver.track(video(5))
     surgery.sparsify(model, "balanced")
-    assert driver.router().span.entry == 3
+    assert router_of(driver.model).span.entry == 3
     home = _home(model)
     home[index] = copy.deepcopy(home[index])
     for call in (lambda: driver.track(video(5)), lambda: surgery.sparsify(model, "turbo")):

@@ -17,6 +17,7 @@ from surgery.engine import require_surgery
 from surgery.hosts import view_of
 from surgery.operations import SparseMemoryRetrieval
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, make, square, video
+from tests.hosts.routes import force, router_of
 from tests.hosts.sessions import begun, close, copied, gather, interleaved, same
 
 HOSTS = ("sam2", "transformers")
@@ -48,7 +49,7 @@ def test_every_window_through_the_routed_path_equals_stock(host: str, windows: t
     driver = make(host, windows)
     stock = driver.track(video(5))
     surgery.sparsify(driver.model, STEADY).eval()
-    driver.force(range(driver.router().grid.count))
+    force(driver.model, range(router_of(driver.model).grid.count))
     close(driver.track(video(5)), stock, 2e-5)
     assert surgery.status(driver.model).dense_frames == {"first frame or jump": 1}
 
@@ -187,10 +188,10 @@ def test_temporal_shortcut_is_exact_on_a_still_video(host: str) -> None:
     still = video(1).repeat(6, 1, 1, 1)
     stock = driver.track(still)
     surgery.sparsify(driver.model, surgery.Recipe.load("balanced").without(SparseMemoryRetrieval))
-    driver.force([5])
+    force(driver.model, [5])
     temporal = driver.track(still)
     surgery.sparsify(driver.model, "published-large")
-    driver.force([5])
+    force(driver.model, [5])
     forgetful = driver.track(still)
     error = max(float((a - b).abs().max()) for a, b in zip(temporal, stock, strict=True))
     loss = max(float((a - b).abs().max()) for a, b in zip(forgetful, stock, strict=True))
@@ -454,7 +455,7 @@ def test_untrained_shortcuts_are_the_identity(host: str, kind: str, temporal: bo
 def test_patched_block_is_refused(host: str) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, "balanced")
-    block = view_of(driver.model).blocks()[driver.router().span.entry + 1]
+    block = view_of(driver.model).blocks()[router_of(driver.model).span.entry + 1]
     surgery.desparsify(driver.model)
     block.forward = lambda *args, **kwargs: type(block).forward(block, *args, **kwargs)
     with pytest.raises(ModelStateError, match="carries its own forward"):
@@ -482,7 +483,7 @@ def test_a_forward_that_repeats_the_class_is_not_a_patch(host: str) -> None:
 def test_weights_that_are_not_finite_are_refused(host: str) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, "balanced")
-    block = view_of(driver.model).blocks()[driver.router().span.entry]
+    block = view_of(driver.model).blocks()[router_of(driver.model).span.entry]
     surgery.desparsify(driver.model)
     with torch.no_grad():
         next(block.parameters()).view(-1)[0] = float("nan")

@@ -14,6 +14,7 @@ from surgery.engine import require_surgery
 from surgery.operations import CompileParts
 from surgery.operations.compile import Compilation
 from tests.hosts.drive import StockDriver, make, video
+from tests.hosts.routes import force
 from tests.hosts.sessions import close
 
 
@@ -65,7 +66,7 @@ def test_the_encoder_a_vos_predictor_compiled_itself_takes_every_window_count(mo
     driver.click(session, 0, {1: (40, 110)})
     run = driver.propagate(session)
     for number in range(14):
-        driver.force(range(number) if number > 1 else None)
+        force(driver.model, range(number) if number > 1 else None)
         next(run)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
 

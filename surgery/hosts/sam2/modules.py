@@ -73,8 +73,17 @@ class Sam2NeckCodes(PositionCode):
     """`PositionEmbeddingSine`, which has its codes but copies one into a new tensor on every call."""
 
     def _pe(self, B: int, device: torch.device, *cache_key: int) -> Tensor:
-        make = super()._pe  # type: ignore[misc]
-        return self._code((B, device, *cache_key), lambda: make(B, device, *cache_key))
+        pe = super()._pe  # type: ignore[misc]
+
+        def stock() -> Tensor:
+            code: Tensor = pe(B, device, *cache_key)
+            return code
+
+        def view() -> Tensor:
+            known: Tensor | None = self.cache.get(cache_key)  # type: ignore[attr-defined]
+            return stock() if known is None else known.to(device)[None].expand(B, -1, -1, -1)
+
+        return self._code((B, device, *cache_key), stock, view)
 
 
 class Sam2MemoryLayer(FeedForward):
