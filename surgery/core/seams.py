@@ -199,7 +199,7 @@ class ModelPart(Patched):
 
     def _run(self, seam: str, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         runs = self._surgery.runs.get(seam, ())
-        if not runs or not self._surgery.surgery.enabled:
+        if not runs or self._surgery.surgery.plain or not self._surgery.surgery.enabled:
             return own(*args, **kwargs)
 
         def proceed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -58,6 +58,10 @@ class Precision(Operation):
         half = [part.replace("_", " ") for part in PARTS if part not in self.keep_fp32]
         return f"{self.dtype} in {', '.join(half) or 'no part'}"
 
+    def weighed(self, parts: dict[Part, float]) -> dict[Part, float]:
+        """See `Operation.weighed`: half as much in half precision."""
+        return {part: value if part in self.keep_fp32 else value / 2 for part, value in parts.items()}
+
     def check(self, host: HostView) -> list[nn.Module]:
         """See `Operation.check`: weights that are fp32, and fit the half-precision type."""
         _require_castable(host, self)

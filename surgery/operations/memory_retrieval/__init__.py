@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from surgery.core.attention import AttentionCall
 from surgery.core.frame import FrameContext
 from surgery.core.host import HostView
-from surgery.core.memory import ConditionedBy, MemoryCall
+from surgery.core.memory import Conditioning, ConditionedBy, MemoryCall
 from surgery.core.operation import MOST, Bound, Fraction, Operation, Patch, percent
 from surgery.core.parts import ATTENTION, Part
 from surgery.core.surgery import Surgery
 from surgery.errors import ModelStateError
 from surgery.operations.memory_retrieval.bank import KeyPlan, ObjectMemory, plan_keys, remember
-from surgery.operations.memory_retrieval.saliency import memory_saliency, top_tokens
+from surgery.operations.memory_retrieval.saliency import kept_count, memory_saliency, top_tokens
 
 
 class SparseMemoryRetrieval(Operation):
@@ -55,6 +56,10 @@ class SparseMemoryRetrieval(Operation):
         pruned = [f"of {frames} pruned to {percent(share)}" for frames, share in kept.items() if share < 1.0]
         return f"memory {' and '.join(pruned)}" + (", rebalanced" if self.rebalance else "")
 
+    def structure(self) -> dict[str, Any]:
+        """See `Operation.structure`."""
+        return self.model_dump(mode="json", include={"query_stride", "rebalance"})
+
     def check(self, host: HostView) -> list[nn.Module]:
         """See `Operation.check`: every cross-attention of memory attention."""
         return list(host.cross_attentions())
@@ -77,6 +82,8 @@ class BoundRetrieval(Bound[SparseMemoryRetrieval]):
     """Memory retrieval in one model."""
 
     needs_memory_frames = True
+    saves_in = ATTENTION
+    steps = 4
 
     def patches(self) -> Iterator[Patch]:
         """See `Bound.patches`."""
@@ -144,6 +151,28 @@ class BoundRetrieval(Bound[SparseMemoryRetrieval]):
             call.rows, call.spots = plan.index[layer], plan.rows[layer]
             call.bias = plan.bias[layer] if plan.bias is not None else None
         return proceed(call)
+
+    def pretend(self, context: FrameContext, kept: Mapping[str, float]) -> None:
+        """See `Bound.pretend`: every frame but the newest was measured, the newest is measured now."""
+        settings, host, step = self.settings, self.surgery.host, context.step
+        assert step is not None and context.memory_frames is not None
+        share, tokens, layers = kept.get("keys"), host.frame_tokens(), len(host.cross_attentions())
+        device = next(host.memory_attention().parameters()).device
+        bank = len(context.memory_frames)
+        memory = ObjectMemory(measured=bank)
+        for each in context.memory_frames[:-1]:
+            first = isinstance(each, Conditioning)
+            keep = settings.keep_conditioning if first else settings.keep
+            if share is not None:
+                keep = max(1 / tokens, (share * bank - 1) / (bank - 1))  # the newest is read whole
+            frame = each.frame if isinstance(each, Conditioning) else each
+            if keep < 1.0 and frame is not None:
+                memory.frames[frame] = [torch.arange(kept_count(tokens, keep), device=device)] * layers
+                memory.offsets[frame] = [torch.zeros((), device=device)] * layers
+        if memory.frames:
+            context.video.set_object(memory, step.obj_id, step.reverse)
+        else:
+            context.memory_frames = None
 
     def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:
         """See `Bound.kind`."""

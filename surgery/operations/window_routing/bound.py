@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from surgery.operations.window_routing.graphs import own_route, route_kind, sett
 from surgery.operations.window_routing.policy import FramePreview, Policy, WindowState, by_evidence, tile_route
 from surgery.operations.window_routing.settings import WindowSettings
 from surgery.operations.window_routing.shortcut import Shortcut, make_shortcut
-from surgery.operations.window_routing.span import Route, dense_route, make_route, updated_memory
+from surgery.operations.window_routing.span import Route, SpanMemory, dense_route, make_route, updated_memory
 from surgery.operations.window_routing.tiles import updated_tiles
 
 
@@ -194,6 +194,37 @@ class WindowRouter(Bound[WindowSettings]):
         )
         if reason is not None:
             video.stats.dense[reason] += 1
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]
+        """See `Bound`: one window more or less."""
+        return self.grid.count
+
+    def pretend(self, context: FrameContext, kept: Mapping[str, float]) -> None:
+        """See `Bound.pretend`: the first windows are computed, all others were once."""
+        allowed = self.settings.allowed(kept)
+        share = kept.get("windows", allowed if allowed is not None else 1.0)
+        windows = range(max(1, round(share * self.grid.count)))
+        if len(windows) < self.grid.count:
+            self.pretend_windows(context, windows)
+
+    def pretend_windows(self, context: FrameContext, windows: Sequence[int]) -> None:
+        """See `pretend`: these windows are computed."""
+        reference = next(self.surgery.host.image_encoder().parameters())
+        device, dtype, settings = reference.device, reference.dtype, self.settings
+        memory, early, after = None, None, None
+        if self.tiles is not None:
+            extra = settings.early > 0
+            blank = self.tiles.blank(self.span.channels, device, dtype, extra)
+            urgency = torch.zeros(self.tiles.count, device=device) if extra else None
+            early = self.tiles.route(windows, device, blank, urgency, round(settings.early * self.tiles.count))
+        elif settings.temporal:
+            still = torch.zeros(self.grid.tokens, self.span.channels, device=device, dtype=dtype)
+            memory = SpanMemory(still, still)
+        if self.stage4 is not None:
+            after = self.stage4.route(windows, device, self.stage4.blank(device, dtype))
+        context.records[settings.type] = self.routed(windows, device, memory, early, after)
+        context.provide(ComputedWindows(self.grid, tuple(windows)))
 
     def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:
         """See `Bound.kind`."""
