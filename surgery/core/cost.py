@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from surgery.core.frame import FrameContext, ObjectStep
 from surgery.core.host import HostView
 from surgery.core.memory import Conditioning
+from surgery.core.operation import Operation
 from surgery.core.parts import ATTENTION, ENCODER, Part
 from surgery.core.session import VideoState
 from surgery.core.surgery import Surgery
@@ -122,24 +123,28 @@ class CostModel:
             self.stock = {part: stock_gflop(surgery.host, part) for part in COUNTED}
         self._counted: dict[tuple[Part, tuple[tuple[str, float], ...]], float] = {}
 
-    def parts(self, kept: Mapping[str, float]) -> dict[Part, float]:
-        """GFLOP by part. kept: shares by name; one that is absent is what the settings allow."""
+    def parts(self, kept: Mapping[str, float], operations: Sequence[Operation] | None = None) -> dict[Part, float]:
+        """GFLOP by part.
+
+        kept: shares by name; one that is absent is what `operations` allow; these differ from those of the surgery in
+        nothing that a share costs (`Operation.structure`). Default: the surgery's own.
+        """
+        bound = {type(each.settings): each for each in self.surgery.bound}
         shares, steps = dict(kept), {part: dict[str, int]() for part in COUNTED}
-        for bound in self.surgery.bound:
-            name = bound.settings.share
+        for operation in operations or [each.settings for each in bound.values()]:
+            name, allowed = operation.share, operation.allowed(shares)
             if name is None:
                 continue
-            allowed = bound.settings.allowed(shares)
             if name not in shares and allowed is not None:
                 shares[name] = allowed
             if name in shares:
-                steps[bound.saves_in][name] = bound.steps
+                steps[bound[type(operation)].saves_in][name] = bound[type(operation)].steps
         return {part: self._interpolated(part, shares, steps[part]) for part in COUNTED}
 
-    def shares(self, kept: Mapping[str, float]) -> dict[Part, float]:
+    def shares(self, kept: Mapping[str, float], operations: Sequence[Operation] | None = None) -> dict[Part, float]:
         """The same as shares of the stock parts' sum."""
         both = sum(self.stock.values())
-        return {part: value / both for part, value in self.parts(kept).items()}
+        return {part: value / both for part, value in self.parts(kept, operations).items()}
 
     def _interpolated(self, part: Part, shares: Mapping[str, float], steps: Mapping[str, int]) -> float:
         ends = []

@@ -33,6 +33,12 @@ class Site:
         self.surgery, self.index = surgery, index
         self.runs: dict[str, tuple[Run, ...]] = {}
 
+    @property
+    def number(self) -> int:
+        """The index of a module at a seam of several."""
+        assert isinstance(self.index, int)
+        return self.index
+
     def added(self) -> list[str]:
         """Names of the modules that operations add to modules of the host."""
         return [bound.learned[1] for bound in self.surgery.bound if bound.learned is not None]

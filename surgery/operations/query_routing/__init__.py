@@ -89,7 +89,7 @@ class SparseQueryRouting(Operation):
 class QueryRouter(Bound[SparseQueryRouting]):
     """Query routing in one model. reaches: whether tokens near the object are queries; benchmarks fix the work."""
 
-    saves_in = ATTENTION
+    saves_in: ClassVar[Part] = ATTENTION
     steps = BUCKETS
 
     def __init__(self, settings: SparseQueryRouting, surgery: Surgery) -> None:
@@ -249,7 +249,7 @@ class QueryRouter(Bound[SparseQueryRouting]):
         record = context.records.get(self.settings.type)
         if part != ATTENTION or record is None:
             return
-        inputs = record.inputs if isinstance(record, QueryRoute) else record
+        inputs: list[Any] = record.inputs if isinstance(record, QueryRoute) else record
         inputs[:] = [None if each is None else each.clone() for each in inputs]
 
 
