@@ -117,6 +117,10 @@ def predict(
             if found.kept is not None:
                 setting.kept[name] = found.kept
     _count(surgery, settings)
+    if not any(setting.risks for setting in settings):
+        for setting in settings:
+            # Nobody predicts what is lost: then what a setting saves is taken for what it risks.
+            setting.risks["saved"] = max(0.0, 1.0 - setting.cost)
     settings.sort(key=lambda setting: setting.effort)
 
 
