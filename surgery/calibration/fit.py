@@ -23,7 +23,6 @@ from torch import Tensor
 
 from surgery.calibration.clips import CalibrationClip
 from surgery.calibration.linear import ResidualRegression, has_closed_form, start_from
-from surgery.calibration.progress import Counter
 from surgery.calibration.replay import OBJECTIVES, Sample, segments, student_error
 from surgery.calibration.stages import StageRegressions
 from surgery.engine import require_view
@@ -31,6 +30,7 @@ from surgery.errors import CalibrationError, ModelStateError, nearest
 from surgery.hosts.base import HostView
 from surgery.hosts.watcher import Watcher
 from surgery.missing import require
+from surgery.progress import Counter
 from surgery.routing.shortcut import IdentityShortcut
 from surgery.tracking import track
 

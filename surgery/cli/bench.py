@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, OutPath, err, loading, model_options, out, print_json, progress, recipe_options
+from surgery.cli.common import Command, OutPath, err, load, model_options, out, print_json, recipe_options, shown
 from surgery.cli.tables import print_table
 
 _SAM2 = {"precision": "bf16", "compile": "all"}
@@ -19,7 +19,7 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
 
 @click.command(cls=Command)
 @click.argument("model")
-@recipe_options(default="balanced")
+@recipe_options()
 @model_options
 @click.option("--objects", default="1", show_default=True, help="Objects tracked at once; several: 1,4,16.")
 @click.option(
@@ -49,7 +49,7 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: torch's.")
 @click.option("--out", "folder", default="bench", show_default=True, type=OutPath(file_okay=False))
 @click.option("--again", is_flag=True, help="Measure cases that are in the folder already again.")
-@click.option("--json", "as_json", is_flag=True, help="Print the document.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def bench(
     model: str, recipe: str, overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None,
     objects: str, windows: str, precision: str | None, cast: str, scope: str | None, mode: str, protocol: str,
@@ -69,7 +69,6 @@ def bench(
     from surgery.bench.settings import digest
     from surgery.bench.store import Store
     from surgery.digests import code_digest, weights_digest
-    from surgery.loading import load_model
     from surgery.recipe import Recipe
 
     defaults = _SAM2 if protocol == "sam2" else _PLAIN
@@ -89,8 +88,7 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     store = Store(Path(folder))
-    with loading(model):
-        loaded = load_model(model, host, device)
+    loaded = load(model, host, device)
     place = next(loaded.parameters()).device
     facts = machine(place)
     about = [model, weights_digest(loaded.state_dict()), chosen.to_dict(), fitted, facts, code_digest()]
@@ -111,22 +109,18 @@ def bench(
 
     save()
     try:
-        with progress() as bar:
-            for number, case in enumerate(cases):
-                if rows[number] is not None:
-                    continue
-                task = bar.add_task(_title(case), total=frame_count(case))
-                timings = benchmark(
-                    loaded, chosen, adapter=opened, settings=case, step=lambda task=task: bar.advance(task)  # type: ignore[misc]
-                )  # fmt: skip
-                bar.remove_task(task)
-                row = {**timings.row, "model": model}
-                store.put(keys[number], row)
-                rows[number] = row
-                save()
+        for number, case in enumerate(cases):
+            if rows[number] is not None:
+                continue
+            with shown(_title(case), frame_count(case)) as step:
+                timings = benchmark(loaded, chosen, adapter=opened, settings=case, step=step)
+            row = {**timings.row, "model": model}
+            store.put(keys[number], row)
+            rows[number] = row
+            save()
     except KeyboardInterrupt:
         done = sum(row is not None for row in rows)
-        err.print(f"stopped: {done} of {len(cases)} cases are in {folder}; the same command goes on", highlight=False)
+        err.print(f"stopped: {done} of {len(cases)} cases are in {folder}; the same command goes on")
         raise
     if as_json:
         print_json(document)
@@ -161,14 +155,14 @@ def _title(case: Any) -> str:
 
 def _print(document: dict[str, Any], path: Path) -> None:
     facts, rows = document["machine"], document["rows"]
-    out.print(f"{facts['cpu']}, {facts['threads']} threads, {facts['device']}", highlight=False)
+    out.print(f"{facts['cpu']}, {facts['threads']} threads, {facts['device']}")
     print_table(_HEAD, [_cells(row) for row in rows], names=3)
-    out.print(_LEGEND, style="dim", highlight=False)
+    out.print(_LEGEND, style="dim")
     if len(rows) == 1 and rows[0]["modules"]:
         _print_modules(rows[0])
     for missing in document["not_measured"]:
-        out.print(f"{missing['device']}: {missing['reason']}", highlight=False)
-    out.print(f"  {path}", highlight=False, soft_wrap=True)
+        out.print(f"{missing['device']}: {missing['reason']}")
+    out.print(f"  {path}")
 
 
 _HEAD = ("type", "objects", "windows", "stock ms", "sparse ms", "p95 ms", "faster", "95 %", "FLOPs", "ratio", "MB")

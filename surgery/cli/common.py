@@ -6,24 +6,25 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.status import Status
 from rich.text import Text
 
 from surgery.cli.stops import Stopped, stoppable
 from surgery.errors import SurgeryError
+from surgery.progress import progress_bar
+from surgery.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # What is printed holds names and paths of the user's, brackets and colons included: no markup, no emoji, anywhere.
-out = Console(markup=False, emoji=False)
-err = Console(stderr=True, markup=False, emoji=False)
+out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class Failure(click.ClickException):
@@ -32,7 +33,7 @@ class Failure(click.ClickException):
     exit_code = 1
 
     def show(self, file: Any = None) -> None:
-        err.print(Text.assemble(("error:", "bold red"), f" {self.message}"), soft_wrap=True)
+        err.print(Text.assemble(("error:", "bold red"), f" {self.message}"))
 
 
 class Command(click.Command):
@@ -47,7 +48,7 @@ class Command(click.Command):
             raise Failure(str(error)) from error
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-            err.print(f"stopped by {signal.Signals(number).name}", highlight=False)
+            err.print(f"stopped by {signal.Signals(number).name}")
             raise click.exceptions.Exit(128 + number) from stop
         except BrokenPipeError:
             raise
@@ -76,26 +77,39 @@ class OutPath(click.Path):
         return found
 
 
-def loading(name: str) -> Status:
-    """A spinner while a model is loaded."""
-    return err.status(Text(f"loading {name}"))
+@contextmanager
+def shown(text: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """One stage of work as a bar on a terminal, and nothing elsewhere; see `Bars.stage`."""
+    with progress_bar(err.is_terminal) as bars, bars.stage(text, total) as step:
+        yield step
+
+
+def load(spec: str, host: str | None, device: str | None, **more: Any) -> Any:
+    """The model of this name, loaded; see `load_model`."""
+    from surgery.loading import load_model
+
+    with shown(f"loading {spec}"):
+        return load_model(spec, host, device, **more)
+
+
+def chosen_recipe(recipe: str | None, overrides: tuple[str, ...], adapter: str | None) -> Recipe | None:
+    """What `--recipe`, `--set` and `--adapter` ask for; None for the stock model or the adapter's own recipe."""
+    from surgery.api import DEFAULT_RECIPE
+
+    if recipe == "none":
+        if overrides or adapter is not None:
+            raise click.UsageError("--recipe none runs the stock model: it takes no --set and no --adapter")
+        return None
+    if recipe is None and adapter is not None:
+        if overrides:
+            raise click.UsageError("--set needs --recipe")
+        return None
+    return Recipe.load(recipe or DEFAULT_RECIPE, overrides)
 
 
 def noted(path: object, note: str) -> Text:
     """A path and, dimmed, what is there."""
     return Text.assemble(f"{path}  ", (note, "dim"))
-
-
-def progress() -> Progress:
-    """A progress bar on stderr with count and time left."""
-    return Progress(
-        TextColumn("{task.description}", style="progress.description", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-    )
 
 
 def print_json(data: Any) -> None:
@@ -117,19 +131,15 @@ def model_options(function: F) -> F:
     return host_option(function)
 
 
-def recipe_options(default: str | None) -> Callable[[F], F]:
-    """`--recipe`, `--set` and `--adapter`."""
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable."
+)
+_adapter_option = click.option("--adapter", type=click.Path(), help="Adapter folder with a fitted shortcut.")
 
-    def decorate(function: F) -> F:
-        function = click.option("--adapter", type=click.Path(), help="Adapter folder with a fitted shortcut.")(function)
-        function = click.option(
-            "--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable."
-        )(function)
-        return click.option(
-            "--recipe",
-            default=default,
-            help="Recipe name or YAML path; 'none' runs the stock model.",
-            show_default=True,
-        )(function)
 
-    return decorate
+def recipe_options(stock: bool = False, adapter: bool = True) -> Callable[[F], F]:
+    """`--recipe`, `--set` and, unless `adapter` is False, `--adapter`. stock: `--recipe none` is a choice, see
+    `chosen_recipe`; else the default is "balanced"."""
+    other, default = ("; 'none' runs the stock model", None) if stock else ("", "balanced")
+    recipe = click.option("--recipe", default=default, show_default=True, help=f"Recipe name or YAML path{other}.")
+    return lambda function: recipe(set_option(_adapter_option(function) if adapter else function))

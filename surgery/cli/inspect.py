@@ -8,17 +8,17 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, loading, model_options, out, print_json, recipe_options
+from surgery.cli.common import Command, load, model_options, out, print_json, recipe_options
 from surgery.cli.tables import print_table
 from surgery.errors import RecipeError
 
 
 @click.command(cls=Command)
 @click.argument("model")
-@recipe_options(default="balanced")
+@recipe_options()
 @model_options
 @click.option("--windows", help="Also count these shares of the windows, whatever the recipe allows: 0.25,0.5.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def inspect(
     model: str, recipe: str, overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None,
     windows: str | None, as_json: bool,
@@ -29,13 +29,11 @@ def inspect(
     """
     from surgery.api import sparsify
     from surgery.engine import require_view
-    from surgery.loading import load_model
     from surgery.recipe import Recipe
 
     chosen, shares = Recipe.load(recipe, overrides), _shares(windows)
-    with loading(model):
-        # Only an adapter asks for the weights: it is checked against them.
-        loaded = load_model(model, host, device, weights=adapter is not None)
+    # Only an adapter asks for the weights: it is checked against them.
+    loaded = load(model, host, device, weights=adapter is not None)
     sparsify(loaded, chosen, adapter=adapter)
     view = require_view(loaded)
     if shares and view.binding.grid is None:
@@ -130,7 +128,7 @@ def _costs(view: Any, shares: Sequence[float]) -> list[dict[str, Any]]:
 
 def _print(model: str, facts: dict[str, Any]) -> None:
     def line(text: str) -> None:
-        out.print(text, markup=False, highlight=False)
+        out.print(text)
 
     line(f"{model}, {facts['host']} host, {facts['image_size']} px, recipe {facts['recipe']}")
     own, stock, *_ = rows = facts["gflop_per_frame"]
