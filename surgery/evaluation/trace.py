@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from surgery.engine import current_view
-from surgery.evaluation.truth import Mask
 from surgery.session import SessionStats
 from surgery.tracking import TrackedFrame
+from surgery.video.masks import Mask
 
 
 def run_lengths(mask: Mask) -> list[int]:
