@@ -10,7 +10,8 @@ from typing import Any
 import click
 from rich.text import Text
 
-from surgery.cli.common import Command, OutPath, err, load, model_options, out, print_json
+from surgery.cli.common import Command, OutPath, counted, err, out, print_json
+from surgery.cli.options import load, model_options
 from surgery.errors import SurgeryError
 
 
@@ -165,27 +166,24 @@ _VERDICTS = {
 
 
 def _print(facts: dict[str, Any]) -> None:
-    def line(text: str) -> None:
-        out.print(text)
-
     if "source" in facts:
         first, last = facts["blocks"]
-        line(f"{facts['source']}: {facts['shortcut']} shortcut, {facts['parameters']:,} parameters")
-        line(
+        out.print(f"{facts['source']}: {facts['shortcut']} shortcut, {facts['parameters']:,} parameters")
+        out.print(
             f"base model: {facts['base_model'] or 'not named'}" + (f" @ {facts['revision']}" * bool(facts["revision"]))
         )
-        line(f"blocks {first}..{last - 1}, {facts['channels']} channels, windows of {facts['window']}")
-        line(f"recipe: {facts['recipe']['metadata']['name']}; written by surgery {facts['written_by']}")
-        line("thresholds: " + ", ".join(f"{name} {value:g}" for name, value in facts["thresholds"].items()))
-        line("fingerprint: " + ("recorded" if facts["fingerprint_recorded"] else "not recorded"))
+        out.print(f"blocks {first}..{last - 1}, {facts['channels']} channels, windows of {facts['window']}")
+        out.print(f"recipe: {facts['recipe']['metadata']['name']}; written by surgery {facts['written_by']}")
+        out.print("thresholds: " + ", ".join(f"{name} {value:g}" for name, value in facts["thresholds"].items()))
+        out.print("fingerprint: " + ("recorded" if facts["fingerprint_recorded"] else "not recorded"))
         if facts["provenance"]:
-            line(f"imported from: {facts['provenance']['origin']}")
-        line("fidelity: " + _measured(facts["calibration"]))
+            out.print(f"imported from: {facts['provenance']['origin']}")
+        out.print("fidelity: " + _measured(facts["calibration"]))
     if "model" in facts:
-        line(f"{facts['model']['name']} " + _VERDICTS[facts["model"]["verdict"]].format(**facts["model"]))
+        out.print(f"{facts['model']['name']} " + _VERDICTS[facts["model"]["verdict"]].format(**facts["model"]))
     if "error" in facts:
-        line(facts["error"])
-    line("good" if facts["valid"] else "bad")
+        out.print(facts["error"])
+    out.print("good" if facts["valid"] else "bad")
 
 
 def _measured(calibration: dict[str, Any] | None) -> str:
@@ -201,12 +199,7 @@ def _measured(calibration: dict[str, Any] | None) -> str:
                 f"clip {fidelity['worst_drop']:.4f}"
             )
     kept = "kept" if calibration["kept"] else "not kept"
-    return "; ".join(parts) + f"; {_clips(calibration)}, promise {kept}"
-
-
-def _clips(calibration: dict[str, Any]) -> str:
-    count = len(calibration["held_out_clips"])
-    return f"{count} held-out clip{'s' * (count != 1)}"
+    return "; ".join(parts) + f"; {counted(len(calibration['held_out_clips']), 'held-out clip')}, promise {kept}"
 
 
 @contextmanager

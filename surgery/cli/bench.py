@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, OutPath, err, load, model_options, out, print_json, recipe_options, shown
+from surgery.cli.common import Command, OutPath, counted, err, out, print_json, shown
+from surgery.cli.options import listed, load, model_options, recipe_options
 from surgery.cli.tables import print_table
 
 _SAM2 = {"precision": "bf16", "compile": "all"}
@@ -79,7 +80,9 @@ def bench(
     cases = [
         Settings(objects=count, windows=share, precision=kind, **common)
         for kind, count, share in itertools.product(
-            _listed(precision or defaults["precision"]), map(_count, _listed(objects)), map(_share, _listed(windows))
+            listed("--precision", precision or defaults["precision"], str, "a precision"),
+            listed("--objects", objects, int, "a whole number"),
+            listed("--windows", windows, lambda text: None if text == "routed" else float(text), "a share or 'routed'"),
         )
     ]
     chosen = Recipe.load(recipe, overrides)
@@ -128,29 +131,9 @@ def bench(
     _print(document, store.document)
 
 
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
-
-
-def _count(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a whole number", param_hint="--objects") from None
-
-
-def _share(text: str) -> float | None:
-    if text == "routed":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is neither a share nor 'routed'", param_hint="--windows") from None
-
-
 def _title(case: Any) -> str:
     share = "routed" if case.windows is None else f"{case.windows:g} of windows"
-    return f"{case.precision}, {case.objects} object{'s' * (case.objects > 1)}, {share}"
+    return f"{case.precision}, {counted(case.objects, 'object')}, {share}"
 
 
 def _print(document: dict[str, Any], path: Path) -> None:

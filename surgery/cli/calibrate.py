@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, OutPath, err, load, model_options, out, print_json, recipe_options
+from surgery.cli.common import Command, OutPath, err, out, print_json
+from surgery.cli.options import load, model_options, recipe_options
 from surgery.errors import AdapterError
 from surgery.missing import require
 from surgery.operations import SparseWindowRouting
@@ -104,6 +105,9 @@ def fit(
 
     Runs on one CPU or GPU, or on many: `accelerate launch -m surgery.cli.main fit ...`.
     """
+    require("accelerate")
+    from accelerate import PartialState
+
     from surgery import sparsify
     from surgery.adapters import save_adapter
     from surgery.calibration import fit_shortcut, gather_clips
@@ -122,7 +126,7 @@ def fit(
         if not usable:
             raise CalibrationError(f"none of the {len(skipped)} clips is usable. What works: {LAYOUTS}")
         result = fit_shortcut(model, usable, settings, checkpoint=checkpoint, closed_form=closed_form, step=bars)
-    if _main_process():
+    if PartialState().is_main_process:
         save_adapter(model, target)
         explained = "" if result.explained is None else f"closed form explains {result.explained:.1%} of the residual; "
         last = f"loss {result.loss[0][1]:.5f} -> {result.loss[-1][1]:.5f}; " if result.loss else ""
@@ -161,9 +165,3 @@ def _own_device() -> str | None:
     import torch
 
     return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
-
-
-def _main_process() -> bool:
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)

@@ -1,4 +1,4 @@
-"""What the commands share: options, consoles, and turning our errors into one line and an exit code."""
+"""What the commands share: consoles, progress, and turning our errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from rich.console import Console
@@ -18,9 +18,6 @@ from rich.text import Text
 from surgery.cli.stops import Stopped, stoppable
 from surgery.errors import SurgeryError
 from surgery.progress import progress_bar
-from surgery.recipe import Recipe
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 # What is printed holds names and paths of the user's, brackets and colons included: no markup, no emoji, anywhere.
 out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
@@ -84,29 +81,6 @@ def shown(text: str, total: int | None = None) -> Iterator[Callable[[], None]]:
         yield step
 
 
-def load(spec: str, host: str | None, device: str | None, **more: Any) -> Any:
-    """The model of this name, loaded; see `load_model`."""
-    from surgery.loading import load_model
-
-    with shown(f"loading {spec}"):
-        return load_model(spec, host, device, **more)
-
-
-def chosen_recipe(recipe: str | None, overrides: tuple[str, ...], adapter: str | None) -> Recipe | None:
-    """What `--recipe`, `--set` and `--adapter` ask for; None for the stock model or the adapter's own recipe."""
-    from surgery.api import DEFAULT_RECIPE
-
-    if recipe == "none":
-        if overrides or adapter is not None:
-            raise click.UsageError("--recipe none runs the stock model: it takes no --set and no --adapter")
-        return None
-    if recipe is None and adapter is not None:
-        if overrides:
-            raise click.UsageError("--set needs --recipe")
-        return None
-    return Recipe.load(recipe or DEFAULT_RECIPE, overrides)
-
-
 def noted(path: object, note: str) -> Text:
     """A path and, dimmed, what is there."""
     return Text.assemble(f"{path}  ", (note, "dim"))
@@ -118,28 +92,6 @@ def print_json(data: Any) -> None:
     sys.stdout.write("\n")
 
 
-host_option = click.option(
-    "--host",
-    type=click.Choice(["sam2", "transformers"]),
-    help="Host library, for MODEL demo and random:SIZE; default: sam2 where it is installed, else transformers.",
-)
-
-
-def model_options(function: F) -> F:
-    """`--host` and `--device`."""
-    function = click.option("--device", help="torch device; default: CUDA when there is one, else the CPU.")(function)
-    return host_option(function)
-
-
-set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable."
-)
-_adapter_option = click.option("--adapter", type=click.Path(), help="Adapter folder with a fitted shortcut.")
-
-
-def recipe_options(stock: bool = False, adapter: bool = True) -> Callable[[F], F]:
-    """`--recipe`, `--set` and, unless `adapter` is False, `--adapter`. stock: `--recipe none` is a choice, see
-    `chosen_recipe`; else the default is "balanced"."""
-    other, default = ("; 'none' runs the stock model", None) if stock else ("", "balanced")
-    recipe = click.option("--recipe", default=default, show_default=True, help=f"Recipe name or YAML path{other}.")
-    return lambda function: recipe(set_option(_adapter_option(function) if adapter else function))
+def counted(number: int, thing: str) -> str:
+    """As in "1 object", "2 objects"."""
+    return f"{number} {thing}{'s' * (number != 1)}"

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.table import Table
 
-from surgery.cli.common import Command, OutPath, err, host_option, noted, out, print_json, recipe_options, shown
+from surgery.cli.common import Command, OutPath, err, noted, out, print_json, shown
+from surgery.cli.options import host_option, recipe_options
+from surgery.cli.tables import print_table
 
 PUBLISHED = "published-base-plus"
 """Recipe with the thresholds of the released code; without its weights the shortcut is the identity."""
@@ -74,10 +75,7 @@ def demo(
     if as_json:
         print_json(summary)
         return
-    table = Table(*_COLUMNS, box=None, pad_edge=False)
-    for name, figures in arms(summary):
-        table.add_row(*_row(name, figures))
-    out.print(table)
+    print_table(_COLUMNS, [_row(name, figures) for name, figures in arms(summary)])
     for name, what in _FILES.items():
         out.print(noted(f"  {target / name}", what))
 

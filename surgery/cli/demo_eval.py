@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
-from surgery.cli.common import Command, OutPath, host_option, out, print_json, recipe_options, shown
+from surgery.cli.common import Command, OutPath, out, print_json, shown
+from surgery.cli.options import host_option, recipe_options
+from surgery.cli.tables import print_table
 
 _PROMPTS = click.Choice(["mask", "box", "point"])
 _LEVELS = click.Choice(["easy", "medium", "hard"])
@@ -65,14 +66,16 @@ def demo_eval(
     if as_json:
         print_json(summary)
         return
-    table = Table("", *_COLUMNS, box=None, pad_edge=False)
-    for name in ("dense", "sparse"):
-        cells = ("-" if value is None else f"{value:.4g}" for value in summary[name].values())
-        table.add_row(name, *cells)
-    out.print(table)
+    print_table(
+        _COLUMNS,
+        [
+            [name, *("-" if value is None else f"{value:.4g}" for value in summary[name].values())]
+            for name in ("dense", "sparse")
+        ],
+    )
 
 
-_COLUMNS = ("J&F", "J", "F", "score acc.", "absence recall", "ms/frame", "windows", "keys")
+_COLUMNS = ("", "J&F", "J", "F", "score acc.", "absence recall", "ms/frame", "windows", "keys")
 
 
 @click.command(cls=Command, name="demo-clips")

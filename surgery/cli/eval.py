@@ -9,18 +9,8 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import (
-    Command,
-    OutPath,
-    chosen_recipe,
-    err,
-    load,
-    model_options,
-    noted,
-    out,
-    print_json,
-    recipe_options,
-)
+from surgery.cli.common import Command, OutPath, counted, err, noted, out, print_json
+from surgery.cli.options import chosen_recipe, load, model_options, recipe_options
 from surgery.cli.tables import print_table
 from surgery.progress import progress_bar
 
@@ -108,7 +98,7 @@ def _say(scores: Any) -> None:
         rows += _lines(row["sequence"], scores.arms, row, (row.get("difference") or {}).get("j_and_f"))
     summary = scores.summary
     found = (summary.get("difference") or {}).get("j_and_f") or {}
-    rows += _lines(_count(summary["objects"], "object"), scores.arms, summary, found.get("mean"))
+    rows += _lines(counted(summary["objects"], "object"), scores.arms, summary, found.get("mean"))
     print_table(("", "", "J&F", "J", "F", "ms", "windows", "keys", "difference"), rows, names=2)
     faster = summary.get("speedup")
     if faster:
@@ -128,11 +118,7 @@ def _say(scores: Any) -> None:
         out.print("ms of a single model, measured beside nothing: not for comparing", style="dim")
     for reason in dict.fromkeys(item["reason"] for item in scores.not_scored):
         left = {(item["sequence"], item["object"]) for item in scores.not_scored if item["reason"] == reason}
-        out.print(f"without a score: {_count(len(left), 'object')} ({reason})")
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"
+        out.print(f"without a score: {counted(len(left), 'object')} ({reason})")
 
 
 def _lines(label: str, arms: list[str], rows: dict[str, Any], difference: float | None) -> list[list[str]]:

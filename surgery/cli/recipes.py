@@ -6,7 +6,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from surgery.cli.common import Command, out, print_json, set_option
+from surgery.cli.common import Command, out, print_json
+from surgery.cli.options import set_option
 from surgery.recipe import Recipe, list_recipes
 
 

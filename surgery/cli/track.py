@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, OutPath, chosen_recipe, model_options, out, print_json, recipe_options
+from surgery.cli.common import Command, OutPath, out, print_json
+from surgery.cli.options import chosen_recipe, model_options, recipe_options
 from surgery.cli.run_folder import RunFolder
 from surgery.cli.stops import held
 from surgery.cli.track_summary import document, head_of, row_of
