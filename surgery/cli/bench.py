@@ -97,20 +97,13 @@ def bench(
     about = [model, weights_digest(loaded.state_dict()), chosen.to_dict(), fitted, facts, code_digest()]
     keys = [digest(case.as_dict(), *about) for case in cases]
     rows = [None if again else store.get(key) for key in keys]
-    document: dict[str, Any] = {}
+    command = shlex.join(["surgery", *sys.argv[1:]])
 
-    def save() -> None:
-        document.update(
-            store.write_document(
-                [row for row in rows if row is not None],
-                len(cases),
-                shlex.join(["surgery", *sys.argv[1:]]),
-                facts,
-                not_measured(place),
-            )
-        )
+    def save() -> dict[str, Any]:
+        finished = [row for row in rows if row is not None]
+        return store.write_document(finished, len(cases), command, facts, not_measured(place))
 
-    save()
+    document = save()
     try:
         for number, case in enumerate(cases):
             if rows[number] is not None:
@@ -120,7 +113,7 @@ def bench(
             row = {**timings.row, "model": model}
             store.put(keys[number], row)
             rows[number] = row
-            save()
+            document = save()
     except KeyboardInterrupt:
         done = sum(row is not None for row in rows)
         err.print(f"stopped: {done} of {len(cases)} cases are in {folder}; the same command goes on")
