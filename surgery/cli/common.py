@@ -18,6 +18,8 @@ from rich.text import Text
 
 from surgery.cli.stops import Stopped, stoppable
 from surgery.errors import SurgeryError
+from surgery.hosts import builders
+from surgery.loading import saved_forms
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -104,10 +106,13 @@ def print_json(data: Any) -> None:
     sys.stdout.write("\n")
 
 
+SAVED = saved_forms()
+"""How saved models are named, for help texts."""
+_HOSTS = list(builders())
 host_option = click.option(
     "--host",
-    type=click.Choice(["sam2", "transformers"]),
-    help="Host library, for MODEL demo and random:SIZE; default: sam2 where it is installed, else transformers.",
+    type=click.Choice(_HOSTS),
+    help=f"Host library, for MODEL demo and random:SIZE; default: {' where it is installed, else '.join(_HOSTS)}.",
 )
 
 

@@ -45,7 +45,7 @@ def demo_eval(
 
     chosen, adapter = calibrated(recipe, overrides) if weights is None else (Recipe.load(recipe, overrides), None)
     torch.set_num_threads(1)
-    model = demo_model.load(host, weights=weights)  # type: ignore[arg-type]
+    model = demo_model.load(host, weights=weights)
     with progress() as bar:
         task = bar.add_task(f"{clips} clips", total=2 * clips * frames)
         result = run(model, chosen, clips, frames, difficulty, seed, prompt, None, lambda: bar.advance(task), adapter)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -56,8 +55,6 @@ def evaluate_command(
     surgery eval demo clips/ --dataset folder --recipe balanced --dense-too --out eval
     surgery eval facebook/sam2.1-hiera-large DAVIS/ --dataset davis2017 --dense-too --out eval
     """
-    # sam2 draws a bar of its own per video; tqdm reads this when it is first imported.
-    os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
 
     from surgery.api import sparsify

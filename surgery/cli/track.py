@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from itertools import islice
@@ -11,7 +10,7 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, OutPath, model_options, out, print_json, recipe_options
+from surgery.cli.common import SAVED, Command, OutPath, model_options, out, print_json, recipe_options
 from surgery.cli.display import Display
 from surgery.cli.run_folder import RunFolder
 from surgery.cli.stops import held
@@ -22,7 +21,7 @@ from surgery.video.prompts import Prompt
 
 @click.command(cls=Command)
 @click.argument("video", type=click.Path())
-@click.option("--model", "spec", required=True, help="Hub id, folder, CONFIG.yaml+CHECKPOINT.pt, random:SIZE or demo.")
+@click.option("--model", "spec", required=True, help=f"Model: {SAVED}, random:SIZE or demo.")
 @recipe_options(default=None)
 @model_options
 @click.option("--mask", "masks", multiple=True, metavar="PNG[@FRAME]", help="Label PNG: one object per value.")
@@ -61,9 +60,6 @@ def track(
     if resume and overwrite:
         raise click.UsageError("--resume goes on and --overwrite starts over: expected one of them")
     with Display() as display:
-        if not display.live:
-            # Hosts draw bars of their own; tqdm reads this when it is first imported.
-            os.environ.setdefault("TQDM_DISABLE", "1")
         with display.stage("starting"):
             from surgery.video import check, open_video
 

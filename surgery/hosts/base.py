@@ -18,6 +18,7 @@ from surgery.core.parts import PARTS
 from surgery.graft import Graft, host_class
 from surgery.hosts.driver import Driver, FrameSource
 from surgery.hosts.layout import BlockInfo, SpanInfo, find_span
+from surgery.hosts.loader import Loader
 from surgery.hosts.ownership import Structure
 from surgery.hosts.watcher import Watcher
 from surgery.operations import (
@@ -191,7 +192,8 @@ class ObjectStep:
 class HostView(ABC):
     """One model seen through its host: where the parts are, and which mixin each part gets.
 
-    name: of the host. models: the class it is for, as a user knows it. driver: how it is given a video.
+    name: of the host. models: the class it is for, as a user knows it. driver: how it is given a video. loader: how it
+    comes to be.
     cannot: ways of half precision that a whole model does not run in ("weights": converted; "fp16", "bf16"), each with
     why and what to use instead.
     """
@@ -199,6 +201,7 @@ class HostView(ABC):
     name: ClassVar[str]
     models: ClassVar[str]
     driver: ClassVar[type[Driver]]
+    loader: ClassVar[Loader]
     cannot: ClassVar[Mapping[str, str]] = {}
     span_block: ClassVar[type[Graft]]
     late_block: ClassVar[type[Graft]]

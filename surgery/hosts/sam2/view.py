@@ -14,6 +14,7 @@ from surgery.graft import Graft
 from surgery.hosts.base import BlockInfo, HostView
 from surgery.hosts.positions import Trunk
 from surgery.hosts.sam2.driver import Sam2Driver
+from surgery.hosts.sam2.loader import Sam2Loader
 from surgery.hosts.sam2.modules import (
     Sam2CrossAttention,
     Sam2DecoderTap,
@@ -35,6 +36,7 @@ class Sam2View(HostView):
     name = "sam2"
     models = "sam2 SAM2VideoPredictor"
     driver = Sam2Driver
+    loader = Sam2Loader()
     cannot: ClassVar[Mapping[str, str]] = {
         "weights": "feeds its encoder fp32 frames; use cast 'autocast', or half-precision parts by the recipe's own "
         "operation precision",

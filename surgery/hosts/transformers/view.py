@@ -14,6 +14,7 @@ from surgery.graft import Graft
 from surgery.hosts.base import BlockInfo, HostView
 from surgery.hosts.positions import Trunk
 from surgery.hosts.transformers.driver import TransformersDriver
+from surgery.hosts.transformers.loader import TransformersLoader
 from surgery.hosts.transformers.modules import (
     TransformersCrossAttention,
     TransformersDecoderTap,
@@ -43,6 +44,7 @@ class TransformersView(HostView):
     name = "transformers"
     models = "transformers Sam2VideoModel"
     driver = TransformersDriver
+    loader = TransformersLoader()
     span_block = TransformersSpanBlock
     late_block = TransformersLateBlock
     cross_attention = TransformersCrossAttention
