@@ -11,7 +11,7 @@ import click
 from rich.text import Text
 
 from surgery.cli.common import Command, OutPath, counted, err, out, print_json
-from surgery.cli.options import load, model_options
+from surgery.cli.options import SAVED, load, model_options
 from surgery.errors import SurgeryError
 
 
@@ -69,9 +69,7 @@ def pull(repo_id: str, folder: str, revision: str | None, subfolder: str | None,
 
 @click.command(cls=Command)
 @click.argument("adapter")
-@click.option(
-    "--model", help="Check the fingerprint against this model: a Hub id, a folder, CONFIG.yaml+CHECKPOINT.pt."
-)
+@click.option("--model", help=f"Check the fingerprint against this model: {SAVED}.")
 @click.option("--revision", help="Branch, tag or commit, for an adapter on the Hub.")
 @click.option("--subfolder", help="Folder inside the repository (or inside ADAPTER) that holds the adapter.")
 @model_options
@@ -102,9 +100,7 @@ def verify(
 @click.command("import-published", cls=Command)
 @click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False))
 @click.option("--out", "folder", required=True, type=OutPath(), help="Adapter folder to write.")
-@click.option(
-    "--model", help="The base model, to record its fingerprint: a Hub id, a folder, CONFIG.yaml+CHECKPOINT.pt."
-)
+@click.option("--model", help=f"The base model, to record its fingerprint: {SAVED}.")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def import_published(

@@ -45,7 +45,7 @@ def demo(
     chosen, adapter = calibrated(recipe, overrides) if trained else (Recipe.load(recipe, overrides), None)
     # One thread: at this size a second one costs more than it gives, and times scatter.
     torch.set_num_threads(1)
-    model = demo_model.load(host) if trained else demo_model.build(host)  # type: ignore[arg-type]
+    model = demo_model.load(host) if trained else demo_model.build(host)
     if not trained:
         err.print("The demo model has random weights: the figures show speed and routing, not quality.", style="yellow")
     target = Path(folder)

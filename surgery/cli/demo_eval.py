@@ -45,7 +45,7 @@ def demo_eval(
 
     chosen, adapter = calibrated(recipe, overrides) if weights is None else (Recipe.load(recipe, overrides), None)
     torch.set_num_threads(1)
-    model = demo_model.load(host, weights=weights)  # type: ignore[arg-type]
+    model = demo_model.load(host, weights=weights)
     with shown(f"{clips} clips", 2 * clips * frames) as step:
         result = run(model, chosen, clips, frames, difficulty, seed, prompt, None, step, adapter)
     summary: dict[str, Any] = {

@@ -8,15 +8,20 @@ from typing import Any, TypeVar
 import click
 
 from surgery.cli.common import shown
+from surgery.hosts import builders
+from surgery.loading import saved_forms
 from surgery.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
+SAVED = saved_forms()
+"""How saved models are named, for help texts."""
+_HOSTS = list(builders())
 host_option = click.option(
     "--host",
-    type=click.Choice(["sam2", "transformers"]),
-    help="Host library, for MODEL demo and random:SIZE; default: sam2 where it is installed, else transformers.",
+    type=click.Choice(_HOSTS),
+    help=f"Host library, for MODEL demo and random:SIZE; default: {' where it is installed, else '.join(_HOSTS)}.",
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from surgery.cli.common import Command, OutPath, out, print_json
-from surgery.cli.options import chosen_recipe, model_options, recipe_options
+from surgery.cli.options import SAVED, chosen_recipe, model_options, recipe_options
 from surgery.cli.run_folder import RunFolder
 from surgery.cli.stops import held
 from surgery.cli.track_summary import document, head_of, row_of
@@ -22,7 +22,7 @@ from surgery.video.prompts import Prompt
 
 @click.command(cls=Command)
 @click.argument("video", type=click.Path())
-@click.option("--model", "spec", required=True, help="Hub id, folder, CONFIG.yaml+CHECKPOINT.pt, random:SIZE or demo.")
+@click.option("--model", "spec", required=True, help=f"Model: {SAVED}, random:SIZE or demo.")
 @recipe_options(stock=True)
 @model_options
 @click.option("--mask", "masks", multiple=True, metavar="PNG[@FRAME]", help="Label PNG: one object per value.")

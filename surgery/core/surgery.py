@@ -49,8 +49,8 @@ class Surgery:
 
     host: the model through its host. recipe: what it is under. bound: the recipe's operations. patched: modules with a
     class of ours. states: live states of videos. context: of the call in progress; threads that share a model take
-    turns frame by frame. observer: see `Observer`. stats: of the session that ran last. plain: see `plain_parts`. adapter: where trained weights
-    came from. A copy of the model has a surgery of its own, of no video yet.
+    turns frame by frame. observer: see `Observer`. stats: of the session that ran last. plain: see `plain_parts`.
+    adapter: where trained weights came from. A copy of the model has a surgery of its own, of no video yet.
     """
 
     def __init__(self, host: HostView) -> None:
