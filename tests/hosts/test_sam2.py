@@ -31,8 +31,6 @@ def vos_twin(monkeypatch: pytest.MonkeyPatch) -> StockDriver:
 
     for name in ("BLOCKS", "GLOBALS"):
         monkeypatch.setattr(demo, name, getattr(drive, name))
-    # As build_sam2_video_predictor(..., vos_optimized=True) has it.
-    monkeypatch.setitem(demo._SAM21, "compile_image_encoder", True)
     model = demo.build("sam2", vos=True)
     model.load_state_dict(plain.model.state_dict())
     torch._dynamo.reset()
