@@ -20,7 +20,7 @@ from surgery.adapters import UnprovenBaseWarning, import_published, read_adapter
 from surgery.adapters import published as module
 from surgery.adapters.published import _Release
 from surgery.hosts.sam21 import Sam21
-from surgery.routing.shortcut import SHORTCUTS
+from surgery.operations.window_routing.shortcut import SHORTCUTS
 from tests.adapters.folders import CARD, content
 from tests.conftest import shared
 from tests.hosts.drive import BLOCKS, GLOBALS, UNPADDED, make

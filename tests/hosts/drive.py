@@ -14,6 +14,7 @@ from surgery.hosts.sam2.driver import frames_instead_of_files
 from surgery.hosts.transformers.driver import new_processor
 from surgery.hosts.transformers.keymap import to_transformers
 from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
+from surgery.operations.window_routing.policy import WindowState
 from surgery.recipe import Recipe
 
 SIZE = 256
@@ -146,6 +147,11 @@ class Driver:
         """The surgery's own state of the session."""
         holder = session if isinstance(session, dict) else vars(session)
         return holder[next(iter(self.extras(session)))]
+
+    def window_state(self, session: Any) -> WindowState:
+        """What the session remembers of its windows."""
+        found: WindowState = self.state(session).states[WindowState]
+        return found
 
     def track(self, frames: Tensor, objects: int = 1, **how: Any) -> list[Tensor]:
         """Click `objects` objects on frame 0 and propagate; all masks in order."""

@@ -16,11 +16,11 @@ from surgery import UnsupportedModelError
 from surgery.adapters import read_adapter
 from surgery.adapters.card import model_card
 from surgery.bench.machine import machine
+from surgery.core.host import HostView
+from surgery.core.loader import Loader
 from surgery.demo import model as demo
 from surgery.errors import MissingLibraryError, ModelLoadError
 from surgery.hosts import hosts, loader_of, register, view_of
-from surgery.core.host import HostView
-from surgery.core.loader import Loader
 from surgery.hosts.sam21 import Sam21
 from surgery.loading import load_model
 from surgery.missing import Library

@@ -1,0 +1,49 @@
+"""Window routing from inside: windows of a test's choice, and the encoder alone on a route."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from surgery.core.frame import FrameContext
+from surgery.core.session import VideoState
+from surgery.engine import require_surgery
+from surgery.operations.window_routing.blocks import TYPE
+from surgery.operations.window_routing.bound import WindowRouter, require_router
+from surgery.operations.window_routing.policy import FixedWindows, by_evidence
+from surgery.operations.window_routing.span import Route
+
+
+def router_of(model: Any) -> WindowRouter:
+    return require_router(require_surgery(model))
+
+
+def force(model: Any, windows: Sequence[int] | None) -> None:
+    """Compute these windows on every frame that may be routed; None: those of the recipe's rules."""
+    router_of(model).policy = by_evidence if windows is None else FixedWindows(tuple(windows))
+
+
+def encoder(model: Any) -> Any:
+    return model.image_encoder.trunk if hasattr(model, "image_encoder") else model.vision_encoder.backbone
+
+
+@contextmanager
+def on_route(model: Any, route: Route | None) -> Iterator[None]:
+    """Inside, the encoder called by itself is routed so; None: as stock."""
+    context = None
+    if route is not None:
+        context = FrameContext(0, VideoState(None), None, records={TYPE: route})  # type: ignore[arg-type]
+    with require_surgery(model).within(context):
+        yield
+
+
+def levels_of(model: Any, pixels: Tensor, route: Route | None = None) -> list[Tensor]:
+    """Stage outputs [1, C, H, W] of the trunk, finest first."""
+    with on_route(model, route):
+        out = encoder(model)(pixels)
+    if isinstance(out, list):
+        return out
+    return [level.permute(0, 3, 1, 2) for level in out.intermediate_hidden_states]
