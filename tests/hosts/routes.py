@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from surgery.core.frame import FrameContext
+from surgery.core.patching import is_patched
 from surgery.core.session import VideoState
 from surgery.engine import require_surgery
-from surgery.operations.window_routing.blocks import TYPE
+from surgery.operations.window_routing.blocks import TYPE, Runs
 from surgery.operations.window_routing.bound import WindowRouter, require_router
 from surgery.operations.window_routing.policy import FixedWindows, by_evidence
 from surgery.operations.window_routing.span import Route
@@ -28,6 +29,13 @@ def force(model: Any, windows: Sequence[int] | None) -> None:
 
 def encoder(model: Any) -> Any:
     return model.image_encoder.trunk if hasattr(model, "image_encoder") else model.vision_encoder.backbone
+
+
+def blocks_that_run(model: Any, kind: type[Runs]) -> list[int]:
+    """Numbers of the encoder blocks at which something of this kind runs."""
+    blocks = enumerate(require_surgery(model).host.blocks())
+    sites = {number: vars(block)["_surgery"] for number, block in blocks if is_patched(block)}
+    return [number for number, site in sites.items() if any(isinstance(run, kind) for run in site.runs["block"])]
 
 
 @contextmanager
