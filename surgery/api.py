@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, TypeVar
 from surgery.adapters.files import Adapter, calibration_of
 from surgery.adapters.record import CalibrationRecord
 from surgery.adapters.sources import open_adapter
+from surgery.core.session import SessionStats
 from surgery.engine import apply, current_surgery, desparsify, disabled
 from surgery.errors import CalibrationError
 from surgery.operations import CompileParts, Precision
 from surgery.operations.window_routing.bound import WindowRouter
 from surgery.recipe import Recipe
-from surgery.core.session import SessionStats
 
 if TYPE_CHECKING:
     from surgery.calibration.clips import ClipSource

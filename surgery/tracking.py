@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from surgery.core.driver import Driver, resized
+from surgery.core.host import HostView
+from surgery.core.session import FrameRecord
 from surgery.engine import current_surgery
 from surgery.errors import VideoError
 from surgery.hosts import view_of
-from surgery.core.host import HostView
-from surgery.core.driver import Driver, resized
-from surgery.core.session import FrameRecord
 from surgery.video import BoxPrompt, MaskPrompt, Prompt, Video, check, draw_windows
 from surgery.video.rgb import Frame
 

@@ -34,16 +34,16 @@ from surgery.adapters.fingerprint import compare, fingerprint
 from surgery.adapters.folder import require_replaceable, write_folder
 from surgery.adapters.record import CalibrationRecord
 from surgery.adapters.tensors import encode_tensors, read_tensors
-from surgery.engine import require_surgery
-from surgery.errors import AdapterError, AdapterMismatchError, ModelStateError, RecipeError, WeightsError
 from surgery.core.host import finite
 from surgery.core.surgery import Surgery
 from surgery.core.weights import quantised_layer
+from surgery.engine import require_surgery
+from surgery.errors import AdapterError, AdapterMismatchError, ModelStateError, RecipeError, WeightsError
 from surgery.operations import CompileParts, SparseWindowRouting
 from surgery.operations.window_routing.bound import WindowRouter, require_router
 from surgery.operations.window_routing.geometry import SpanInfo
-from surgery.recipe import Recipe
 from surgery.operations.window_routing.shortcut import Shortcut
+from surgery.recipe import Recipe
 
 _ORIGIN = "_surgery_origin"
 _CORRECTIONS = "corrections."

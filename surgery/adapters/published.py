@@ -22,12 +22,13 @@ from surgery.adapters.config import AdapterConfig, BaseModelInfo, Provenance, re
 from surgery.adapters.files import Adapter, UnprovenBaseWarning
 from surgery.adapters.fingerprint import fingerprint
 from surgery.adapters.folder import require_replaceable, write_folder
+from surgery.core.host import finite
 from surgery.errors import AdapterError
 from surgery.hosts import view_of
-from surgery.core.host import finite
 from surgery.operations import SparseWindowRouting
-from surgery.recipe import Recipe
+from surgery.operations.window_routing.geometry import span_of
 from surgery.operations.window_routing.shortcut import SHORTCUTS
+from surgery.recipe import Recipe
 
 _MAX_BYTES = 8_000_000
 _ALLOWED = {"collections OrderedDict", "torch FloatStorage", "torch._utils _rebuild_tensor_v2"}
@@ -119,7 +120,7 @@ def import_published(checkpoint: str | Path, out: str | Path, *, model: Any = No
     adapter = Adapter(source=str(target), config=config, recipe=recipe, tensors=tensors)
     if model is not None:
         view = view_of(model)
-        span = view.span()
+        span = span_of(view)
         adapter.check_structure(span)
         config.base_model.fingerprint = fingerprint(view, span)
     else:

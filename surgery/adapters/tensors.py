@@ -19,8 +19,8 @@ from safetensors.torch import save as encode_safetensors
 from torch import Tensor
 
 from surgery.adapters.config import THRESHOLDS, AdapterConfig, read_bounded, thresholds_of
-from surgery.errors import AdapterError
 from surgery.core.host import finite
+from surgery.errors import AdapterError
 from surgery.operations import SparseWindowRouting
 from surgery.operations.window_routing.correction import Corrections
 from surgery.operations.window_routing.shortcut import SHORTCUTS

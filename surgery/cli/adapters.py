@@ -151,9 +151,10 @@ def _against(adapter: Any, name: str, host: str | None, device: str | None) -> d
     """How the adapter fits a model. verdict: as in `fingerprint.Match`, or "not recorded"."""
     from surgery.adapters.fingerprint import compare
     from surgery.hosts import view_of
+    from surgery.operations.window_routing.geometry import span_of
 
     view = view_of(_model(name, host, device))
-    span = view.span()
+    span = span_of(view)
     adapter.check_structure(span)
     recorded = adapter.config.base_model.fingerprint
     if recorded is None:

@@ -100,7 +100,7 @@ def cut(surgery: Surgery) -> None:
         site: Site = vars(root)["_surgery"]
         for patch_ in _patches(surgery):
             if patch_.seam in ("encode", "stored"):
-                site.runs[patch_.seam] = (*site.runs.get(patch_.seam, ()), patch_.run)
+                _add(site, patch_.seam, patch_.run)
     except BaseException:
         undo(surgery)
         raise
@@ -185,6 +185,10 @@ def _patch(surgery: Surgery, seam: str, index: int | str, module: nn.Module, run
         patch(module, _class(surgery.host, seam, index, module), Site(surgery, index))
         surgery.patched.append(module)
     site: Site = vars(module)["_surgery"]
+    _add(site, seam, run)
+
+
+def _add(site: Site, seam: str, run: Any) -> None:
     if run is not None:
         site.runs[seam] = (*site.runs.get(seam, ()), run)
 

@@ -62,7 +62,7 @@ class ComputedWindows:
 class FrameContext:
     """Made at the host's seam for one frame, gone after the call.
 
-    video: what the session remembers. handle: the session. step: the object's step; None where the frame is encoded for
+    video: what the session remembers. handle: the session, None for a made-up frame. step: the object's step; None where the frame is encoded for
     no object. observer: looks on while everything runs dense. evidence: how it is made; None where nobody needs it.
     known: evidence of every object on the frame before, while the frame is encoded. facts: tensors that operations want
     to know the values of, see `read`. provided: what operations tell each other, by type. records: what an operation
@@ -72,7 +72,7 @@ class FrameContext:
 
     frame: int
     video: VideoState
-    handle: SessionHandle
+    handle: SessionHandle | None
     step: ObjectStep | None = None
     observer: Observer | None = None
     evidence: EvidenceSettings | None = None

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from surgery.core.evidence import EvidenceSettings
-from surgery.core.parts import Part
+from surgery.core.parts import ENCODER, Part
 from surgery.core.windows import WindowGrid
 from surgery.errors import RecipeError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from surgery.core.cost import Meter
     from surgery.core.frame import FrameContext
     from surgery.core.host import HostView
     from surgery.core.simulation import Simulation
@@ -40,7 +40,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Patch(NamedTuple):
+@dataclass(frozen=True)
+class Patch:
     """What runs at a seam (`surgery.core.seams`).
 
     run: None where the host's class in front does it all. index: which module of the seam, by number, or a part by
@@ -118,11 +119,18 @@ class Operation(Settings):
         """Predict from dense passes what each of these settings would do; None: settings are compared by real runs."""
         return None
 
-    def cost(self, meter: Meter, parts: dict[Part, float], kept: Mapping[str, float]) -> dict[Part, float]:
-        """GFLOP of every part on a tracked frame of one object under these settings.
+    def structure(self) -> dict[str, Any]:
+        """The settings that decide what a share costs; two with the same are counted once."""
+        return self.model_dump(mode="json")
 
-        parts: as the operations before it in the recipe leave them. kept: shares by name; one that is absent is what
-        the settings allow.
+    def allowed(self, kept: Mapping[str, float]) -> float | None:
+        """The share that the settings allow on a frame, given those of operations before it; None: it is not known."""
+        return None
+
+    def weighed(self, parts: dict[Part, float]) -> dict[Part, float]:
+        """What the operations of every part weigh when settings are ranked, half as much where they are twice as fast.
+
+        parts: GFLOP, or shares of a frame's.
         """
         return parts
 
@@ -133,12 +141,15 @@ _O = TypeVar("_O", bound=Operation)
 class Bound(Generic[_O]):
     """An operation in one model.
 
-    settings: the entry of the recipe. surgery: which it is a part of. needs_memory_frames: whether hosts note which
+    settings: the entry of the recipe. surgery: which it is a part of. saves_in: the part that its share is of. steps:
+    its share changes by one in so many. needs_memory_frames: whether hosts note which
     frames they hand to memory attention. learned: a module whose weights calibration fits and adapters hold, with the
     module of the host it is added to and its name there. grid: windows by which it computes the encoder's map.
     """
 
     needs_memory_frames = False
+    saves_in: ClassVar[Part] = ENCODER
+    steps: int = 1
 
     def __init__(self, settings: _O, surgery: Surgery) -> None:
         self.settings, self.surgery = settings, surgery
@@ -154,6 +165,11 @@ class Bound(Generic[_O]):
 
     def undone(self) -> None:
         """The surgery was undone: what `applied` changed is put back."""
+
+    def pretend(self, context: FrameContext, kept: Mapping[str, float]) -> None:
+        """Leave in the context and in its video what a late frame would find there, with these shares kept, so that
+        what runs on it can be counted. A share that is absent is what the settings allow; 1 means nothing is left out.
+        """
 
     def inside(self, part: Part, device: str) -> AbstractContextManager[None]:
         """What to enter for work of other operations with the modules of a part, between the host's calls."""

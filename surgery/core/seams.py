@@ -51,26 +51,27 @@ class BlockCall:
     block: the host's. number: of the block.
     """
 
-    def __init__(self, block: Block, number: int, kwargs: dict[str, Any]) -> None:
+    def __init__(self, block: Any, number: int, kwargs: dict[str, Any]) -> None:
         self.block, self.number, self._kwargs = block, number, kwargs
 
     def norm1(self, tokens: Tensor) -> Tensor:
         """Before attention."""
-        return self.block._norm1(tokens)
+        out: Tensor = self.block._norm1(tokens)
+        return out
 
     def attend(self, windows: Tensor) -> Tensor:
         """[n, h, w, C] -> attention output by the host's own module, which pools where the block does."""
-        out: Tensor = self.block.attn(windows, **self._kwargs)  # type: ignore[operator]
+        out: Tensor = self.block.attn(windows, **self._kwargs)
         return out
 
     def project(self, tokens: Tensor) -> Tensor:
         """The residual's projection where the block changes the width."""
-        out: Tensor = self.block.proj(tokens)  # type: ignore[operator]
+        out: Tensor = self.block.proj(tokens)
         return out
 
     def feed_forward(self, tokens: Tensor) -> Tensor:
         """Its norm included."""
-        out: Tensor = self.block.mlp(self.block._norm2(tokens))  # type: ignore[operator]
+        out: Tensor = self.block.mlp(self.block._norm2(tokens))
         return out
 
 
@@ -96,7 +97,7 @@ class Block(Patched):
             out: Tensor = forward(tokens, **kwargs)
             return out
 
-        call = BlockCall(self, site.index, kwargs)  # type: ignore[arg-type]
+        call = BlockCall(self, site.number, kwargs)
         found: Tensor = passed(site.runs["block"], context, call, hidden_states, proceed=stock)
         return found
 
@@ -142,7 +143,7 @@ class TokenToImage(Patched):
         context = site.surgery.context
         if context is not None and context.decoder_inputs is not None:
             # A list that grew would be another list to a compiled graph on every call.
-            context.decoder_inputs[site.index] = (query, key)  # type: ignore[index]
+            context.decoder_inputs[site.number] = (query, key)
 
 
 class PositionCode(Patched):
@@ -199,7 +200,7 @@ class ModelPart(Patched):
 
     def _run(self, seam: str, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         runs = self._surgery.runs.get(seam, ())
-        if not runs or not self._surgery.surgery.enabled:
+        if not runs or self._surgery.surgery.plain or not self._surgery.surgery.enabled:
             return own(*args, **kwargs)
 
         def proceed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

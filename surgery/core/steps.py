@@ -88,7 +88,8 @@ def encode(surgery: Surgery, pixels: Tensor, run: Callable[[], T]) -> T:
 
 def mark_sparse(context: FrameContext, sparse: bool) -> None:
     """Say of the frame that was just encoded whether its features follow from the frame before."""
-    video, cached = context.video, context.handle.cached()
+    video = context.video
+    cached = context.handle.cached() if context.handle is not None else set()
     video.sparse = (video.sparse & cached) - {context.frame}
     if sparse:
         video.sparse.add(context.frame)

@@ -33,6 +33,12 @@ class Site:
         self.surgery, self.index = surgery, index
         self.runs: dict[str, tuple[Run, ...]] = {}
 
+    @property
+    def number(self) -> int:
+        """The index of a module at a seam of several."""
+        assert isinstance(self.index, int)
+        return self.index
+
     def added(self) -> list[str]:
         """Names of the modules that operations add to modules of the host."""
         return [bound.learned[1] for bound in self.surgery.bound if bound.learned is not None]
@@ -43,7 +49,7 @@ class Surgery:
 
     host: the model through its host. recipe: what it is under. bound: the recipe's operations. patched: modules with a
     class of ours. states: live states of videos. context: of the call in progress; threads that share a model take
-    turns frame by frame. observer: see `Observer`. stats: of the session that ran last. adapter: where trained weights
+    turns frame by frame. observer: see `Observer`. stats: of the session that ran last. plain: see `plain_parts`. adapter: where trained weights
     came from. A copy of the model has a surgery of its own, of no video yet.
     """
 
@@ -63,9 +69,10 @@ class Surgery:
         self.context: FrameContext | None = None
         self.observer: Observer | None = None
         self.stats: SessionStats | None = None
+        self.plain = False
 
     def __getstate__(self) -> dict[str, Any]:
-        of_calls = {"root", "states", "generation", "context", "observer", "stats"}
+        of_calls = {"root", "states", "generation", "context", "observer", "stats", "plain"}
         return {name: value for name, value in vars(self).items() if name not in of_calls}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -132,9 +139,19 @@ class Surgery:
         device: type of the tensors.
         """
         with ExitStack() as stack:
-            for bound in self.bound:
+            for bound in () if self.plain else self.bound:
                 stack.enter_context(bound.inside(part, device))
             yield
+
+    @contextmanager
+    def plain_parts(self) -> Iterator[None]:
+        """Inside, no operation runs around a part as a whole: what is fitted or counted is so in the stock precision,
+        and not compiled."""
+        before, self.plain = self.plain, True
+        try:
+            yield
+        finally:
+            self.plain = before
 
     @contextmanager
     def observed_by(self, observer: Observer) -> Iterator[None]:

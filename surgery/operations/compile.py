@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from types import FunctionType
@@ -93,7 +92,7 @@ class Spent:
 class Compilation(Bound[CompileParts]):
     """The compiled forwards of one model, made on first use. Never copied: a copy of the model makes its own.
 
-    spent: by part. eager: they are left out for now.
+    spent: by part.
     """
 
     def __init__(self, settings: CompileParts, surgery: Surgery) -> None:
@@ -104,7 +103,6 @@ class Compilation(Bound[CompileParts]):
         self.spent: dict[str, Spent] = {part: Spent() for part in self.settings.parts}
         self._entries: dict[tuple[str, Kind], Callable[..., Any]] = {}
         self._parked = ParkedForwards()
-        self.eager = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {"settings": self.settings, "surgery": self.surgery, "learned": None, "grid": None}
@@ -133,22 +131,13 @@ class Compilation(Bound[CompileParts]):
         """Whether a compiled call may overwrite what an earlier one returned (CUDA graphs, recorded of fixed shapes)."""
         return self.settings.mode in ("reduce-overhead", "max-autotune")
 
-    @contextmanager
-    def left_out(self) -> Iterator[None]:
-        """Inside, no part runs compiled; the same is computed, and what is compiled already is kept."""
-        before, self.eager = self.eager, True
-        try:
-            yield
-        finally:
-            self.eager = before
-
     def _wanted(self, part: str) -> bool:
         """Whether a call of `part` runs compiled now.
 
         Not while an observer looks on, with gradients, or inside somebody else's compilation. Prompted frames run the
         decoder as it is: every number of clicks is another shape.
         """
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.eager:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return False
         context = self.surgery.context
         if self.surgery.observer is not None:

@@ -6,9 +6,11 @@ code between the parts, its sessions and the user never meet another one.
 
 from __future__ import annotations
 
+import math
+import statistics
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from surgery.core.host import HostView
 from surgery.core.operation import Bound, Operation, Patch
 from surgery.core.parts import ENCODER, PARTS, Part, each_part_once
+from surgery.core.simulation import Prediction, Simulation
 from surgery.core.surgery import Surgery
 from surgery.core.weights import require_unquantised
 from surgery.errors import ModelStateError, PrecisionWarning, UnsupportedModelError, WeightsError
@@ -27,6 +30,8 @@ from surgery.errors import ModelStateError, PrecisionWarning, UnsupportedModelEr
 _NAMES = {"bfloat16": "bf16", "float16": "fp16"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _HALVES = frozenset(DTYPES.values())
+BROKEN = 10.0
+"""Relative error that stands for an output that is not finite."""
 
 
 class Precision(Operation):
@@ -57,6 +62,15 @@ class Precision(Operation):
         """See `Operation.clause`."""
         half = [part.replace("_", " ") for part in PARTS if part not in self.keep_fp32]
         return f"{self.dtype} in {', '.join(half) or 'no part'}"
+
+    @classmethod
+    def simulate(cls, surgery: Surgery, candidates: Sequence[Any]) -> PrecisionSimulation:
+        """See `Operation.simulate`."""
+        return PrecisionSimulation(candidates)
+
+    def weighed(self, parts: dict[Part, float]) -> dict[Part, float]:
+        """See `Operation.weighed`: half as much in half precision."""
+        return {part: value if part in self.keep_fp32 else value / 2 for part, value in parts.items()}
 
     def check(self, host: HostView) -> list[nn.Module]:
         """See `Operation.check`: weights that are fp32, and fit the half-precision type."""
@@ -200,6 +214,41 @@ class BoundPrecision(Bound[Precision]):
             _require_present(part, module)
             held = self._halves[part] = HalfWeights(module, dtype)
         return held
+
+
+class PrecisionSimulation(Simulation):
+    """Runs every part a second time in each precision of the candidates. errors: relative, of its outputs."""
+
+    def __init__(self, settings: Sequence[Precision]) -> None:
+        self.settings = list(dict.fromkeys(_bare(each) for each in settings))
+        self.errors: dict[tuple[str, Precision], list[float]] = {}
+
+    def noted(self, what: Any) -> None:
+        """See `Observer.noted`."""
+        if not isinstance(what, PartSeen):
+            return
+        exact = list(tensors(what.exact))
+        for settings in self.settings:
+            rounded = tensors(what.run(settings))
+            error = max(_relative(one, other) for one, other in zip(rounded, exact, strict=True))
+            self.errors.setdefault((what.part, settings), []).append(error)
+
+    def predict(self, settings: Precision, lengths: Sequence[int]) -> Prediction:
+        """See `Simulation.predict`: the errors of the parts in half precision are at risk."""
+        half = [part for part in PARTS if part not in settings.keep_fp32]
+        errors = [self.errors.get((part, _bare(settings)), []) for part in half]
+        return Prediction(None, sum(statistics.fmean(each) for each in errors if each))
+
+
+def _bare(settings: Precision) -> Precision:
+    return settings.model_copy(update={"keep_fp32": ()})
+
+
+def _relative(rounded: Tensor, exact: Tensor) -> float:
+    """|rounded - exact| / |exact|, at most BROKEN."""
+    size = float(exact.float().norm().clamp_min(1e-12))
+    error = float((rounded.float() - exact.float()).norm()) / size
+    return min(error, BROKEN) if math.isfinite(error) else BROKEN
 
 
 class HalfWeights:

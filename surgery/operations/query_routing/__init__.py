@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from surgery.core.attention import AttentionCall
+from surgery.core.cost import width_of
 from surgery.core.evidence import EvidenceSettings
 from surgery.core.frame import ComputedWindows, FrameContext, ObjectStep
 from surgery.core.host import HostView
@@ -20,6 +21,7 @@ from surgery.core.surgery import Surgery
 from surgery.core.windows import WindowGrid, longest_waiting
 from surgery.errors import ModelStateError
 from surgery.operations.query_routing.queries import (
+    BUCKETS,
     FrameRegions,
     ObjectRegion,
     QueryMemory,
@@ -67,6 +69,14 @@ class SparseQueryRouting(Operation):
         """See `Operation.evidence`."""
         return EvidenceSettings()
 
+    def structure(self) -> dict[str, Any]:
+        """See `Operation.structure`: a query costs what it costs."""
+        return {}
+
+    def allowed(self, kept: Mapping[str, float]) -> float | None:
+        """See `Operation.allowed`: the budget, or what computed windows need. How far objects reach is not known."""
+        return max(kept.get("windows", 0.0), self.budget)
+
     def check(self, host: HostView) -> list[nn.Module]:
         """See `Operation.check`: every attention of memory attention."""
         return [*host.self_attentions(), *host.cross_attentions()]
@@ -78,6 +88,9 @@ class SparseQueryRouting(Operation):
 
 class QueryRouter(Bound[SparseQueryRouting]):
     """Query routing in one model. reaches: whether tokens near the object are queries; benchmarks fix the work."""
+
+    saves_in: ClassVar[Part] = ATTENTION
+    steps = BUCKETS
 
     def __init__(self, settings: SparseQueryRouting, surgery: Surgery) -> None:
         super().__init__(settings, surgery)
@@ -108,7 +121,8 @@ class QueryRouter(Bound[SparseQueryRouting]):
             context.facts["near"] = grid.mass(torch.stack(list(near.values())).to(torch.float32))
         features = proceed()
         computed = context.get(ComputedWindows)
-        found = FrameRegions(context.frame, () if computed is None else computed.ids, grid, picture=picture)
+        windows = () if computed is None else computed.ids
+        found = FrameRegions(context.frame, windows, grid, self.settings.budget, picture=picture)
         if near and found.windows is not None:
             found.regions = self._regions(near, context.read()["near"], grid)
             found.changed = computed.changed if computed is not None and picture is not None else None
@@ -184,7 +198,7 @@ class QueryRouter(Bound[SparseQueryRouting]):
         assert grid is not None and last.output is not None
         certain = grid.token_ids(sorted(windows))
         outside = sum(count for window, count in enumerate(region.counts) if window not in windows)
-        count = query_count(grid.tokens, len(certain), outside, self.settings.budget)
+        count = query_count(grid.tokens, len(certain), outside, found.budget)
         if count == grid.tokens:
             return None
         changed = found.changed
@@ -212,6 +226,19 @@ class QueryRouter(Bound[SparseQueryRouting]):
             call.places, call.tokens = record.index, record.tokens
         return proceed(call)
 
+    def pretend(self, context: FrameContext, kept: Mapping[str, float]) -> None:
+        """See `Bound.pretend`: the first tokens are queries."""
+        step, host, grid = context.step, self.surgery.host, self._windows()
+        share = kept.get("queries", self.settings.allowed(kept))
+        if step is None or share is None or share >= 1.0:
+            return
+        parameter = next(host.memory_attention().parameters())
+        still = torch.zeros(grid.tokens, width_of(host), device=parameter.device, dtype=parameter.dtype)
+        inputs, ages = (still,) * len(host.self_attentions()), (0,) * grid.count
+        context.video.set_object(QueryMemory(step.previous, still, inputs, ages), step.obj_id, step.reverse)
+        region = ObjectRegion(torch.ones(grid.tokens, dtype=torch.bool, device=parameter.device), (grid.tokens,))
+        context.video.states[FrameRegions] = FrameRegions(context.frame, (), grid, share, {step.obj_id: region})
+
     def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:
         """See `Bound.kind`."""
         record = context.records.get(self.settings.type)
@@ -222,7 +249,7 @@ class QueryRouter(Bound[SparseQueryRouting]):
         record = context.records.get(self.settings.type)
         if part != ATTENTION or record is None:
             return
-        inputs = record.inputs if isinstance(record, QueryRoute) else record
+        inputs: list[Any] = record.inputs if isinstance(record, QueryRoute) else record
         inputs[:] = [None if each is None else each.clone() for each in inputs]
 
 

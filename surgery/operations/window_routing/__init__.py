@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from surgery.errors import UnsupportedModelError
 from surgery.operations.window_routing.bound import WindowRouter
 from surgery.operations.window_routing.geometry import span_of, stage4_blocks, stage4_grid, tile_grid
 from surgery.operations.window_routing.settings import RefreshSettings, ShortcutSettings, WindowSettings
+from surgery.operations.window_routing.simulate import WindowSimulation
 
 __all__ = ["RefreshSettings", "ShortcutSettings", "SparseWindowRouting"]
 
@@ -45,3 +47,10 @@ class SparseWindowRouting(WindowSettings):
     def bind(self, surgery: Surgery, before: Bound[Any] | None) -> WindowRouter:
         """See `Operation.bind`."""
         return WindowRouter(self, surgery, before if isinstance(before, WindowRouter) else None)
+
+    @classmethod
+    def simulate(cls, surgery: Surgery, candidates: Sequence[Any]) -> WindowSimulation | None:
+        """See `Operation.simulate`; None where every window is computed anyway."""
+        router = surgery.find(WindowRouter)
+        routes = router is not None and router.settings.windows == "object"
+        return WindowSimulation(router, candidates) if router is not None and routes else None

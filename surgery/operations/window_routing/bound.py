@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from surgery.core.frame import ComputedWindows, FrameContext
 from surgery.core.operation import Bound, Patch
 from surgery.core.parts import ENCODER, Part
-from surgery.core.session import FrameRecord
+from surgery.core.session import FrameRecord, VideoState
 from surgery.core.steps import mark_sparse
 from surgery.core.surgery import Surgery
 from surgery.core.windows import WindowGrid
@@ -28,8 +28,8 @@ from surgery.operations.window_routing.geometry import (
 from surgery.operations.window_routing.graphs import own_route, route_kind, settle_route
 from surgery.operations.window_routing.policy import FramePreview, Policy, WindowState, by_evidence, tile_route
 from surgery.operations.window_routing.settings import WindowSettings
-from surgery.operations.window_routing.shortcut import Shortcut, make_shortcut
-from surgery.operations.window_routing.span import Route, dense_route, make_route, updated_memory
+from surgery.operations.window_routing.shortcut import IdentityShortcut, Shortcut, make_shortcut
+from surgery.operations.window_routing.span import Route, SpanMemory, dense_route, make_route, updated_memory
 from surgery.operations.window_routing.tiles import updated_tiles
 
 
@@ -58,7 +58,7 @@ class WindowRouter(Bound[WindowSettings]):
         self.tiles = tile_grid(host, span) if settings.span == "tiles" else None
         self.stage4 = stage4_grid(host, span) if settings.stage4 == "routed" else None
         self.policy: Policy = by_evidence
-        self.shortcut = before.shortcut if before is not None else self._new()
+        self.shortcut: Shortcut = before.shortcut if before is not None else self._new()
         if settings.correction == "patch" and self.shortcut.corrections is None:
             raise ModelStateError(
                 "routing.correction: patch on a model whose shortcut was made without corrections; call sparsify with "
@@ -74,6 +74,18 @@ class WindowRouter(Bound[WindowSettings]):
             corrected = tile_grid(host, span).widths
         shortcut = make_shortcut(self.settings.shortcut.type, span.channels, corrected=corrected)
         return shortcut.to(reference.device, reference.dtype).train(bool(host.model.training))
+
+    @property
+    def learns(self) -> bool:
+        """Whether the shortcut itself has weights that a fit changes, beside those of its corrections."""
+        return self.settings.uses_shortcut and not isinstance(self.shortcut, IdentityShortcut)
+
+    def role(self, index: int) -> Literal["dense", "routed", "merge"]:
+        """What a block does: all windows, chosen ones only, or all of them after it merged the chosen with the rest."""
+        if index == self.span.exit:
+            return "merge"
+        after = self.stage4 is not None and index in stage4_blocks(self.surgery.host, self.span)
+        return "routed" if index in self.span.routed or after else "dense"
 
     def patches(self) -> Iterator[Patch]:
         """See `Bound.patches`."""
@@ -153,6 +165,18 @@ class WindowRouter(Bound[WindowSettings]):
         published = self.settings.padding == "published"
         return make_route(self.grid, windows, device, memory, published, not self.shortcut.pointwise, early, after)
 
+    def memory_of(self, entering: Tensor, leaving: Tensor) -> SpanMemory | None:
+        """What a video remembers after a dense frame with this span input and output, [H * W, C] each."""
+        route = dense_route(observe=True)
+        route.seen_input, route.seen_output = entering, leaving
+        return updated_memory(route, self.shortcut, self.grid)
+
+    def replayed(self, route: Route) -> FrameContext:
+        """A frame of no video that runs under `route`."""
+        context = FrameContext(0, VideoState(None), None)
+        context.records[self.settings.type] = route
+        return context
+
     def _remember(self, route: Route, state: WindowState, preview: FramePreview, device: torch.device) -> None:
         settings = self.settings
         if route.tiles is not None and route.seen_output is not None:
@@ -178,12 +202,7 @@ class WindowRouter(Bound[WindowSettings]):
         if self.settings.windows == "object":
             context.provide(ComputedWindows(grid, None if windows is None else tuple(windows), changed))
         mark_sparse(context, windows is not None)
-        if windows is None:
-            state.ages, state.since_dense = [0] * grid.count, 0
-        else:
-            chosen = set(windows)
-            state.ages = [0 if window in chosen else age + 1 for window, age in enumerate(state.ages)]
-            state.since_dense += 1
+        state.renewed(windows, grid.count)
         if video.first is None or video.first.counted or context.step is None or context.step.prompted:
             return
         video.first.counted = True
@@ -194,6 +213,37 @@ class WindowRouter(Bound[WindowSettings]):
         )
         if reason is not None:
             video.stats.dense[reason] += 1
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]
+        """See `Bound`: one window more or less."""
+        return self.grid.count
+
+    def pretend(self, context: FrameContext, kept: Mapping[str, float]) -> None:
+        """See `Bound.pretend`: the first windows are computed, all others were once."""
+        allowed = self.settings.allowed(kept)
+        share = kept.get("windows", allowed if allowed is not None else 1.0)
+        windows = range(max(1, round(share * self.grid.count)))
+        if len(windows) < self.grid.count:
+            self.pretend_windows(context, windows)
+
+    def pretend_windows(self, context: FrameContext, windows: Sequence[int]) -> None:
+        """See `pretend`: these windows are computed."""
+        reference = next(self.surgery.host.image_encoder().parameters())
+        device, dtype, settings = reference.device, reference.dtype, self.settings
+        memory, early, after = None, None, None
+        if self.tiles is not None:
+            extra = settings.early > 0
+            blank = self.tiles.blank(self.span.channels, device, dtype, extra)
+            urgency = torch.zeros(self.tiles.count, device=device) if extra else None
+            early = self.tiles.route(windows, device, blank, urgency, round(settings.early * self.tiles.count))
+        elif settings.temporal:
+            still = torch.zeros(self.grid.tokens, self.span.channels, device=device, dtype=dtype)
+            memory = SpanMemory(still, still)
+        if self.stage4 is not None:
+            after = self.stage4.route(windows, device, self.stage4.blank(device, dtype))
+        context.records[settings.type] = self.routed(windows, device, memory, early, after)
+        context.provide(ComputedWindows(self.grid, tuple(windows)))
 
     def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:
         """See `Bound.kind`."""

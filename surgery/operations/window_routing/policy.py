@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -49,6 +49,15 @@ class WindowState(State):
     def removed(self, obj_id: int) -> None:
         """See `State.removed`."""
         self.lost = self.lost - {obj_id}
+
+    def renewed(self, windows: Sequence[int] | None, count: int) -> None:
+        """`windows` of `count` were computed; None: all."""
+        if windows is None:
+            self.ages, self.since_dense = [0] * count, 0
+            return
+        chosen = set(windows)
+        self.ages = [0 if window in chosen else age + 1 for window, age in enumerate(self.ages)]
+        self.since_dense += 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,16 +122,49 @@ def by_evidence(
         facts["changes"] = window_changes(preview.picture, seen, grid)
     values = context.read()
     taken, scores, changes = [value > 0 for value in values["touched"]], values["scores"], values.get("changes")
-    if cut is not None and not values.get("cut", [0.0])[0] <= cut:
-        return None, "scene cut"
-    if lost_object(settings, state, objects, scores):
-        return None, "lost object"
-    if not any(taken) or any(not score >= settings.score_gate for score in scores):
+    found = Seen(taken, scores, changes, values.get("cut", [0.0])[0] if cut is not None else None)
+
+    def salient() -> list[bool]:
         maps = torch.stack([saliency_map(host, item) for item in evidence])
-        salient = salient_windows(maps, grid, settings.saliency_mass).tolist()
-        taken = [a or b for a, b in zip(taken, salient, strict=True)]
-    windows = allot(taken, state.ages, changes, settings.rolling, settings.round_to, settings.budget, settings.fill)
-    if len(windows) == grid.count:
+        windows: list[bool] = salient_windows(maps, grid, settings.saliency_mass).tolist()
+        return windows
+
+    return by_rules(settings, state, objects, found, salient)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a frame's windows before it is encoded.
+
+    touched: by an object, each window. scores: of the objects. changes: see `window_changes`; None without a budget.
+    cut: change of the whole picture; None without a test.
+    """
+
+    touched: Sequence[bool]
+    scores: Sequence[float]
+    changes: Sequence[float] | None
+    cut: float | None
+
+
+def by_rules(
+    settings: WindowSettings, state: WindowState, objects: Iterable[int], seen: Seen, salient: Callable[[], list[bool]]
+) -> tuple[list[int] | None, str | None]:
+    """Windows to compute, or None and the reason for a dense frame.
+
+    salient: windows that hold the prompts' attention; asked for only where the masks cannot be relied on.
+    """
+    cut = settings.refresh.scene_cut
+    if cut is not None and seen.cut is not None and not seen.cut <= cut:
+        return None, "scene cut"
+    if lost_object(settings, state, objects, seen.scores):
+        return None, "lost object"
+    taken = list(seen.touched)
+    if not any(taken) or any(not score >= settings.score_gate for score in seen.scores):
+        taken = [a or b for a, b in zip(taken, salient(), strict=True)]
+    windows = allot(
+        taken, state.ages, seen.changes, settings.rolling, settings.round_to, settings.budget, settings.fill
+    )
+    if len(windows) == len(taken):
         return None, "every window needed"
     return windows, None
 
@@ -188,7 +230,7 @@ def must_be_dense(
     return None
 
 
-def lost_object(settings: WindowSettings, state: WindowState, objects: Iterable[int], scores: list[float]) -> bool:
+def lost_object(settings: WindowSettings, state: WindowState, objects: Iterable[int], scores: Sequence[float]) -> bool:
     """Whether an object whose score fell to 0 or less asks for a dense frame; `state.lost` is brought up to date."""
     absent = {obj_id for obj_id, score in zip(objects, scores, strict=True) if not score > 0}
     newly = absent - state.lost

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -191,3 +192,12 @@ class WindowSettings(Operation):
     def evidence(self) -> EvidenceSettings | None:
         """See `Operation.evidence`."""
         return EvidenceSettings(self.candidates, self.motion, inputs=True) if self.windows == "object" else None
+
+    def structure(self) -> dict[str, Any]:
+        """See `Operation.structure`."""
+        kept = {"windows", "span", "early", "correction", "stage4", "shortcut", "temporal", "padding"}
+        return self.model_dump(mode="json", include=kept)
+
+    def allowed(self, kept: Mapping[str, float]) -> float | None:
+        """See `Operation.allowed`: the budget."""
+        return self.budget if self.windows == "object" else 1.0

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surgery.core.windows import Packing
+from surgery.core.windows import Packing, WindowGrid
 from surgery.operations.window_routing.correction import NORM_EPS, Corrections, make_corrections
 
 
@@ -36,6 +36,16 @@ class Shortcut(nn.Module):
     def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
         """[N, C] -> [N, C]; `packing` is required unless `pointwise`."""
         raise NotImplementedError
+
+    def whole(self, tokens: Tensor, grid: WindowGrid) -> Tensor:
+        """All tokens of a map [H * W, C], whether `pointwise` or not."""
+        if self.pointwise:
+            out: Tensor = self(tokens)
+            return out
+        every = range(grid.count)
+        ids = torch.from_numpy(grid.token_ids(every)).to(tokens.device)
+        ordered = self(tokens.index_select(0, ids), grid.packing(every, tokens.device))
+        return torch.empty_like(ordered).index_copy(0, ids, ordered)
 
 
 class IdentityShortcut(Shortcut):

@@ -172,13 +172,7 @@ def updated_memory(route: Route, shortcut: Shortcut, grid: WindowGrid) -> SpanMe
         if route.seen_input is None or route.seen_output is None:
             return None
         flat = route.seen_input.reshape(-1, route.seen_input.shape[-1])
-        if shortcut.pointwise:
-            branch = shortcut(flat)
-        else:
-            every = range(grid.count)
-            ids = torch.from_numpy(grid.token_ids(every)).to(flat.device)
-            ordered = shortcut(flat.index_select(0, ids), grid.packing(every, flat.device))
-            branch = torch.empty_like(ordered).index_copy(0, ids, ordered)
+        branch = shortcut.whole(flat, grid)
         return SpanMemory(route.seen_output.reshape(-1, flat.shape[-1]), branch)
     if route.memory is None or route.seen_output is None or route.chosen_branch is None:
         return None
