@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from surgery.core.cost import count
 from surgery.core.frame import FrameContext
 from surgery.core.patching import is_patched
 from surgery.core.session import VideoState
@@ -43,7 +45,7 @@ def on_route(model: Any, route: Route | None) -> Iterator[None]:
     """Inside, the encoder called by itself is routed so; None: as stock."""
     context = None
     if route is not None:
-        context = FrameContext(0, VideoState(None), None, records={TYPE: route})  # type: ignore[arg-type]
+        context = FrameContext(0, VideoState(None), None, records={TYPE: route})
     with require_surgery(model).within(context):
         yield
 
@@ -55,3 +57,12 @@ def levels_of(model: Any, pixels: Tensor, route: Route | None = None) -> list[Te
     if isinstance(out, list):
         return out
     return [level.permute(0, 3, 1, 2) for level in out.intermediate_hidden_states]
+
+
+def encoder_gflop(model: Any, windows: Sequence[int]) -> float:
+    """GFLOP of the encoder on a frame that computes just these windows."""
+    context, host = FrameContext(0, VideoState(None), None), require_surgery(model).host
+    router_of(model).pretend_windows(context, windows)
+    module, side = host.image_encoder(), host.image_size()
+    with on_route(model, context.records[TYPE]):
+        return count(module, lambda: module(torch.empty(1, 3, side, side)))

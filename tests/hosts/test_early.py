@@ -18,7 +18,7 @@ from surgery.hosts import view_of
 from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.recipe import Recipe
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
-from tests.hosts.routes import encoder, force, levels_of, router_of
+from tests.hosts.routes import encoder, encoder_gflop, force, levels_of, router_of
 from tests.hosts.sessions import close, gather, interleaved, same
 from tests.hosts.test_compile import graphs_compiled
 from tests.hosts.test_tiles import STAGE3, TILES, dense_memory, routed
@@ -135,10 +135,8 @@ def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tup
 
 
 def test_operations_grow_with_the_early_share(host: str) -> None:
-    from surgery.bench.flops import encoder_gflop
-
     few, half, most = (
-        encoder_gflop(require_view(cut(host, TILES.with_overrides([f"routing.early={share}"])).model), [0])
+        encoder_gflop(cut(host, TILES.with_overrides([f"routing.early={share}"])).model, [0])
         for share in (0.0, 0.5, 0.9)
     )
     assert few < half < most

@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 import surgery
 from surgery import ModelStateError, UnsupportedModelError, WeightsError
+from surgery.core.cost import stock_gflop
 from surgery.core.patching import is_patched
 from surgery.engine import require_surgery
 from surgery.hosts import view_of
@@ -22,7 +23,7 @@ from surgery.operations.window_routing.policy import WindowState
 from surgery.operations.window_routing.span import SpanMemory
 from surgery.recipe import Recipe
 from tests.hosts.drive import Driver, make, video
-from tests.hosts.routes import blocks_that_run, encoder, force, levels_of, router_of
+from tests.hosts.routes import blocks_that_run, encoder, encoder_gflop, force, levels_of, router_of
 from tests.hosts.sessions import begun, close, copied, gather, interleaved, models_copied, reset_forgets, same, undone
 from tests.hosts.test_compile import graphs_compiled
 
@@ -376,14 +377,11 @@ def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tup
 @both_spans
 @pytest.mark.parametrize(("host", "windows"), [("sam2", PADDED), ("transformers", UNPADDED)], indirect=["host"])
 def test_the_count_of_operations_sees_a_routed_stage_4(host: str, windows: tuple[int, ...], extra: list[str]) -> None:
-    from surgery.bench.flops import encoder_gflop
-
     stock, few, every = {}, {}, {}
     for choice in ("dense", "routed"):
-        view = require_view(cut(host, windows, [*extra, f"routing.stage4={choice}"]).model)
-        assert view.binding.grid is not None
-        stock[choice] = encoder_gflop(view)
-        few[choice], every[choice] = (encoder_gflop(view, range(count)) for count in (2, view.binding.grid.count))
+        model = cut(host, windows, [*extra, f"routing.stage4={choice}"]).model
+        stock[choice] = stock_gflop(view_of(model), "encoder")
+        few[choice], every[choice] = (encoder_gflop(model, range(n)) for n in (2, router_of(model).grid.count))
     assert few["routed"] < 0.9 * few["dense"]
     assert every["routed"] == pytest.approx(every["dense"])
     assert stock["routed"] == stock["dense"]
@@ -393,15 +391,13 @@ def test_the_count_of_operations_sees_a_routed_stage_4(host: str, windows: tuple
 @pytest.mark.parametrize(("size", "windows", "ratio"), [("tiny", 6, 2.76), ("base-plus", 6, 3.10), ("large", 4, 3.62)])
 def test_predicted_ratio_of_the_released_sizes(size: str, windows: int, ratio: float) -> None:
     """Stock over routed encoder GFLOP at 1024 px: a quarter of the tiles, all of them full, stage 4 routed as well."""
-    from surgery.bench.flops import encoder_gflop
     from surgery.bench.modules import middle_first
     from surgery.loading import load_model
 
-    view = require_view(surgery.sparsify(load_model(f"random:{size}"), ROUTED.with_overrides(TILES)))
-    grid = view.binding.grid
-    assert grid is not None
+    model = surgery.sparsify(load_model(f"random:{size}"), ROUTED.with_overrides(TILES))
+    grid = router_of(model).grid
     chosen = sorted(middle_first(grid.rows, grid.cols)[:windows])
-    assert encoder_gflop(view) / encoder_gflop(view, chosen) == pytest.approx(ratio, abs=0.01)
+    assert stock_gflop(view_of(model), "encoder") / encoder_gflop(model, chosen) == pytest.approx(ratio, abs=0.01)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 import surgery
 from surgery import ModelStateError, UnsupportedModelError, WeightsError
+from surgery.core.cost import stock_gflop
 from surgery.core.patching import is_patched
 from surgery.engine import require_surgery
 from surgery.hosts import view_of
@@ -20,7 +21,7 @@ from surgery.operations.window_routing.policy import WindowState
 from surgery.operations.window_routing.tiles import TileMemory
 from surgery.recipe import Recipe
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
-from tests.hosts.routes import blocks_that_run, encoder, force, levels_of, router_of
+from tests.hosts.routes import blocks_that_run, encoder, encoder_gflop, force, levels_of, router_of
 from tests.hosts.sessions import close, copied, gather, interleaved, models_copied, reset_forgets, same, undone
 from tests.hosts.test_compile import graphs_compiled
 
@@ -318,29 +319,24 @@ def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tup
 
 @pytest.mark.parametrize(("host", "windows"), [("sam2", PADDED), ("transformers", UNPADDED)], indirect=["host"])
 def test_the_count_of_operations_sees_skipped_tiles(host: str, windows: tuple[int, ...]) -> None:
-    from surgery.bench.flops import encoder_gflop
-
-    view = require_view(tiled(host, windows).model)
-    assert view.binding.grid is not None
-    every = view.binding.grid.count
-    few, half = encoder_gflop(view, [0]), encoder_gflop(view, range(every // 2))
-    stage3 = encoder_gflop(require_view(tiled(host, windows, ["routing.span=stage3"]).model), range(every // 2))
-    assert few < half < 0.85 * stage3 < stage3 < encoder_gflop(view)
+    model = tiled(host, windows).model
+    some = range(router_of(model).grid.count // 2)
+    few, half = encoder_gflop(model, [0]), encoder_gflop(model, some)
+    stage3 = encoder_gflop(tiled(host, windows, ["routing.span=stage3"]).model, some)
+    assert few < half < 0.85 * stage3 < stage3 < stock_gflop(view_of(model), "encoder")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "windows", "ratio"), [("tiny", 6, 2.17), ("base-plus", 6, 2.46), ("large", 4, 2.97)])
 def test_predicted_ratio_of_the_released_sizes(size: str, windows: int, ratio: float) -> None:
     """Stock over tiled encoder GFLOP at 1024 px, about a quarter of the tiles, all of them full."""
-    from surgery.bench.flops import encoder_gflop
     from surgery.bench.modules import middle_first
     from surgery.loading import load_model
 
-    view = require_view(surgery.sparsify(load_model(f"random:{size}"), TILES))
-    grid = view.binding.grid
-    assert grid is not None
+    model = surgery.sparsify(load_model(f"random:{size}"), TILES)
+    grid = router_of(model).grid
     chosen = sorted(middle_first(grid.rows, grid.cols)[:windows])
-    assert encoder_gflop(view) / encoder_gflop(view, chosen) == pytest.approx(ratio, abs=0.01)
+    assert stock_gflop(view_of(model), "encoder") / encoder_gflop(model, chosen) == pytest.approx(ratio, abs=0.01)
 
 
 @pytest.mark.slow
