@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from surgery.hosts.driver import follow
 
 from surgery.bench.clip import LoopingClip
 from surgery.errors import ModelLoadError
 from surgery.hosts import hosts, loader_of, view_of
-from surgery.hosts.driver import follow
 from surgery.hosts.sam21 import SIZES, random_weights
 from surgery.hosts.transformers.keymap import to_stock
 from surgery.loading import load_model
