@@ -113,7 +113,7 @@ def import_published(checkpoint: str | Path, out: str | Path, *, model: Any = No
         exit_block=release.exit,
         channels=release.channels,
         window=release.window,
-        shortcut=routing.shortcut.type,
+        shortcut=routing.skipped.shortcut.type,
         thresholds=thresholds_of(routing),
         provenance=Provenance(origin=_origin(release, digest), sha256=digest),
     )
