@@ -32,7 +32,7 @@ from surgery.bench.probe import REST, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import BenchmarkError, Settings
 from surgery.engine import require_view
 from surgery.hosts import view_of
-from surgery.hosts.base import HostView
+from surgery.core.host import HostView
 from surgery.hosts.driver import follow
 from surgery.operations import CompileParts, SparseWindowRouting
 from surgery.recipe import Recipe

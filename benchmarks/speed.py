@@ -31,7 +31,9 @@ from benchmarks.tables import filled, plot, sections, speed_table
 from surgery.bench import BenchmarkError, Settings
 from surgery.bench.settings import CLOCKS
 from surgery.errors import SurgeryError
-from surgery.loading import HOSTS, SIZES, load_model
+from surgery.hosts import builders
+from surgery.hosts.sam21 import SIZES
+from surgery.loading import load_model
 from surgery.recipe import Recipe
 
 HERE = Path(__file__).resolve().parent
@@ -134,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     models = [f"random:{size}" for size in SIZES]
     add("--models", type=_models, default=models, help="sizes, or anything `surgery bench` takes")
-    add("--hosts", type=_among(HOSTS), default=list(HOSTS))
+    add("--hosts", type=_among([*builders()]), default=[*builders()])
     add("--baseline", type=_among(BASELINES), default=["stock"], help="vos: sam2's compiling predictor")
     add("--precision", type=_among(("fp32", "bf16", "fp16")), default=["fp32"])
     add("--compile", type=_among(("none", "encoder", "all")), default=["none"], help="of stock and sparse models")

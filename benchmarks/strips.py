@@ -25,7 +25,7 @@ from benchmarks.savings import CPU, POINTERS, bank, bank_plan, compared
 from surgery import Recipe, disabled, sparsify
 from surgery.bench.machine import machine
 from surgery.engine import require_view
-from surgery.hosts.base import HostView
+from surgery.core.host import HostView
 from surgery.hosts.positions import NeckCodes, Trunk
 from surgery.loading import load_model
 from surgery.operations import SparseMemoryRetrieval

@@ -17,7 +17,6 @@ FILES = sorted((ROOT / "surgery").rglob("*.py"))
 MAX_LINES = 400
 LIBRARIES = ("sam2", "transformers")  # of hosts
 HOSTS = tuple(sorted(view.parent.name for view in (ROOT / "surgery" / "hosts").glob("*/view.py")))  # their folders
-BUILDERS = ("demo", "loading.py", "missing.py")  # build models of a host, or list libraries
 HOST_WORDS = {
     "add_inputs_to_inference_session", "add_new_frame", "add_new_mask", "add_new_points_or_box", "backbone_fpn",
     "backbone_stride", "cached_features", "cond_frame_outputs", "conv_s0", "conv_s1", "cross_attn_image",
@@ -36,28 +35,22 @@ BESIDE = ("benchmarks", "tests")
 HEAVY = {"torch", "torchvision", "transformers", "sam2", "huggingface_hub", "av", "matplotlib", "click"}
 
 
-def imports(source: str, path: str) -> Iterator[tuple[str, bool]]:
-    """Yield (dotted name, inside a function) of every import; `from a import b` yields `a.b`."""
-
-    def visit(node: ast.AST, lazy: bool) -> Iterator[tuple[str, bool]]:
+def imports(source: str, path: str) -> Iterator[str]:
+    """Yield the dotted name of every import, inside functions too; `from a import b` yields `a.b`."""
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, lazy) for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             package = path.removesuffix(".py").split("/")[: -node.level] if node.level else []
             module = ".".join([*package, *([node.module] if node.module else [])])
-            yield from ((f"{module}.{alias.name}", lazy) for alias in node.names)
+            yield from (f"{module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
             "import_module",
             "__import__",
         ):
             name = node.args[0] if node.args else None
             if isinstance(name, ast.Constant) and isinstance(name.value, str):
-                yield name.value, lazy
-        lazy = lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        for child in ast.iter_child_nodes(node):
-            yield from visit(child, lazy)
-
-    yield from visit(ast.parse(source), False)
+                yield name.value
 
 
 def within(name: str, *prefixes: str) -> bool:
@@ -79,10 +72,9 @@ def knowledge(source: str) -> Iterator[str]:
             named = {each.value for each in compared if isinstance(each, ast.Constant)} & {*HOSTS}
             if asked and named:
                 yield f"the host {named.pop()}"
-        if isinstance(node, ast.Dict):
-            keys = {key.value for key in node.keys if isinstance(key, ast.Constant)}
-            if len(keys & {*HOSTS}) > 1:
-                yield "hosts by name"
+        listed = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+        if len({each.value for each in listed if isinstance(each, ast.Constant)} & {*HOSTS}) > 1:
+            yield "hosts by name"
         left = getattr(node.left, "func", None) if isinstance(node, ast.BinOp) else None
         if left is not None and getattr(left, "attr", None) == "image_size":
             yield "a size made of the image's"
@@ -93,17 +85,16 @@ def violations(path: str, source: str) -> list[str]:
     room = path.split("/")[1]
     of_host = room == "hosts" and path.count("/") == 3
     broken = []
-    if not of_host and room not in BUILDERS:
+    if not of_host:
         broken += [f"{path}: knows {word}; only the host's folder does" for word in knowledge(source)]
     libraries: set[str] = set()
-    for name, lazy in imports(source, path):
+    for name in imports(source, path):
         top = name.split(".")[0]
-        opener = lazy and room in ("demo", "cli", "loading.py")
         if top in LIBRARIES:
             libraries.add(top)
-            if not of_host and not opener:
-                broken.append(f"{path}: only the folder of a host imports {top} (demo, cli, loading: in functions)")
-        if name.startswith(tuple(f"surgery.hosts.{host}." for host in HOSTS)) and not of_host and not opener:
+            if not of_host:
+                broken.append(f"{path}: only the folder of a host imports {top}")
+        if name.startswith(tuple(f"surgery.hosts.{host}." for host in HOSTS)) and not of_host:
             broken.append(f"{path}: asks surgery.hosts for a view, and does not import {name}")
         if room in TENSOR_ROOMS and not (
             top in sys.stdlib_module_names
@@ -131,7 +122,7 @@ def circles(sources: dict[str, str]) -> list[tuple[str, ...]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
                 node.body = [ast.Pass()]
-        names = [name for name, _ in imports(ast.unparse(tree), module.replace(".", "/") + ".py")]
+        names = list(imports(ast.unparse(tree), module.replace(".", "/") + ".py"))
         found = {name if name in sources else name.rpartition(".")[0] for name in names}
         graph[module] = {name for name in found if name in sources and name != module}
 
@@ -199,6 +190,10 @@ def test_every_file_keeps_the_rules() -> None:
         ("surgery/operate.py", "def f(view):\n    return view.image_size() // 4"),
         ("surgery/bench/pair.py", "def f(view):\n    return view.name == 'sam2'"),
         ("surgery/tracking.py", "RUNS = {'sam2': 1, 'transformers': 2}"),
+        ("surgery/cli/common.py", "HOSTS = click.Choice(['sam2', 'transformers'])"),
+        ("surgery/bench/machine.py", "PACKAGES = ('torch', 'transformers', 'sam2', 'numpy')"),
+        ("surgery/loading.py", "def f():\n    import transformers"),
+        ("surgery/demo/model.py", "def f():\n    from surgery.hosts.sam2.loader import Sam2Loader"),
         ("surgery/demo/model.py", "def f():\n    from benchmarks.training import train"),
         ("surgery/errors.py", "x = 1\n" * (MAX_LINES + 1)),
     ],
@@ -214,7 +209,6 @@ def test_the_checker_sees_what_is_forbidden(path: str, source: str) -> None:
         ("surgery/hosts/transformers/view.py", "from transformers import Sam2VideoModel\nfrom .. import base"),
         ("surgery/hosts/sam3/view.py", "import transformers\nfrom surgery.hosts.transformers.modules import A"),
         ("surgery/bench/settings.py", "def f(protocol):\n    return protocol == 'sam2'"),
-        ("surgery/loading.py", "def f():\n    import transformers"),
         ("surgery/routing/span.py", "import math\nimport torch\nfrom surgery.errors import X\nfrom . import router"),
         ("surgery/cli/track.py", "from surgery.cli.main import main\nfrom ..api import sparsify"),
     ],
@@ -227,7 +221,7 @@ def test_a_host_is_of_one_library() -> None:
     assert {*HOSTS} >= {"sam2", "transformers"}
     for host in HOSTS:
         sources = [file.read_text(encoding="utf-8") for file in (ROOT / "surgery" / "hosts" / host).glob("*.py")]
-        found = {name.split(".")[0] for source in sources for name, _ in imports(source, "")}
+        found = {name.split(".")[0] for source in sources for name in imports(source, "")}
         assert len(found & {*LIBRARIES}) == 1, host
 
 

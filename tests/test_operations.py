@@ -13,8 +13,8 @@ import surgery
 from surgery import RecipeError, UnsupportedModelError
 from surgery.core import operation as registry
 from surgery.core.operation import Operation, Settings, known, register
+from surgery.core.patching import is_patched
 from surgery.describe import described
-from surgery.graft import is_grafted
 from surgery.operations import SparseMemoryRetrieval
 from surgery.recipe import Recipe
 from tests.hosts.drive import make
@@ -67,7 +67,7 @@ def test_what_it_checks_is_checked_before_anything_is_touched(host: str) -> None
     recipe = Recipe.parse(text("sparse_memory_retrieval", "picky")).with_overrides(["picky.blocks=3"])
     with pytest.raises(UnsupportedModelError, match="expected at most 3"):
         surgery.sparsify(model, recipe)
-    assert not any(is_grafted(module) for module in model.modules())
+    assert not any(is_patched(module) for module in model.modules())
 
 
 @pytest.mark.parametrize(("type_", "alias"), [("picky", "other"), ("other", "routing")])

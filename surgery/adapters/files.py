@@ -1,7 +1,7 @@
 """Adapters: out of a model into a folder, and back.
 
 adapter_config.json        what it is for: base model, fingerprint, blocks, thresholds, what was measured
-adapter_model.safetensors  only the added tensors, under stock sam2 names, thresholds as 0-d tensors
+adapter_model.safetensors  only the added tensors, under neutral names, thresholds as 0-d tensors
 recipe.yaml                the recipe it was saved with
 README.md                  model card
 """

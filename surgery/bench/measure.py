@@ -71,7 +71,7 @@ def benchmark(
     """Time a model against itself under surgery, on a synthetic clip, in this process. `model` is not changed.
 
     Args:
-        model: a `transformers` `Sam2VideoModel` or a `sam2` `SAM2VideoPredictor`, stock or under surgery.
+        model: as for `sparsify`, stock or under surgery.
         recipe, adapter: as for `sparsify`; without them a model under surgery keeps its own.
         settings: of the case; default one object, fp32, the router's own windows, 20 frames a model.
         step: called after every tracked frame, `frame_count(settings)` times.

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from surgery.calibration.clips import CalibrationClip
 from surgery.calibration.linear import ResidualRegression, has_closed_form, start_from
-from surgery.calibration.progress import Counter
 from surgery.calibration.replay import OBJECTIVES, Sample, segments, student_error
 from surgery.calibration.stages import StageRegressions
 from surgery.core.observer import Observer
@@ -32,6 +31,7 @@ from surgery.engine import require_surgery
 from surgery.errors import CalibrationError, ModelStateError, nearest
 from surgery.missing import require
 from surgery.operations.window_routing.bound import SpanSeen, WindowRouter, require_router
+from surgery.progress import Counter
 from surgery.tracking import track
 
 

@@ -35,8 +35,8 @@ class Setting:
 
     kept: mean shares predicted from the records, by name. cost: predicted GFLOP of encoder and memory attention, as a
     share of the dense model's; effort: what settings are ranked by, see `Operation.weighed`. risks: what the records
-    say is lost, by the same names, each on its own scale. predicted_drop: from these risks, once real runs have said what
-    they cost. scores: of a real run, empty when it was not run.
+    say is lost, by the same names, each on its own scale. predicted_drop: from these risks, once real runs have said
+    what they cost. scores: of a real run, empty when it was not run.
     """
 
     values: dict[str, Any]
@@ -117,6 +117,10 @@ def predict(
             if found.kept is not None:
                 setting.kept[name] = found.kept
     _count(surgery, settings)
+    if not any(setting.risks for setting in settings):
+        for setting in settings:
+            # Nobody predicts what is lost: then what a setting saves is taken for what it risks.
+            setting.risks["saved"] = max(0.0, 1.0 - setting.cost)
     settings.sort(key=lambda setting: setting.effort)
 
 

@@ -16,9 +16,9 @@ from torch import nn
 from surgery.adapters import record_calibration
 from surgery.adapters.record import CalibrationRecord
 from surgery.calibration.clips import LAYOUTS, CalibrationClip, ClipSource, SkippedClip, gather_clips
+from surgery.calibration.estimate import Estimate, Work
 from surgery.calibration.fidelity import Reference, reference_of
 from surgery.calibration.fit import FitSettings, feature_error, fit_shortcut
-from surgery.calibration.progress import Bars, Counter, Estimate, Step, Work, progress_bar
 from surgery.calibration.prompts import automatic_prompts
 from surgery.calibration.report import CalibrationReport
 from surgery.calibration.search import SearchResult, predict, search, settings_of
@@ -30,6 +30,7 @@ from surgery.errors import CalibrationError, PromptError
 from surgery.missing import require
 from surgery.operations import CompileParts
 from surgery.operations.window_routing.bound import WindowRouter, require_router
+from surgery.progress import Bars, Counter, Step, progress_bar
 from surgery.recipe import Recipe
 
 MIN_CLIPS = 2

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
-from surgery.cli.common import Command, loading, model_options, out, print_json, recipe_options
+from surgery.cli.common import Command, out, print_json
+from surgery.cli.options import listed, load, model_options, recipe_options
 from surgery.cli.tables import print_table
 from surgery.errors import RecipeError
 
 
 @click.command(cls=Command)
 @click.argument("model")
-@recipe_options(default="balanced")
+@recipe_options()
 @model_options
 @click.option("--windows", help="Also count these shares of the windows, whatever the recipe allows: 0.25,0.5.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def inspect(
     model: str, recipe: str, overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None,
     windows: str | None, as_json: bool,
@@ -29,14 +29,13 @@ def inspect(
     """
     from surgery.api import sparsify
     from surgery.engine import require_surgery
-    from surgery.loading import load_model
     from surgery.operations.window_routing.bound import WindowRouter
     from surgery.recipe import Recipe
 
-    chosen, shares = Recipe.load(recipe, overrides), _shares(windows)
-    with loading(model):
-        # Only an adapter asks for the weights: it is checked against them.
-        loaded = load_model(model, host, device, weights=adapter is not None)
+    chosen = Recipe.load(recipe, overrides)
+    shares = listed("--windows", windows, _share, "a share above 0 and up to 1") if windows else []
+    # Only an adapter asks for the weights: it is checked against them.
+    loaded = load(model, host, device, weights=adapter is not None)
     sparsify(loaded, chosen, adapter=adapter)
     surgery = require_surgery(loaded)
     if shares and surgery.find(WindowRouter) is None:
@@ -45,16 +44,10 @@ def inspect(
     print_json({"model": model, **facts}) if as_json else _print(model, facts)
 
 
-def _shares(text: str | None) -> list[float]:
-    found = []
-    for part in text.split(",") if text else []:
-        try:
-            found.append(float(part))
-        except ValueError:
-            found.append(math.nan)
-        if not 0 < found[-1] <= 1:
-            raise click.BadParameter(f"{part.strip()!r} is not a share above 0 and up to 1", param_hint="--windows")
-    return found
+def _share(text: str) -> float:
+    if not 0 < float(text) <= 1:
+        raise ValueError
+    return float(text)
 
 
 def describe(surgery: Any, shares: Sequence[float] = ()) -> dict[str, Any]:
@@ -125,16 +118,13 @@ def _named(cost: Mapping[Any, float]) -> dict[str, float]:
 
 
 def _print(model: str, facts: dict[str, Any]) -> None:
-    def line(text: str) -> None:
-        out.print(text, markup=False, highlight=False)
-
-    line(f"{model}, {facts['host']} host, {facts['image_size']} px, recipe {facts['recipe']}")
+    out.print(f"{model}, {facts['host']} host, {facts['image_size']} px, recipe {facts['recipe']}")
     own, stock, *_ = rows = facts["gflop_per_frame"]
     mine, whole = (row["encoder"] + row["memory_attention"] for row in (own, stock))
     point = _point(own, facts["windows"])
-    line(f"{point}: {mine:.1f} GFLOP per frame, stock {whole:.1f}: {own['ratio']:.2f} times fewer")
-    line(f"The recipe: {facts['does']}")
-    line("Counted, not timed: encoder and memory attention, one object, seven memory frames, multiply-add = 2.")
+    out.print(f"{point}: {mine:.1f} GFLOP per frame, stock {whole:.1f}: {own['ratio']:.2f} times fewer")
+    out.print(f"The recipe: {facts['does']}")
+    out.print("Counted, not timed: encoder and memory attention, one object, seven memory frames, multiply-add = 2.")
     names = [_point(row, facts["windows"]) if row["what"] != "stock" else "stock" for row in rows]
     print_table(
         ("windows computed", "encoder", "memory attention", "sum", "stock / this"),
@@ -146,7 +136,7 @@ def _print(model: str, facts: dict[str, Any]) -> None:
             for name, row in zip(names, rows, strict=True)
         ],
     )  # fmt: skip
-    line(f"{facts['parameters']:,} parameters, {facts['parameters_added']:,} added")
+    out.print(f"{facts['parameters']:,} parameters, {facts['parameters_added']:,} added")
     blocks = []
     for first, last in _runs(facts["blocks"]):
         name = str(first["block"]) if first is last else f"{first['block']}..{last['block']}"
@@ -154,7 +144,7 @@ def _print(model: str, facts: dict[str, Any]) -> None:
     print_table(("blocks", "channels", "heads", "attention", "under this recipe"), blocks)
     if facts["windows"] is not None:
         windows = facts["windows"]
-        line(f"{windows['count']} windows of {windows['side']} ({windows['rows']} x {windows['columns']})")
+        out.print(f"{windows['count']} windows of {windows['side']} ({windows['rows']} x {windows['columns']})")
 
 
 def _point(row: dict[str, Any], windows: dict[str, Any] | None) -> str:

@@ -149,7 +149,7 @@ class CostModel:
     def _interpolated(self, part: Part, shares: Mapping[str, float], steps: Mapping[str, int]) -> float:
         ends = []
         for name, count_ in steps.items():
-            place = max(1.0, shares[name] * count_)
+            place = shares[name] * count_
             low = min(math.floor(place + 1e-9), count_)
             weight = max(0.0, place - low)
             ends.append([(name, low / count_, 1 - weight), (name, (low + 1) / count_, weight)])

@@ -44,6 +44,11 @@ class Driver(ABC):
     def __init__(self, view: HostView, frames: FrameSource, size: tuple[int, int]) -> None:
         self.model, self.frames, self.size = view.model, frames, size
 
+    @staticmethod
+    @abstractmethod
+    def pixels(frame: npt.NDArray[np.uint8], size: int) -> Tensor:
+        """A frame as the model takes it: RGB [H, W, 3] -> normalised [3, size, size]."""
+
     @abstractmethod
     def add_mask(self, frame: int, obj_id: int, mask: npt.NDArray[np.bool_]) -> None:
         """Prompt an object on a frame with a mask, bool [H, W]. All prompts of a frame come before its step."""

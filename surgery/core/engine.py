@@ -14,7 +14,7 @@ from surgery.core.ownership import Structure, is_orphan, require_own, strangers
 from surgery.core.patching import Patched, is_patched, own_forward, patch, unpatch
 from surgery.core.seams import PART_SEAMS
 from surgery.core.session import Generation
-from surgery.core.surgery import Site, Surgery, wanted_evidence
+from surgery.core.surgery import RootSite, Site, Surgery, wanted_evidence
 from surgery.core.weights import require_plain
 from surgery.errors import ModelStateError, WeightsError
 
@@ -97,7 +97,7 @@ def cut(surgery: Surgery) -> None:
             _patch(surgery, seam, index, module, run)
         root: Any = surgery.host.model
         _patch(surgery, "root", "root", root, None)
-        site: Site = vars(root)["_surgery"]
+        site: RootSite = vars(root)["_surgery"]
         for patch_ in _patches(surgery):
             if patch_.seam in ("encode", "stored"):
                 _add(site, patch_.seam, patch_.run)
@@ -145,7 +145,7 @@ def undo_copies(model: nn.Module) -> None:
         if is_orphan(module):
             site: Site = vars(module)["_surgery"]
             unpatch(module)
-            for name in site.added():
+            for name in site.added:
                 module._modules.pop(name, None)
 
 
@@ -182,7 +182,7 @@ def _patch(surgery: Surgery, seam: str, index: int | str, module: nn.Module, run
     if not is_patched(module):
         if own_forward(module):
             del module.__dict__["forward"]
-        patch(module, _class(surgery.host, seam, index, module), Site(surgery, index))
+        patch(module, _class(surgery.host, seam, index, module), (RootSite if seam == "root" else Site)(surgery, index))
         surgery.patched.append(module)
     site: Site = vars(module)["_surgery"]
     _add(site, seam, run)

@@ -62,12 +62,14 @@ class ComputedWindows:
 class FrameContext:
     """Made at the host's seam for one frame, gone after the call.
 
-    video: what the session remembers. handle: the session, None for a made-up frame. step: the object's step; None where the frame is encoded for
-    no object. observer: looks on while everything runs dense. evidence: how it is made; None where nobody needs it.
-    known: evidence of every object on the frame before, while the frame is encoded. facts: tensors that operations want
-    to know the values of, see `read`. provided: what operations tell each other, by type. records: what an operation
-    noted for the modules below, by the operation's type. memory_frames: in the host's order, where somebody needs them.
-    decoder_inputs: query and key of every token-to-image attention, or None.
+    video: what the session remembers. handle: the session, None for a made-up frame. step: the object's step; None
+    where the frame is encoded for no object. observer: looks on while everything runs dense. evidence: how it is made;
+    None where nobody needs it. known: evidence of every object on the frame before, while the frame is encoded. facts:
+    tensors that operations want to know the values of, see `read`. provided: what operations tell each other, by type.
+    records: what an operation noted for the modules below, by the operation's type. memory_frames: in the host's order,
+    where somebody needs them. decoder_inputs: query and key of every token-to-image attention, or None. sparse: the
+    features of the frame follow from the frame before, so that they are good for this pass only; rounded: they are not
+    those of the stock model, and good as long as the surgery is. Who makes them so says it.
     """
 
     frame: int
@@ -82,7 +84,8 @@ class FrameContext:
     records: dict[str, Any] = field(default_factory=dict)
     memory_frames: list[MemoryFrame] | None = None
     decoder_inputs: list[tuple[Tensor, Tensor] | None] | None = None
-    lasting: bool = False
+    sparse: bool = False
+    rounded: bool = False
     _values: dict[str, list[float]] = field(default_factory=dict)
     _pictures: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from surgery.core.driver import Driver, FrameSource
 from surgery.core.layout import BlockInfo
+from surgery.core.loader import Loader
 from surgery.core.parts import DECODER, ENCODER, MEMORY, PARTS, Part
 from surgery.core.patching import Patched, host_class
 from surgery.core.seams import EncoderPart, MaskDecoderPart, MemoryEncoderPart
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 class HostView(ABC):
     """One model seen through its host.
 
-    name: of the host. models: the class it is for, as a user knows it. driver: how it is given a video. root: of the
+    name: of the host. models: the class it is for, as a user knows it. driver: how it is given a video. loader: how it
+    comes to be. root: of the
     model itself, whose methods are the seams of a frame. seams: the class put in front of the modules of each seam.
     cannot: ways of half precision that a whole model does not run in ("weights": converted; "fp16", "bf16"), each with
     why and what to use instead.
@@ -31,6 +33,7 @@ class HostView(ABC):
     name: ClassVar[str]
     models: ClassVar[str]
     driver: ClassVar[type[Driver]]
+    loader: ClassVar[Loader]
     cannot: ClassVar[Mapping[str, str]] = {}
     root: ClassVar[type[Patched]]
     seams: ClassVar[Mapping[str, type[Patched]]]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from surgery.core.evidence import EvidenceSettings
 from surgery.core.moved import at_new_places, told_as_written
@@ -41,6 +41,12 @@ class Settings(BaseModel):
     """Immutable, strict about types, closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _sequences(cls, value: Any) -> Any:
+        # What YAML and JSON call a list; a field that cannot be changed is a tuple.
+        return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)

@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from surgery.core.surgery import Surgery
 
 
-def surgery_of(module: nn.Module) -> Surgery:
-    """The surgery that a patched module is a part of."""
-    found: Surgery = vars(module)["_surgery"].surgery
+def surgery_of(module: nn.Module) -> Surgery | None:
+    """The surgery that a patched module is a part of; None for a copy of one without its model."""
+    found: Surgery | None = vars(module)["_surgery"].surgery
     return found
 
 
 def strangers(model: nn.Module, own: Surgery | None) -> Iterator[tuple[str, nn.Module]]:
     """Patched modules of `model` with their paths that are not of its own surgery."""
     for path, module in model.named_modules():
-        if is_patched(module) and surgery_of(module) is not own:
+        if is_patched(module) and (own is None or surgery_of(module) is not own):
             yield path, module
 
 
 def is_orphan(module: nn.Module) -> bool:
     """Whether a patched module is of no model's surgery: a copy of a part of one."""
     own = surgery_of(module)
-    root = own.root()
+    root = own.root() if own is not None else None
     return root is None or not is_patched(root) or surgery_of(root) is not own
 
 

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from surgery.core.attention import AttentionCall, Projections
+from surgery.core.attention import AttentionCall
 from surgery.core.frame import FrameContext
 from surgery.core.memory import ConditionedBy, MemoryCall
 from surgery.core.parts import ATTENTION, DECODER, ENCODER, MEMORY
@@ -88,7 +88,7 @@ class Block(Patched):
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         site, forward = self._surgery, super().forward  # type: ignore[misc]
-        context = site.surgery.context
+        context = site.context
         if context is None:
             out: Tensor = forward(hidden_states, **kwargs)
             return out
@@ -110,7 +110,7 @@ class Attention(Patched):
     def _call(self, call: AttentionCall, stock: Callable[[], Tensor]) -> Tensor:
         """[N, C] of one object. stock: runs the host's own module."""
         site = self._surgery
-        context = site.surgery.context
+        context = site.context
         assert context is not None
 
         def run(call: AttentionCall) -> Tensor:
@@ -118,9 +118,6 @@ class Attention(Patched):
 
         runs = next(iter(site.runs.values()))
         return _through(runs, context, call, run)
-
-    def _projections(self) -> Projections:
-        raise NotImplementedError
 
 
 def _through(runs: tuple[Run, ...], context: FrameContext, call: Any, proceed: Callable[[Any], Any]) -> Any:
@@ -140,7 +137,7 @@ class TokenToImage(Patched):
 
     def _note(self, query: Tensor, key: Tensor) -> None:
         site = self._surgery
-        context = site.surgery.context
+        context = site.context
         if context is not None and context.decoder_inputs is not None:
             # A list that grew would be another list to a compiled graph on every call.
             context.decoder_inputs[site.number] = (query, key)
@@ -151,15 +148,17 @@ class PositionCode(Patched):
 
     _surgery: Site
 
-    def _code(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-        """key: all that the code depends on besides the module and its weights."""
+    def _code(
+        self, key: tuple[Any, ...], stock: Callable[[], Tensor], make: Callable[[], Tensor] | None = None
+    ) -> Tensor:
+        """key: all that the code depends on besides the module and its weights. make: a shorter way to the same."""
         if torch.compiler.is_compiling():  # first of all: a graph would be made anew for every session it looked at
-            return make()
+            return stock()
         site = self._surgery
-        if not site.surgery.enabled:
-            return make()
+        if not site.enabled:
+            return stock()
         runs = site.runs.get("code", ())
-        found: Tensor = passed(runs, site.surgery.context, self, key, make, proceed=_made)
+        found: Tensor = passed(runs, site.context, self, key, make or stock, proceed=_made)
         return found
 
 
@@ -173,11 +172,11 @@ class FeedForward(Patched):
     _surgery: Site
 
     def _feed(self, tokens: Tensor, hidden: int, run: Callable[[Tensor], Tensor]) -> Tensor:
-        """hidden: channels of its widest layer. tokens: [T, B, C]."""
+        """hidden: channels of its widest layer. tokens: [B, T, C]."""
         site = self._surgery
-        if torch.compiler.is_compiling() or site.surgery.context is None:
+        if torch.compiler.is_compiling() or site.context is None:
             return run(tokens)
-        found: Tensor = passed(site.runs["strip"], site.surgery.context, hidden, tokens, run, proceed=_run_on)
+        found: Tensor = passed(site.runs["strip"], site.context, hidden, tokens, run, proceed=_run_on)
         return found
 
 
@@ -200,7 +199,7 @@ class ModelPart(Patched):
 
     def _run(self, seam: str, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         runs = self._surgery.runs.get(seam, ())
-        if not runs or self._surgery.surgery.plain or not self._surgery.surgery.enabled:
+        if not runs or not self._surgery.enabled or self._surgery.surgery.plain:
             return own(*args, **kwargs)
 
         def proceed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -223,7 +222,7 @@ class MemoryAttentionPart(ModelPart):
     def _conditioned(self, call: MemoryCall, run: ConditionedBy) -> Any:
         """One call. run: the host's own memory attention."""
         site = self._surgery
-        context = site.surgery.context
+        context = site.context
         if context is None:
             return run(call)
         return _through(site.runs.get("memory_attention", ()), context, call, run)

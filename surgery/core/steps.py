@@ -63,11 +63,14 @@ def image_features(surgery: Surgery, handle: SessionHandle, frame: int, run: Cal
         _drop(video.sparse, handle, frame)
     held = frame in handle.cached()
     inside = context if context is not None else FrameContext(frame, video, handle, observer=surgery.observer)
-    inside.lasting = False
+    inside.sparse = inside.rounded = False
     with surgery.within(inside):
         features = run()
-    if not held and inside.lasting:
-        video.rounded = (video.rounded | {frame}) & handle.cached()
+    if not held:
+        cached = handle.cached()
+        for frames, marked in ((video.sparse, inside.sparse), (video.rounded, inside.rounded)):
+            frames &= cached
+            (frames.add if marked else frames.discard)(frame)
     handle.guard(video)
     return features
 
@@ -84,15 +87,6 @@ def encode(surgery: Surgery, pixels: Tensor, run: Callable[[], T]) -> T:
     features: T = passed(runs, context, pixels, proceed=lambda: run())
     video.encoded = context.frame
     return features
-
-
-def mark_sparse(context: FrameContext, sparse: bool) -> None:
-    """Say of the frame that was just encoded whether its features follow from the frame before."""
-    video = context.video
-    cached = context.handle.cached() if context.handle is not None else set()
-    video.sparse = (video.sparse & cached) - {context.frame}
-    if sparse:
-        video.sparse.add(context.frame)
 
 
 def stored(surgery: Surgery, handle: SessionHandle, frame: int, obj_ids: Sequence[int]) -> None:

@@ -27,11 +27,20 @@ Run = Callable[..., Any]
 
 
 class Site:
-    """What runs at one module. index: its number at its seams. runs: by seam, outermost first."""
+    """What runs at one module. surgery: which it is a part of; a copy of the module without its model is part of none,
+    and runs as stock. index: its number at its seams. runs: by seam, outermost first. added: names of the modules that
+    operations add to modules of the host.
+    """
+
+    surgery: Surgery | None
 
     def __init__(self, surgery: Surgery, index: int | str) -> None:
         self.surgery, self.index = surgery, index
         self.runs: dict[str, tuple[Run, ...]] = {}
+        self.added = tuple(bound.learned[1] for bound in surgery.bound if bound.learned is not None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "surgery": None, "runs": {}}
 
     @property
     def number(self) -> int:
@@ -39,9 +48,31 @@ class Site:
         assert isinstance(self.index, int)
         return self.index
 
-    def added(self) -> list[str]:
-        """Names of the modules that operations add to modules of the host."""
-        return [bound.learned[1] for bound in self.surgery.bound if bound.learned is not None]
+    @property
+    def context(self) -> FrameContext | None:
+        """Of the call in progress."""
+        return self.surgery.context if self.surgery is not None else None
+
+    @property
+    def enabled(self) -> bool:
+        """False for callers inside `disabled`."""
+        return self.surgery is not None and self.surgery.enabled
+
+
+class RootSite(Site):
+    """Of the model itself, whose copies have a surgery of their own with all its sites."""
+
+    surgery: Surgery
+
+    def __getstate__(self) -> dict[str, Any]:
+        sites = [vars(module)["_surgery"] for module in self.surgery.patched]
+        return {**vars(self), "others": [(site, site.runs) for site in sites if site is not self]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        others = state.pop("others")
+        vars(self).update(state)
+        for site, runs in others:
+            site.surgery, site.runs = self.surgery, runs
 
 
 class Surgery:
@@ -49,8 +80,8 @@ class Surgery:
 
     host: the model through its host. recipe: what it is under. bound: the recipe's operations. patched: modules with a
     class of ours. states: live states of videos. context: of the call in progress; threads that share a model take
-    turns frame by frame. observer: see `Observer`. stats: of the session that ran last. plain: see `plain_parts`. adapter: where trained weights
-    came from. A copy of the model has a surgery of its own, of no video yet.
+    turns frame by frame. observer: see `Observer`. stats: of the session that ran last. plain: see `plain_parts`.
+    adapter: where trained weights came from. A copy of the model has a surgery of its own, of no video yet.
     """
 
     def __init__(self, host: HostView) -> None:

@@ -77,7 +77,8 @@ def evaluate(
     settings = _settings(arms, chosen, name, max_frames, rule, tolerance, record)
     store = Store(Path(out), settings, chosen.tree) if out is not None else None
     try:
-        rows, not_scored = _run_all(arms, chosen, rule, tolerance, max_frames, record, store, progress or _silent)
+        shown = progress or (lambda done, total, sequence: None)
+        rows, not_scored = _run_all(arms, chosen, rule, tolerance, max_frames, record, store, shown)
     finally:
         if store is not None:
             store.close()
@@ -209,7 +210,3 @@ def _head(
             head["traces"] = str(store.traces.relative_to(store.out))
         head["predictions"] = {arm: str(store.predictions(arm).relative_to(store.out)) for arm in arms}
     return head
-
-
-def _silent(done: int, total: int, sequence: str) -> None:
-    pass

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from surgery.engine import current_surgery
-from surgery.evaluation.truth import Mask
 from surgery.operations.memory_retrieval.bank import ObjectMemory
 from surgery.tracking import TrackedFrame
+from surgery.video.masks import Mask
 
 
 def run_lengths(mask: Mask) -> list[int]:

@@ -128,7 +128,7 @@ class Compilation(Bound[CompileParts]):
 
     @property
     def reuses_memory(self) -> bool:
-        """Whether a compiled call may overwrite what an earlier one returned (CUDA graphs, recorded of fixed shapes)."""
+        """Whether a compiled call may overwrite what an earlier one returned: CUDA graphs, of fixed shapes."""
         return self.settings.mode in ("reduce-overhead", "max-autotune")
 
     def _wanted(self, part: str) -> bool:

@@ -143,7 +143,7 @@ class BoundPrecision(Bound[Precision]):
         context, observer = self.surgery.context, self.surgery.observer
         if observer is None:
             if part == ENCODER and context is not None and part not in self.settings.keep_fp32:
-                context.lasting = True
+                context.rounded = True
             return self._cast(part, module, self.settings, args, kwargs, proceed)
         exact = proceed(args, kwargs)
 

@@ -118,4 +118,4 @@ def test_every_calibrated_recipe_can_fall_back_to_the_dense_model(name: str) -> 
     ],
 )
 def test_predicted_keys(retrieval: SparseMemoryRetrieval, frames: int, expected: float) -> None:
-    assert keys_kept(retrieval, frames, 7) == pytest.approx(expected, abs=3e-3 if frames == 2000 else 1e-9)
+    assert keys_kept(retrieval, frames, 7, 4096) == pytest.approx(expected, abs=3e-3 if frames == 2000 else 1e-9)

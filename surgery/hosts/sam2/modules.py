@@ -45,7 +45,7 @@ class Sam2Attention(Attention):
             out: Tensor = forward(q, k, v, num_k_exclude_rope=num_k_exclude_rope)
             return out
 
-        if site.surgery.context is None or q.shape[0] != 1:
+        if site.context is None or q.shape[0] != 1:
             return stock()
 
         def tables(tokens: int) -> tuple[Tensor, Tensor]:
@@ -77,8 +77,17 @@ class Sam2NeckCodes(PositionCode):
     """`PositionEmbeddingSine`, which has its codes but copies one into a new tensor on every call."""
 
     def _pe(self, B: int, device: torch.device, *cache_key: int) -> Tensor:
-        make = super()._pe  # type: ignore[misc]
-        return self._code((B, device, *cache_key), lambda: make(B, device, *cache_key))
+        pe = super()._pe  # type: ignore[misc]
+
+        def stock() -> Tensor:
+            code: Tensor = pe(B, device, *cache_key)
+            return code
+
+        def view() -> Tensor:
+            known: Tensor | None = self.cache.get(cache_key)  # type: ignore[attr-defined]
+            return stock() if known is None else known.to(device)[None].expand(B, -1, -1, -1)
+
+        return self._code((B, device, *cache_key), stock, view)
 
 
 class Sam2MemoryLayer(FeedForward):
@@ -89,7 +98,7 @@ class Sam2MemoryLayer(FeedForward):
         num_k_exclude_rope: int = 0,
     ) -> Tensor:  # fmt: skip
         own: Any = self
-        if own.training or torch.compiler.is_compiling() or self._surgery.surgery.context is None:
+        if own.training or torch.compiler.is_compiling() or self._surgery.context is None:
             return super().forward(tgt, memory, pos, query_pos, num_k_exclude_rope)  # type: ignore[misc]
         tgt = own._forward_sa(tgt, query_pos)
         tgt = own._forward_ca(tgt, memory, query_pos, pos, num_k_exclude_rope)
@@ -105,13 +114,16 @@ class Sam2MemoryAttention(MemoryAttentionPart):
     """`MemoryAttention`. `__call__` and not `forward`, which the VOS predictor replaces by a compiled one."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        stock = super().__call__
+        if self._surgery.context is None:
+            return stock(*args, **kwargs)
         names = ("curr", "memory", "curr_pos", "memory_pos", "num_obj_ptr_tokens")
         given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
         current: Tensor = given["curr"][0] if isinstance(given["curr"], list) else given["curr"]
         positions = given.get("curr_pos")
         positions = positions[0] if isinstance(positions, list) else positions
         own: Any = self
-        stock, model, layers = super().__call__, self._surgery.surgery.host.model, len(own.layers)
+        model, layers = self._surgery.surgery.host.model, len(own.layers)
 
         def run(call: MemoryCall) -> Tensor:
             if call.current is current:

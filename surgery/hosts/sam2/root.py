@@ -12,7 +12,7 @@ from surgery.core.frame import ObjectStep
 from surgery.core.memory import Conditioning, MemoryFrame
 from surgery.core.patching import Patched
 from surgery.core.steps import encode, image_features, step_of, stored
-from surgery.core.surgery import Site
+from surgery.core.surgery import RootSite
 from surgery.core.turns import in_turn, seam
 from surgery.errors import ModelStateError
 from surgery.hosts.sam2.session import Sam2Session, TracedFrame, TracedFrames
@@ -33,7 +33,7 @@ _CONDITIONING = (
 class Sam2Root(Patched):
     """The predictor: some of its own methods, each calling the host's."""
 
-    _surgery: Site
+    _surgery: RootSite
 
     @seam
     def propagate_in_video(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -92,7 +92,7 @@ class Sam2Root(Patched):
 
     @seam
     def _prepare_memory_conditioned_features(self, *args: Any, **kwargs: Any) -> Any:
-        context = self._surgery.surgery.context
+        context = self._surgery.context
         if context is not None and self._surgery.surgery.notes_memory_frames:
             args, kwargs = (), {**dict(zip(_CONDITIONING, args, strict=False)), **kwargs}
             outputs = kwargs["output_dict"]
@@ -120,4 +120,4 @@ class Sam2Root(Patched):
 
     def _record(self, outputs: tuple[Any, ...]) -> None:
         """Outputs of the SAM heads: candidate logits first, IoU third, object score last."""
-        record_evidence(self._surgery.surgery.context, outputs[0], outputs[2], outputs[-1])
+        record_evidence(self._surgery.context, outputs[0], outputs[2], outputs[-1])

@@ -16,6 +16,7 @@ from surgery.core.patching import Patched
 from surgery.core.session import SessionHandle, VideoState
 from surgery.errors import UnsupportedModelError
 from surgery.hosts.sam2.driver import Sam2Driver
+from surgery.hosts.sam2.loader import Sam2Loader
 from surgery.hosts.sam2.modules import (
     Sam2Attention,
     Sam2Block,
@@ -35,6 +36,7 @@ class Sam2View(HostView):
     name = "sam2"
     models = "sam2 SAM2VideoPredictor"
     driver = Sam2Driver
+    loader = Sam2Loader()
     cannot: ClassVar[Mapping[str, str]] = {
         "weights": "feeds its encoder fp32 frames; use cast 'autocast', or half-precision parts by the recipe's own "
         "operation precision",

@@ -60,7 +60,7 @@ class TransformersAttention(Attention):
                 **kwargs,
             )
 
-        if site.surgery.context is None or query.shape[:2] != (1, 1):
+        if site.context is None or query.shape[:2] != (1, 1):
             return stock()
 
         def tables(tokens: int) -> tuple[Tensor, Tensor]:
@@ -141,5 +141,5 @@ class TransformersMaskDecoder(MaskDecoderPart):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super().__call__(*args, **kwargs)
         masks, ious, _, score = outputs[:4]
-        record_evidence(self._surgery.surgery.context, masks, ious, score)
+        record_evidence(self._surgery.context, masks, ious, score)
         return outputs

@@ -11,7 +11,7 @@ from surgery.core.frame import ObjectStep
 from surgery.core.memory import Conditioning
 from surgery.core.patching import Patched
 from surgery.core.steps import encode, image_features, step_of, stored
-from surgery.core.surgery import Site
+from surgery.core.surgery import RootSite
 from surgery.core.turns import seam
 from surgery.hosts.transformers.session import TransformersSession, require_image
 
@@ -19,7 +19,7 @@ from surgery.hosts.transformers.session import TransformersSession, require_imag
 class TransformersRoot(Patched):
     """The model: some of its own methods, each calling the host's."""
 
-    _surgery: Site
+    _surgery: RootSite
 
     @seam
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -89,7 +89,7 @@ class TransformersRoot(Patched):
         gathered = super()._gather_memory_frame_outputs(  # type: ignore[misc]
             inference_session, obj_idx, frame_idx, track_in_reverse_time
         )
-        context = self._surgery.surgery.context
+        context = self._surgery.context
         if context is not None and self._surgery.surgery.notes_memory_frames:
             conditioning = inference_session.output_dict_per_obj[obj_idx]["cond_frame_outputs"]
             held = {id(output): frame for frame, output in conditioning.items()}
@@ -111,5 +111,5 @@ class TransformersRoot(Patched):
     @seam
     def _use_mask_as_output(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super()._use_mask_as_output(*args, **kwargs)  # type: ignore[misc]
-        record_evidence(self._surgery.surgery.context, outputs.pred_masks, None, outputs.object_score_logits)
+        record_evidence(self._surgery.context, outputs.pred_masks, None, outputs.object_score_logits)
         return outputs

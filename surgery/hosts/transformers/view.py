@@ -16,6 +16,7 @@ from surgery.core.patching import Patched
 from surgery.core.session import SessionHandle, VideoState
 from surgery.errors import UnsupportedModelError
 from surgery.hosts.transformers.driver import TransformersDriver
+from surgery.hosts.transformers.loader import TransformersLoader
 from surgery.hosts.transformers.modules import (
     TransformersAttention,
     TransformersBlock,
@@ -43,6 +44,7 @@ class TransformersView(HostView):
     name = "transformers"
     models = "transformers Sam2VideoModel"
     driver = TransformersDriver
+    loader = TransformersLoader()
     root = TransformersRoot
     seams: ClassVar[Mapping[str, type[Patched]]] = {
         "block": TransformersBlock,

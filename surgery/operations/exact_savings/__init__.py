@@ -18,6 +18,7 @@ from surgery.core.frame import FrameContext
 from surgery.core.host import HostView
 from surgery.core.memory import ConditionedBy, MemoryCall
 from surgery.core.operation import Bound, Operation, Patch
+from surgery.core.parts import ATTENTION
 from surgery.core.seams import BlockCall
 from surgery.core.session import State
 from surgery.core.surgery import Surgery
@@ -108,7 +109,7 @@ class BoundSavings(Bound[ExactSavings]):
         savings, recipe = self.settings.savings, self.surgery.recipe
         if "codes" in savings:
             yield Patch("code", self._code)
-        if "self_attention" in savings:
+        if "self_attention" in savings and not self._compiled():
             yield Patch("memory_attention", self._shared)
             yield Patch("self_attention", self._first, 0)
         if "products" in savings:
@@ -118,9 +119,18 @@ class BoundSavings(Bound[ExactSavings]):
             if self._blocks_differ_anyway():
                 yield from (Patch("block", self._block, index) for index in before_global_stage(self.surgery.host))
 
+    def _others(self) -> Iterator[tuple[Patch, bool]]:
+        """What the other operations run, and whether masks may differ by it."""
+        for bound in self.surgery.bound:
+            if bound is not self:
+                yield from ((patch, bound.settings.approximate) for patch in bound.patches())
+
+    def _compiled(self) -> bool:
+        # A compiled graph must not keep tensors from one call to the next, and fuses as it likes.
+        return any(patch.seam == "forward" and patch.index in (None, ATTENTION) for patch, _ in self._others())
+
     def _blocks_differ_anyway(self) -> bool:
-        others = (bound for bound in self.surgery.bound if bound is not self and bound.settings.approximate)
-        return any(patch.seam == "block" for bound in others for patch in bound.patches())
+        return any(patch.seam == "block" and approximate for patch, approximate in self._others())
 
     def _code(
         self, context: FrameContext | None, module: Any, key: tuple[Any, ...], make: Callable[[], Tensor], proceed: Any
@@ -155,7 +165,7 @@ class BoundSavings(Bound[ExactSavings]):
     def _shared(self, context: FrameContext, call: MemoryCall, proceed: ConditionedBy) -> Tensor:
         """Memory attention of one object of several; what they share is dropped after the last one."""
         step = context.step
-        if step is None or len(step.objects) < 2 or call.current.shape[1] != 1 or self._compiled():
+        if step is None or len(step.objects) < 2 or call.current.shape[1] != 1:
             return proceed(call)
         state = context.video.state(SharedWork)
         if state.work is None or not state.work.fits(step.frame, call.current, call.positions):
@@ -167,11 +177,6 @@ class BoundSavings(Bound[ExactSavings]):
             del context.records[self.settings.type]
             if step.obj_id == next(reversed(step.objects)):
                 state.work = None
-
-    def _compiled(self) -> bool:
-        # A compiled graph must not keep tensors from one call to the next, and fuses as it likes.
-        runs = vars(self.surgery.host.memory_attention())["_surgery"].runs
-        return bool(runs.get("forward"))
 
     def _first(self, context: FrameContext, call: AttentionCall, proceed: Callable[[AttentionCall], Tensor]) -> Tensor:
         """The first self-attention: of the first object for all, where every token is a query."""

@@ -236,7 +236,8 @@ class QueryRouter(Bound[SparseQueryRouting]):
         still = torch.zeros(grid.tokens, width_of(host), device=parameter.device, dtype=parameter.dtype)
         inputs, ages = (still,) * len(host.self_attentions()), (0,) * grid.count
         context.video.set_object(QueryMemory(step.previous, still, inputs, ages), step.obj_id, step.reverse)
-        region = ObjectRegion(torch.ones(grid.tokens, dtype=torch.bool, device=parameter.device), (grid.tokens,))
+        counts = tuple(len(grid.token_ids([window])) for window in range(grid.count))
+        region = ObjectRegion(torch.ones(grid.tokens, dtype=torch.bool, device=parameter.device), counts)
         context.video.states[FrameRegions] = FrameRegions(context.frame, (), grid, share, {step.obj_id: region})
 
     def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:

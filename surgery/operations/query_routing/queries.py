@@ -49,8 +49,9 @@ class FrameRegions(State):
     """What is known of the frame that was last encoded.
 
     frame: which. windows: that were computed, all of whose tokens are queries; None when every token of every object
-    is. grid: of the windows. budget: share of the tokens that regions may fill up to. regions: by object. changed: fp32 [T], how much each token's picture changed since its
-    window was computed, or None. picture: fp32 [3, H, W] of the frame, where nobody else says what changed.
+    is. grid: of the windows. budget: share of the tokens that regions may fill up to. regions: by object. changed: fp32
+    [T], how much each token's picture changed since its window was computed, or None. picture: fp32 [3, H, W] of the
+    frame, where nobody else says what changed.
     """
 
     frame: int | None = None

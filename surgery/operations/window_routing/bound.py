@@ -13,7 +13,6 @@ from surgery.core.frame import ComputedWindows, FrameContext
 from surgery.core.operation import Bound, Patch
 from surgery.core.parts import ENCODER, Part
 from surgery.core.session import FrameRecord, VideoState
-from surgery.core.steps import mark_sparse
 from surgery.core.surgery import Surgery
 from surgery.core.windows import WindowGrid
 from surgery.errors import ModelStateError
@@ -201,7 +200,7 @@ class WindowRouter(Bound[WindowSettings]):
             changed = (preview.picture - state.seen.to(preview.picture.device)).abs().mean(0).flatten()
         if self.settings.windows == "object":
             context.provide(ComputedWindows(grid, None if windows is None else tuple(windows), changed))
-        mark_sparse(context, windows is not None)
+        context.sparse = context.sparse or windows is not None
         state.renewed(windows, grid.count)
         if video.first is None or video.first.counted or context.step is None or context.step.prompted:
             return

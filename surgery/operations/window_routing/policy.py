@@ -125,6 +125,8 @@ def by_evidence(
     found = Seen(taken, scores, changes, values.get("cut", [0.0])[0] if cut is not None else None)
 
     def salient() -> list[bool]:
+        if not host.modules("token_to_image"):
+            return [False] * grid.count  # a decoder without attention says nothing besides its masks
         maps = torch.stack([saliency_map(host, item) for item in evidence])
         windows: list[bool] = salient_windows(maps, grid, settings.object.saliency_mass).tolist()
         return windows

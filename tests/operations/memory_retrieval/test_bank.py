@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surgery.core.memory import Conditioning
 from surgery.errors import ModelStateError
-from surgery.retrieval.bank import ALIGNMENT, Conditioning, KeyPlan, ObjectMemory, plan_keys, remember
-from surgery.retrieval.saliency import kept_count
+from surgery.operations.memory_retrieval.bank import ALIGNMENT, KeyPlan, ObjectMemory, plan_keys, remember
+from surgery.operations.memory_retrieval.saliency import kept_count
 
 TOKENS, LAYERS, KEEP, MIDDLE = 20, 3, 0.2, 5
 KEPT = kept_count(TOKENS, KEEP)

@@ -1,39 +1,19 @@
-"""Query routing on plain tensors: which tokens, and attention with positions by index."""
+"""Query routing on plain tensors: which tokens are queries, and what the others keep."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from surgery.retrieval.attention import Projections, rotate, rotated_query, split_heads
-from surgery.retrieval.queries import (
-    QueryRoute,
-    mask_tokens,
-    query_count,
-    query_tokens,
-    routed_self_attention,
-    whole_memory_attention,
-)
+from surgery.operations.query_routing.queries import QueryRoute, mask_tokens, query_count, query_tokens
 
 few = settings(max_examples=60, deadline=None)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def projections(heads: int, width: int = 16, memory: int = 16) -> Projections:
-    torch.manual_seed(3)
-    sizes = (width, memory, memory, width)
-    return Projections(*(nn.Linear(size, width) for size in sizes), heads)
-
-
-def table(tokens: int, heads: int, width: int = 16) -> tuple[Tensor, Tensor]:
-    angles = drawn(tokens, width // heads // 2, seed=5)
-    return angles.cos(), angles.sin()
 
 
 @few
@@ -87,33 +67,6 @@ def test_under_a_budget_the_tokens_that_changed_most_are_queries() -> None:
     assert query_tokens(torch.tensor([4]), reached, 3, changed).tolist() == [1, 2, 4]
     assert query_tokens(torch.tensor([4]), reached, 6, changed).tolist() == [0, 1, 2, 3, 4, 5]
     assert query_tokens(torch.tensor([4]), torch.zeros(6, dtype=torch.bool), 2, changed).tolist() == [3, 4]
-
-
-@pytest.mark.parametrize("heads", [1, 2])
-def test_self_attention_of_a_subset_is_its_part_of_that_of_all(heads: int) -> None:
-    tokens, parts, (cos, sin) = drawn(12, 16), projections(heads), table(12, heads)
-    index = torch.tensor([1, 4, 5, 11])
-    found = routed_self_attention(tokens[index], tokens, index, parts, cos, sin)
-    query = rotate(split_heads(parts.query(tokens), heads), cos, sin)
-    key = rotate(split_heads(parts.key(tokens), heads), cos, sin)
-    weight = (query @ key.mT) * (16 // heads) ** -0.5
-    mixed = weight.softmax(-1) @ split_heads(parts.value(tokens), heads)
-    expected = parts.output(mixed.transpose(0, 1).flatten(-2))[index]
-    assert torch.allclose(found, expected, atol=1e-5)
-    shifted = routed_self_attention(tokens[index], tokens, index - 1, parts, cos, sin)
-    assert not torch.allclose(found, shifted, atol=1e-3), "places matter"
-
-
-def test_whole_memory_attention_turns_every_frame_alike_and_pointers_not_at_all() -> None:
-    parts, (cos, sin) = projections(1, memory=6), table(8, 1)
-    key, value, tokens = drawn(8 * 3 + 2, 6), drawn(8 * 3 + 2, 6, seed=1), drawn(5, 16, seed=2)
-    index = torch.tensor([0, 2, 3, 6, 7])
-    query = rotated_query(tokens, parts, cos[index], sin[index])
-    found = whole_memory_attention(query, key, value, 2, parts, cos, sin)
-    turned = [rotate(parts.key(key[start : start + 8])[None], cos, sin) for start in (0, 8, 16)]
-    keys = torch.cat([*turned, parts.key(key[24:])[None]], dim=1)
-    weight = (query @ keys.mT / 4).softmax(-1)
-    assert torch.allclose(found, parts.output((weight @ parts.value(value))[0]), atol=1e-5)
 
 
 def test_tokens_that_are_no_queries_keep_their_last_output_and_inputs() -> None:

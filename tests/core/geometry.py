@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from surgery.routing.windows import WindowGrid
+from surgery.core.windows import WindowGrid
 
 few = settings(max_examples=60, deadline=None)
 grids = st.builds(WindowGrid, st.integers(4, 24), st.integers(4, 24), st.integers(2, 8))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from surgery.graft import graft
-from surgery.hosts.base import Binding
-from surgery.hosts.blocks import BlockPart, SpanBlock
-from surgery.routing.shortcut import IdentityShortcut, Shortcut, make_shortcut
-from surgery.routing.span import (
+from surgery.core.frame import FrameContext
+from surgery.core.seams import BlockCall
+from surgery.core.session import VideoState
+from surgery.core.windows import WindowGrid
+from surgery.operations.window_routing.blocks import TYPE, SpanBlock
+from surgery.operations.window_routing.shortcut import IdentityShortcut, Shortcut, make_shortcut
+from surgery.operations.window_routing.span import (
+    Route,
     SpanMemory,
     dense_route,
     enter,
@@ -23,8 +26,7 @@ from surgery.routing.span import (
     updated_memory,
     windowed_attention,
 )
-from surgery.routing.windows import WindowGrid
-from tests.routing.geometry import few, grids_and_windows
+from tests.core.geometry import few, grids_and_windows
 
 CPU = torch.device("cpu")
 Case = tuple[WindowGrid, list[int]]
@@ -191,10 +193,9 @@ def test_a_route_that_was_not_observed_leaves_no_memory() -> None:
 class ToyBlock(nn.Module):
     """A stand-in for a host block: norm with a bias, attention that is a sum, pointwise mlp."""
 
-    def __init__(self, window: int, channels: int = 3) -> None:
+    def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        self.window_size = window
-        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self._norm1, self._norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.mlp = nn.Linear(channels, channels)
         with torch.no_grad():
             for parameter in self.parameters():
@@ -204,18 +205,14 @@ class ToyBlock(nn.Module):
         return tokens + tokens.mean((1, 2), keepdim=True)
 
 
-class ToySpanBlock(SpanBlock):
-    def _norm1(self, tokens: Tensor) -> Tensor:
-        return self.norm1(tokens)
-
-    def _norm2(self, tokens: Tensor) -> Tensor:
-        return self.norm2(tokens)
+def routed(block: ToyBlock, window: int, tokens: Tensor, route: Route) -> Tensor:
+    """What a block of the span does on a frame of this route."""
+    context = FrameContext(0, VideoState(None), cast(Any, None), records={TYPE: route})
+    return SpanBlock(window, None, None)(context, BlockCall(cast(Any, block), 0, {}), tokens, never)
 
 
-def toy(window: int, binding: Binding) -> Any:
-    block = ToyBlock(window)
-    graft(block, ToySpanBlock, BlockPart(binding, entry=False, exit=False))
-    return block
+def never(tokens: Tensor) -> Tensor:
+    raise AssertionError("a routed block does not run the host's own forward")
 
 
 @few
@@ -223,16 +220,16 @@ def toy(window: int, binding: Binding) -> Any:
 @torch.no_grad()
 def test_published_padding_is_reset_by_a_global_block_and_real_tokens_do_not_notice_it(case: Case) -> None:
     grid, windows = case
-    binding, results = Binding(), {}
+    results = {}
     for published in (False, True):
-        route = binding.route = make_route(grid, windows, CPU, None, published_padding=published)
+        route = make_route(grid, windows, CPU, None, published_padding=published)
         tokens = enter(feature(grid), route, IdentityShortcut(3))
         if route.real is not None:
             padding = torch.ones(tokens.shape[1], dtype=torch.bool)
             padding[route.real] = False
             assert not tokens[0, padding].any(), "padding enters as zeros, before the first norm"
             tokens[0, padding] = 7.0  # what windowed blocks made of it
-        out = toy(0, binding)(tokens)
+        out = routed(ToyBlock(), 0, tokens, route)
         if route.real is not None:
             assert padding.any()
             assert not out[0, padding].any(), "and is zero again after a global block"
@@ -243,12 +240,12 @@ def test_published_padding_is_reset_by_a_global_block_and_real_tokens_do_not_not
 
 @torch.no_grad()
 def test_published_padding_takes_part_in_windowed_blocks_and_exact_padding_does_not() -> None:
-    grid, binding = PADDED, Binding()
+    grid, block = PADDED, ToyBlock()
     windows = [2, 8]  # both at the right border
-    block, outputs = toy(grid.window, binding), {}
+    outputs = {}
     for published in (False, True):
-        route = binding.route = make_route(grid, windows, CPU, None, published_padding=published)
-        out = block(enter(feature(grid), route, IdentityShortcut(3)))
+        route = make_route(grid, windows, CPU, None, published_padding=published)
+        out = routed(block, grid.window, enter(feature(grid), route, IdentityShortcut(3)), route)
         outputs[published] = out if route.real is None else out[:, route.real]
         if route.real is not None:
             padding = torch.ones(out.shape[1], dtype=torch.bool)
@@ -259,9 +256,9 @@ def test_published_padding_takes_part_in_windowed_blocks_and_exact_padding_does_
     # The exact path equals Hiera: norm, pad with zeros, attend, crop.
     part = torch.from_numpy(grid.token_ids([2]))
     tokens = feature(grid).reshape(-1, 3)[part]
-    normed = grid.packing([2], CPU).stack(block.norm1(tokens)).reshape(1, 4, 4, 3)
+    normed = grid.packing([2], CPU).stack(block._norm1(tokens)).reshape(1, 4, 4, 3)
     hidden = tokens + grid.packing([2], CPU).flatten(block.attn(normed).reshape(1, 16, 3))
-    assert torch.allclose(outputs[False][0, : len(part), 0], hidden + block.mlp(block.norm2(hidden)), atol=1e-5)
+    assert torch.allclose(outputs[False][0, : len(part), 0], hidden + block.mlp(block._norm2(hidden)), atol=1e-5)
 
 
 @few

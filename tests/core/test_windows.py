@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery.routing.windows import WindowGrid
-from tests.routing.geometry import few, grids, grids_and_windows, tokens_of, window_of
+from surgery.core.windows import WindowGrid, longest_waiting
+from tests.core.geometry import few, grids, grids_and_windows, tokens_of, window_of
 
 CPU = torch.device("cpu")
 
@@ -93,3 +93,35 @@ def test_mass_sums_each_window_and_loses_nothing(grid: WindowGrid, rows: int, se
     for window in range(grid.count):
         ids = [token for _, token in tokens_of(grid, window)]
         assert torch.allclose(sums[:, window], saliency[:, ids].sum(1))
+
+
+# ------------------------------------------------------------------------------------------------ ages
+
+
+@few
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=20), st.integers(0, 25))
+def test_longest_waiting_takes_the_oldest_first_and_the_lower_id_on_ties(
+    state: list[tuple[int, bool]], count: int
+) -> None:
+    ages, taken = [age for age, _ in state], [flag for _, flag in state]
+    expected: list[int] = []
+    free = [window for window, flag in enumerate(taken) if not flag]
+    while free and len(expected) < count:
+        oldest = next(window for window in free if ages[window] == max(ages[other] for other in free))
+        expected.append(oldest)
+        free.remove(oldest)
+    assert longest_waiting(ages, taken, count) == expected
+
+
+def test_rolling_visits_every_window_in_turn() -> None:
+    ages, seen = [0] * 9, []
+    for _ in range(9):
+        (window,) = longest_waiting(ages, [False] * 9, 1)
+        ages = [0 if other == window else age + 1 for other, age in enumerate(ages)]
+        seen.append(window)
+    assert sorted(seen) == list(range(9))
+
+
+def test_longest_waiting_of_nothing_is_nothing() -> None:
+    assert longest_waiting([3, 2], [False, False], 0) == []
+    assert longest_waiting([3, 2], [True, True], 2) == []

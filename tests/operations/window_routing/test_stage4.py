@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surgery.core.windows import WindowGrid
 from surgery.errors import UnsupportedModelError
-from surgery.routing.late import LateGrid, halved
-from surgery.routing.windows import WindowGrid
-from tests.routing.geometry import window_of
+from surgery.operations.window_routing.stage4 import Stage4Grid, halved
+from tests.core.geometry import window_of
 
 CPU = torch.device("cpu")
 HIERA = [(14, True), (7, False), (7, False)]
@@ -51,8 +51,8 @@ def test_packed_windows_pool_as_the_map_does(case: tuple[WindowGrid, WindowGrid,
     # All below zero: a padding token would win every maximum.
     feature_map = -1 - torch.rand(1, wide.height, wide.width, 3, generator=torch.Generator().manual_seed(0))
     tokens = feature_map.reshape(-1, 3)[torch.from_numpy(wide.token_ids(windows))][None, :, None]
-    late = LateGrid(narrow, 3)
-    route = late.route(windows, CPU, late.blank(CPU, torch.float32))
+    stage4 = Stage4Grid(narrow, 3)
+    route = stage4.route(windows, CPU, stage4.blank(CPU, torch.float32))
     merged = route.merge(route.pool(tokens, wide.packing(windows, CPU), wide.window))
     whole = F.max_pool2d(feature_map.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
     chosen = torch.zeros(narrow.tokens, dtype=torch.bool)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgery.routing.shortcut import SHORTCUTS, BottleneckShortcut, make_shortcut
-from surgery.routing.windows import WindowGrid
+from surgery.core.windows import WindowGrid
+from surgery.operations.window_routing.shortcut import SHORTCUTS, BottleneckShortcut, make_shortcut
 from tests.conftest import shared
 
 KINDS = sorted(SHORTCUTS)

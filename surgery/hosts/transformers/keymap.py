@@ -10,12 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
+
+import torch
 
 from surgery.errors import SurgeryError
-
-if TYPE_CHECKING:
-    import torch
 
 _GAUSSIAN = "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 _GAUSSIAN_COPIES = (
@@ -36,8 +34,6 @@ def to_transformers(stock: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     Raises:
         KeymapError: a name is unknown, or a point embedding or the Gaussian matrix is missing.
     """
-    import torch
-
     _require(stock, (_GAUSSIAN, *_POINTS))
     out = {_rename(key, forward=True): value for key, value in stock.items() if key != _GAUSSIAN and key not in _POINTS}
     out[_POINTS_JOINED] = torch.cat([stock[key] for key in _POINTS])
@@ -52,8 +48,6 @@ def to_stock(hf: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     Raises:
         KeymapError: a name is unknown or missing, or the two copies of the Gaussian matrix differ.
     """
-    import torch
-
     _require(hf, (*_GAUSSIAN_COPIES, _POINTS_JOINED))
     special = (*_GAUSSIAN_COPIES, _POINTS_JOINED)
     out = {_rename(key, forward=False): value for key, value in hf.items() if key not in special}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from surgery.graft import Graft, graft, grafted, host_class, is_grafted, own_forward, ungraft
+from surgery.core.patching import Patched, host_class, is_patched, own_forward, patch, patched_class, unpatch
 
 
 class Host(nn.Linear):
@@ -26,14 +26,14 @@ class OtherHost(nn.Linear):
     """Another host block."""
 
 
-class Doubled(Graft):
+class Doubled(Patched):
     _surgery: Any
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self._surgery["factor"] * super().forward(tokens)  # type: ignore[misc]
 
 
-class Silent(Graft):
+class Silent(Patched):
     """Changes nothing."""
 
 
@@ -42,10 +42,10 @@ GIVEN = torch.arange(6.0).reshape(2, 3)
 
 def test_the_same_pair_gives_the_same_class_and_another_pair_another() -> None:
     first, second = Host(), Host()
-    graft(first, Doubled, {"factor": 2})
-    graft(second, Doubled, {"factor": 3})
-    assert type(first) is type(second) is grafted(Doubled, Host)
-    assert len({grafted(mixin, host) for mixin in (Doubled, Silent) for host in (Host, OtherHost)}) == 4
+    patch(first, Doubled, {"factor": 2})
+    patch(second, Doubled, {"factor": 3})
+    assert type(first) is type(second) is patched_class(Doubled, Host)
+    assert len({patched_class(mixin, host) for mixin in (Doubled, Silent) for host in (Host, OtherHost)}) == 4
     with torch.no_grad():
         second.load_state_dict(first.state_dict())
         assert torch.allclose(second(GIVEN), first(GIVEN) * 1.5), "the payload is the instance's own"
@@ -54,7 +54,7 @@ def test_the_same_pair_gives_the_same_class_and_another_pair_another() -> None:
 def test_the_module_keeps_its_identity() -> None:
     module = Host()
     expected, keys, parameters = module(GIVEN), list(module.state_dict()), list(module.parameters())
-    graft(module, Doubled, {"factor": 2})
+    patch(module, Doubled, {"factor": 2})
     kind = type(module)
     assert isinstance(module, Host)
     assert isinstance(module, nn.Linear)
@@ -70,34 +70,34 @@ def test_the_module_keeps_its_identity() -> None:
 def test_other_instances_of_the_class_are_not_affected() -> None:
     module, bystander = Host(), Host()
     expected = bystander(GIVEN)
-    graft(module, Doubled, {"factor": 2})
+    patch(module, Doubled, {"factor": 2})
     assert type(bystander) is Host
-    assert not is_grafted(bystander)
+    assert not is_patched(bystander)
     assert torch.equal(bystander(GIVEN), expected)
 
 
-def test_ungraft_gives_the_module_back_as_it_was() -> None:
+def test_unpatch_gives_the_module_back_as_it_was() -> None:
     module = Host()
     attributes, expected = dict(vars(module)), module(GIVEN)
-    graft(module, Doubled, {"factor": 2})
-    assert is_grafted(module)
-    ungraft(module)
+    patch(module, Doubled, {"factor": 2})
+    assert is_patched(module)
+    unpatch(module)
     assert type(module) is Host
-    assert not is_grafted(module)
+    assert not is_patched(module)
     assert dict(vars(module)) == attributes
     assert torch.equal(module(GIVEN), expected)
 
 
-def test_ungraft_of_a_stock_module_and_twice_is_harmless() -> None:
+def test_unpatch_of_a_stock_module_and_twice_is_harmless() -> None:
     module = Host()
     attributes = dict(vars(module))
     for _ in range(2):
-        ungraft(module)
+        unpatch(module)
         assert type(module) is Host
         assert dict(vars(module)) == attributes
-    graft(module, Silent, None)
-    ungraft(module)
-    ungraft(module)
+    patch(module, Silent, None)
+    unpatch(module)
+    unpatch(module)
     assert type(module) is Host
 
 
@@ -114,9 +114,9 @@ def test_an_instance_forward_that_repeats_the_class_is_told_from_a_patch() -> No
     del module.forward
 
     expected = module(GIVEN)
-    graft(module, Doubled, {"factor": 2})
+    patch(module, Doubled, {"factor": 2})
     module.forward = module.forward
-    ungraft(module)
+    unpatch(module)
     assert "forward" not in vars(module)
     assert torch.equal(module(GIVEN), expected)
 
@@ -136,9 +136,9 @@ COPIERS = [copy.deepcopy, pickled, lambda module: pickled(module, 2), torch_save
 
 
 @pytest.mark.parametrize("copier", COPIERS, ids=["deepcopy", "pickle", "pickle-2", "torch.save"])
-def test_a_copy_is_grafted_alike_and_shares_nothing(copier: Any) -> None:
+def test_a_copy_is_patched_alike_and_shares_nothing(copier: Any) -> None:
     tree = nn.Sequential(Host(), Host())
-    graft(tree[0], Doubled, {"factor": 2})
+    patch(tree[0], Doubled, {"factor": 2})
     expected = tree(GIVEN)
     twin = copier(tree)
     assert type(twin[0]) is type(tree[0])
@@ -148,9 +148,9 @@ def test_a_copy_is_grafted_alike_and_shares_nothing(copier: Any) -> None:
     assert twin[0].note == [1]
     assert twin[0].note is not tree[0].note
     assert twin[0]._surgery is not tree[0]._surgery
-    ungraft(tree[0])
+    unpatch(tree[0])
     assert torch.equal(twin(GIVEN), expected)
-    ungraft(twin[0])
+    unpatch(twin[0])
     assert torch.equal(twin(GIVEN), tree(GIVEN))
 
 
@@ -158,7 +158,7 @@ def test_a_copy_is_grafted_alike_and_shares_nothing(copier: Any) -> None:
 def test_a_copy_of_a_module_that_was_compiled_in_place_is_not_compiled(copier: Any) -> None:
     """As torch has it: a copied compiled call would run the module it was made of."""
     module = Host()
-    graft(module, Doubled, {"factor": 2})
+    patch(module, Doubled, {"factor": 2})
     module.compile(backend="eager")
     expected = module(GIVEN)
     twin = copier(module)
@@ -168,27 +168,27 @@ def test_a_copy_of_a_module_that_was_compiled_in_place_is_not_compiled(copier: A
     assert not torch.equal(module(GIVEN), expected)
 
 
-def test_a_shallow_copy_is_grafted_and_its_class_is_its_own() -> None:
+def test_a_shallow_copy_is_patched_and_its_class_is_its_own() -> None:
     module = Host()
-    graft(module, Doubled, {"factor": 2})
+    patch(module, Doubled, {"factor": 2})
     twin = copy.copy(module)
     assert type(twin) is type(module)
     assert twin.weight is module.weight
-    ungraft(twin)
-    assert is_grafted(module)
+    unpatch(twin)
+    assert is_patched(module)
     assert torch.equal(module(GIVEN), 2 * twin(GIVEN))
 
 
-def test_hooks_and_dtype_changes_work_through_the_graft() -> None:
+def test_hooks_and_dtype_changes_work_through_the_patch() -> None:
     module, seen = Host(), []
     module.register_forward_hook(lambda *_: seen.append(1))
-    graft(module, Doubled, {"factor": 2})
+    patch(module, Doubled, {"factor": 2})
     module.to(torch.float64)
     assert module(GIVEN.double()).dtype == torch.float64
     assert seen == [1]
 
 
-def test_a_graft_that_the_host_cannot_bear_leaves_nothing_behind() -> None:
+def test_a_patch_that_the_host_cannot_bear_leaves_nothing_behind() -> None:
     """`__class__` assignment fails for another object layout; the payload must not stay."""
 
     class Layout(Silent):
@@ -197,6 +197,6 @@ def test_a_graft_that_the_host_cannot_bear_leaves_nothing_behind() -> None:
     module = Host()
     attributes = set(vars(module))
     with pytest.raises(TypeError):
-        graft(module, Layout, None)
+        patch(module, Layout, None)
     assert type(module) is Host
     assert set(vars(module)) == attributes

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.retrieval import saliency
-from surgery.retrieval.saliency import kept_count, memory_saliency, top_tokens
+from surgery.operations.memory_retrieval import saliency
+from surgery.operations.memory_retrieval.saliency import kept_count, memory_saliency, top_tokens
 
 few = settings(max_examples=60, deadline=None)
 

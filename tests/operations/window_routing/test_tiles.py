@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from surgery.core.windows import WindowGrid
 from surgery.errors import UnsupportedModelError
-from surgery.routing.shortcut import IdentityShortcut
-from surgery.routing.span import enter, leave, make_route
-from surgery.routing.tiles import TileGrid, TileMemory, piece_side, piece_urgency, updated_tiles
-from surgery.routing.windows import WindowGrid
-from tests.routing.geometry import few, window_of
+from surgery.operations.window_routing.shortcut import IdentityShortcut
+from surgery.operations.window_routing.span import enter, leave, make_route
+from surgery.operations.window_routing.tiles import TileGrid, TileMemory, piece_side, piece_urgency, updated_tiles
+from tests.core.geometry import few, window_of
 
 CPU = torch.device("cpu")
 HIERA = [(8, False), (8, True), (4, False), (4, True)]
