@@ -34,28 +34,29 @@ from surgery.operations import SparseWindowRouting
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = {
     f"published, mass {mass:g}, keys {keep:.0%}": (
-        "published-large", [f"routing.saliency_mass={mass}", f"retrieval.keep={keep}"],
+        "published-large", [f"routing.object.saliency_mass={mass}", f"retrieval.keep={keep}"],
     )
     for mass, keep in ((0.9, 0.2), (0.7, 0.05), (0.5, 0.02))
 }  # fmt: skip
 OURS = {
-    f"ours, {budget:.0%} of the tiles": ("turbo", [f"routing.budget={budget}", f"routing.early={early}", *more])
+    f"ours, {budget:.0%} of the tiles": ("turbo", [f"routing.budget={budget}", f"routing.stages.early={early}", *more])
     for budget, early, more in (
         (0.1875, 0.4, ()), (0.25, 0.45, ()), (0.3125, 0.5, ("queries.budget=0.4",)),
         (0.5, 0.7, ("queries.budget=0.6", "retrieval.keep=0.2")),
     )
 }  # fmt: skip
 NONE = {
-    "routing.span": "stage3", "routing.early": 0.0, "routing.correction": "none", "routing.stage4": "dense",
-    "routing.motion": 0.0, "queries.budget": 1.0, "retrieval.keep": 1.0, "retrieval.keep_conditioning": 1.0,
+    "routing.stages.span": "stage3", "routing.stages.early": 0.0, "routing.stages.correction": "none",
+    "routing.stages.stage4": "dense",
+    "routing.object.motion": 0.0, "queries.budget": 1.0, "retrieval.keep": 1.0, "retrieval.keep_conditioning": 1.0,
 }  # fmt: skip
 STEPS: list[tuple[str, dict[str, Any]]] = [
     ("stage-3 routing, temporal shortcut", {}),
-    ("(a) tiles from the first block", {"routing.span": "tiles"}),
-    ("(e) corrected from the patch embedding", {"routing.correction": "patch"}),
-    ("extra early pieces where objects are", {"routing.early": 0.45}),
-    ("(d) object-motion margin", {"routing.motion": 1.0}),
-    ("(f) stage 4 routed", {"routing.stage4": "routed"}),
+    ("(a) tiles from the first block", {"routing.stages.span": "tiles"}),
+    ("(e) corrected from the patch embedding", {"routing.stages.correction": "patch"}),
+    ("extra early pieces where objects are", {"routing.stages.early": 0.45}),
+    ("(d) object-motion margin", {"routing.object.motion": 1.0}),
+    ("(f) stage 4 routed", {"routing.stages.stage4": "routed"}),
     ("older memory pruned to a tenth", {"retrieval.keep": 0.1}),
     ("(c) conditioning frame pruned to two fifths", {"retrieval.keep_conditioning": 0.4}),
     ("(b) query routing, three tenths", {"queries": True, "queries.budget": 0.3}),
@@ -96,7 +97,7 @@ class Weights:
         """Give a model under surgery the weights that its recipe needs."""
         routing = recipe.find(SparseWindowRouting)
         assert routing is not None
-        name = "turbo" if routing.temporal else "published-large"
+        name = "turbo" if routing.skipped.temporal else "published-large"
         if name not in self._held:
             twin = sparsify(copy.deepcopy(self._model), name)
             self._held[name] = fitted(twin, 60 if name == "published-large" else 0)

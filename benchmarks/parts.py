@@ -38,7 +38,7 @@ FIRST = 200_000  # calibration clips, as in demo_adapters.py
 def routed(temporal: bool, rolling: int, **more: Any) -> list[str]:
     """Overrides of `balanced` for window routing alone, without a budget."""
     values = {
-        "routing.temporal": str(temporal).lower(), "routing.rolling": rolling, "routing.budget": 1.0,
+        "routing.skipped.temporal": str(temporal).lower(), "routing.rolling": rolling, "routing.budget": 1.0,
         "routing.fill": "false", "retrieval.keep": 1.0, "retrieval.keep_conditioning": 1.0, **more,
     }  # fmt: skip
     return [f"{key}={value}" for key, value in values.items()]
@@ -64,7 +64,7 @@ def pruned(**more: Any) -> list[str]:
 
 ROWS: dict[str, tuple[str, list[str], str]] = {
     "published thresholds, identity shortcut": ("balanced", routed(False, 0, **{
-        "routing.candidates": "all", "routing.score_gate": 5.0, "routing.refresh.start": "true",
+        "routing.object.candidates": "all", "routing.object.score_gate": 5.0, "routing.refresh.start": "true",
         "routing.refresh.lost": "never", "routing.refresh.scene_cut": "null"}), "identity"),
     "mask windows, identity": ("balanced", routed(False, 0), "identity"),
     "mask windows, fitted": ("balanced", routed(False, 0), "level"),

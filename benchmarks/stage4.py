@@ -42,7 +42,7 @@ FRAMES = 24
 
 def recipe(span: str, choice: str) -> Recipe:
     """Recipe `fast` with the span and stage 4 given."""
-    return Recipe.load("fast", [f"routing.span={span}", f"routing.stage4={choice}"])
+    return Recipe.load("fast", [f"routing.stages.span={span}", f"routing.stages.stage4={choice}"])
 
 
 def operations(size: str) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def models() -> dict[str, dict[str, Any]]:
     settings: dict[str, tuple[Recipe, Path | None]] = {"balanced, adapter": calibrated("balanced")}
     for span, budget in (("stage3", 0.25), ("tiles", 0.375), ("tiles", 0.5)):
         values = {
-            "routing.span": span, "routing.budget": budget, "routing.rolling": 16, "retrieval.keep": 1.0,
+            "routing.stages.span": span, "routing.budget": budget, "routing.rolling": 16, "retrieval.keep": 1.0,
             "retrieval.keep_conditioning": 1.0,
         }  # fmt: skip
         settings[f"{span}, budget {budget}, nothing fitted"] = Recipe.load("fast").with_values(values), None
@@ -115,7 +115,7 @@ def models() -> dict[str, dict[str, Any]]:
     for name, (base, adapter) in settings.items():
         found[name] = {}
         for choice in (*CHOICES, "blank"):
-            chosen = base.with_values({"routing.stage4": "dense" if choice == "dense" else "routed"})
+            chosen = base.with_values({"routing.stages.stage4": "dense" if choice == "dense" else "routed"})
             found[name][choice] = sparsify(copy.deepcopy(stock), chosen, adapter=adapter)
         binding = require_view(found[name]["blank"]).binding
         assert binding.late is not None

@@ -76,7 +76,7 @@ class Toy(BaseModel):
     gate: float = Field(5.0, description="a gate")
     parts: tuple[Literal["x", "y"], ...] = Field(("x",), description="some parts")
     search: dict[str, int] = Field({}, description="by name")
-    group: Group = Group()
+    group: Group = Field(Group(), description="a group")
 
 
 def test_a_table_has_every_field_with_its_default_values_and_description() -> None:
@@ -86,6 +86,7 @@ def test_a_table_has_every_field_with_its_default_values_and_description() -> No
         "| `gate` | `5.0` | a number | a gate |",
         "| `parts` | `[x]` | list of `x`, `y` | some parts |",
         "| `search` | `{}` | a mapping | by name |",
+        "| **`group`** | | | a group |",
         "| `group.type` | `b` | `a`, `b` | of the group |",
     ]
     with pytest.raises(KeyError, match="description"):

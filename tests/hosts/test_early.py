@@ -175,7 +175,9 @@ def test_fields_that_need_tiles(override: str, message: str) -> None:
 
 
 def test_early_works_token_by_token() -> None:
-    with pytest.raises(surgery.RecipeError, match="attention does not; expected bottleneck, ffn or identity"):
+    with pytest.raises(
+        surgery.RecipeError, match=r"early: 0.5 needs skipped\.shortcut\.type: bottleneck, ffn or identity"
+    ):
         EARLY.with_overrides(["routing.shortcut.type=attention"])
 
 

@@ -265,7 +265,7 @@ def test_a_patched_self_attention_is_refused(host: str) -> None:
     surgery.desparsify(driver.model)
     kind = type(part)
     part.forward = lambda *args, **kwargs: kind.forward(part, *args, **kwargs)
-    tiles = ROUTING.model_copy(update={"span": "tiles"})
+    tiles = SparseWindowRouting(**{**ROUTING.model_dump(), "stages": {"span": "tiles"}})
     with pytest.raises(ModelStateError, match="carries its own forward"):
         surgery.sparsify(driver.model, recipe(tiles, QUERIES))
     assert not any(is_patched(module) for module in driver.model.modules())

@@ -336,7 +336,7 @@ def test_a_patched_or_broken_block_is_refused(host: str) -> None:
 
 
 def test_a_routed_stage_4_needs_memory() -> None:
-    with pytest.raises(surgery.RecipeError, match="stage4 'routed' needs temporal: true"):
+    with pytest.raises(surgery.RecipeError, match=r"stage4: routed needs skipped\.temporal: true"):
         Recipe.load("published-large", ["routing.stage4=routed"])
 
 

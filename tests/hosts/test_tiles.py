@@ -291,7 +291,7 @@ def test_a_patched_or_broken_early_block_is_refused(host: str) -> None:
 
 
 def test_tiles_need_memory() -> None:
-    with pytest.raises(surgery.RecipeError, match="span 'tiles' needs temporal: true"):
+    with pytest.raises(surgery.RecipeError, match=r"span: tiles needs skipped\.temporal: true"):
         Recipe.load("published-large", ["routing.span=tiles"])
 
 
