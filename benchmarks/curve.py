@@ -22,11 +22,11 @@ from typing import Any, get_args
 import torch
 
 import surgery.demo as demo
-from benchmarks.parts import fitted, score
+from benchmarks.parts import fitted, score, shortcut_of
 from surgery import Recipe, __version__, sparsify
-from surgery.bench.flops import FlopModel
+from surgery.core.cost import CostModel
 from surgery.demo.clips import HELD_OUT, Difficulty, make_clip
-from surgery.engine import require_view
+from surgery.engine import require_surgery
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.loading import load_model
 from surgery.operations import SparseWindowRouting
@@ -90,7 +90,7 @@ class Weights:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.large = load_model("random:base-plus", device="cpu")
+        self.large = load_model("random:base-plus", device="cpu", weights=False)
         self._held: dict[str, dict[str, torch.Tensor]] = {}
 
     def give(self, model: Any, recipe: Recipe) -> None:
@@ -101,9 +101,7 @@ class Weights:
         if name not in self._held:
             twin = sparsify(copy.deepcopy(self._model), name)
             self._held[name] = fitted(twin, 60 if name == "published-large" else 0)
-        view = require_view(model)
-        assert view.span_info is not None
-        shortcut = view.shortcut_module(view.span_info)
+        shortcut = shortcut_of(model)
         shortcut.load_state_dict({key: self._held[name][key] for key in shortcut.state_dict()})
 
 
@@ -116,9 +114,8 @@ def row(
     total, per_clip, queries = score(sparse, clips)
     drops = [before - after for before, after in zip(dense, per_clip, strict=True)]
     windows, keys = statistics.fmean(total.windows), statistics.fmean(total.keys)
-    share = sum(
-        FlopModel(require_view(sparsify(weights.large, recipe))).shares(recipe, windows, keys, queries).values()
-    )
+    costs = CostModel(require_surgery(sparsify(weights.large, recipe)))
+    share = sum(costs.shares({"windows": windows, "keys": keys, "queries": queries}).values())
     return {
         "name": name, "drop": statistics.fmean(drops), "interval": list(mean_interval(drops) or ()),
         "worst_clip": max(drops),
