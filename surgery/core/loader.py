@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-
 class Loader(ABC):
     """Saved models of a host, and those it builds.
 
