@@ -17,6 +17,8 @@ from benchmarks.tables import SECTIONS, filled, limits, plot, sections, speed_ta
 from surgery.bench import BenchmarkError, Settings
 from surgery.core.parts import PARTS
 from surgery.operations import CompileParts
+from surgery.operations.compile import Compilation
+from surgery.operations.window_routing.bound import WindowRouter
 from surgery.recipe import Recipe
 from tests.hosts.drive import make
 
@@ -53,16 +55,14 @@ def test_every_share_of_every_arm_is_a_row(host: str) -> None:
         assert tiles["queries"]["share"] == pytest.approx(share + 1 / 16)
         assert tiles["predicted"] > published["predicted"]
         names = {part["name"]: part for part in tiles["modules"]}
-        assert names["query routing"]["sparse_ms"] > 0 == names["query routing"]["dense_ms"]
-        assert names["pack and unpack"]["sparse_ms"] > 0
+        assert names["sparse query routing"]["sparse_ms"] > 0 == names["sparse query routing"]["dense_ms"]
+        assert names["sparse window routing"]["sparse_ms"] > 0
     assert found[0.25][0]["predicted"] > found[0.5][0]["predicted"]
     assert found[0.25][0]["latency"][0] == found[0.25][1]["latency"][0], "all arms share the stock frames"
 
 
 def test_arms_refuse_what_they_cannot_do() -> None:
     model = make("sam2").model
-    with pytest.raises(BenchmarkError, match="memory-only"):
-        Arms(model, [Recipe.load("memory-only")], QUICK)
     with pytest.raises(BenchmarkError, match="shares from run"):
         Arms(model, [Recipe.load("fast")], Settings(windows=0.5))
     with pytest.raises(BenchmarkError, match="use bf16"):
@@ -119,11 +119,12 @@ def test_stock_and_sparse_arms_are_compiled_by_the_same_operation(monkeypatch: p
     settings = replace(QUICK, compile="all")
     found: list[Any] = []
     arms = Arms(make("sam2").model, [Recipe.load("fast")], settings)
-    assert [view.binding.compiled for view in arms.views] == [CompileParts(), CompileParts()]
-    assert arms.views[0].binding.routing is None
+    compiled = [each.find(Compilation) for each in arms.surgeries if each is not None]
+    assert [each.settings for each in compiled if each is not None] == [CompileParts(), CompileParts()]
+    assert arms.surgeries[0] is not None and arms.surgeries[0].find(WindowRouter) is None
     arms.run([0.25], lambda _, rows: found.extend(rows))
-    assert [set(view.binding.compilation.spent) for view in arms.views] == [set(PARTS)] * 2
-    assert all(spent.kinds > 0 for view in arms.views for spent in view.binding.compilation.spent.values())
+    assert [set(each.spent) for each in compiled if each is not None] == [set(PARTS)] * 2
+    assert all(spent.kinds > 0 for each in compiled if each is not None for spent in each.spent.values())
     assert found[0]["compile"] == "all" and "compile" not in found[0]["operations"] and found[0]["predicted"] > 1
 
 

@@ -125,7 +125,8 @@ class QueryRouter(Bound[SparseQueryRouting]):
         found = FrameRegions(context.frame, windows, grid, self.settings.budget, picture=picture)
         if near and found.windows is not None:
             found.regions = self._regions(near, context.read()["near"], grid)
-            found.changed = computed.changed if computed is not None and picture is not None else None
+            if computed is not None and picture is not None and computed.seen is not None:
+                found.changed = (picture - computed.seen.to(picture.device)).abs().mean(0).flatten()
         context.video.states[FrameRegions] = found
         return features
 
@@ -215,7 +216,7 @@ class QueryRouter(Bound[SparseQueryRouting]):
         record: QueryRoute | list[Tensor | None] | None = context.records.get(self.settings.type)
         if isinstance(record, QueryRoute):
             call.key = call.value = record.renewed(call.query, call.layer)
-            call.places, call.tokens = record.index, record.tokens
+            call.places, call.tokens, call.on_grid = record.index, record.tokens, True
         elif record is not None:
             record[call.layer] = call.query
         return proceed(call)

@@ -195,11 +195,8 @@ class WindowRouter(Bound[WindowSettings]):
         grid, video = self.grid, context.video
         state.thumbnail = preview.thumbnail
         state.seen = preview.remembered(state.seen, windows, grid)
-        changed = None
-        if preview.picture is not None and state.seen is not None:
-            changed = (preview.picture - state.seen.to(preview.picture.device)).abs().mean(0).flatten()
         if self.settings.windows == "object":
-            context.provide(ComputedWindows(grid, None if windows is None else tuple(windows), changed))
+            context.provide(ComputedWindows(grid, None if windows is None else tuple(windows), state.seen))
         context.sparse = context.sparse or windows is not None
         state.renewed(windows, grid.count)
         if video.first is None or video.first.counted or context.step is None or context.step.prompted:
