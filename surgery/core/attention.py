@@ -33,8 +33,8 @@ class AttentionCall:
     module's projections. tables: of the token grid. layer: number of the module. training: of the module.
     places: int64 [N] where the queries sit on the grid; None: token i sits at i. tokens: of the grid, where not all are
     queries. rows: int64 [n] rows of key and value that are read; None: all. spots: int64 [m] places of those that have
-    one, the first m. on_grid: the keys are the grid's own tokens, in order. bias: fp32 [n] added to the logits, or None.
-    returns_weights: the host's module returned its attention weights as well.
+    one, the first m. on_grid: the keys are the grid's own tokens, in order. bias: fp32 [n] added to the logits, or
+    None. returns_weights: the host's module returned its attention weights as well.
     """
 
     query: Tensor
