@@ -71,6 +71,14 @@ def test_arms_refuse_what_they_cannot_do() -> None:
         Arms(model, [Recipe.load("fast")], QUICK).run([1.5], lambda *_: None)
 
 
+def test_the_script_forces_windows_and_wants_recipes_that_route_some(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "speed.json"
+    assert speed.main(["--miniature", "--recipes", "fast,memory-only", "--out", str(out)]) == 2
+    assert "'memory-only' routes no windows" in capsys.readouterr().err and not out.exists()
+
+
 def test_the_script_resumes_and_keeps_every_finished_share(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,12 +127,12 @@ def test_stock_and_sparse_arms_are_compiled_by_the_same_operation(monkeypatch: p
     settings = replace(QUICK, compile="all")
     found: list[Any] = []
     arms = Arms(make("sam2").model, [Recipe.load("fast")], settings)
-    compiled = [each.find(Compilation) for each in arms.surgeries if each is not None]
-    assert [each.settings for each in compiled if each is not None] == [CompileParts(), CompileParts()]
+    compilations: list[Any] = [surgery.find(Compilation) for surgery in arms.surgeries if surgery is not None]
+    assert [each.settings for each in compilations] == [CompileParts(), CompileParts()]
     assert arms.surgeries[0] is not None and arms.surgeries[0].find(WindowRouter) is None
     arms.run([0.25], lambda _, rows: found.extend(rows))
-    assert [set(each.spent) for each in compiled if each is not None] == [set(PARTS)] * 2
-    assert all(spent.kinds > 0 for each in compiled if each is not None for spent in each.spent.values())
+    assert [set(each.spent) for each in compilations] == [set(PARTS)] * 2
+    assert all(spent.kinds > 0 for each in compilations for spent in each.spent.values())
     assert found[0]["compile"] == "all" and "compile" not in found[0]["operations"] and found[0]["predicted"] > 1
 
 
@@ -152,7 +160,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "compile": "none", "objects": 1, "recipe": "fast", "windows": {"share": 0.25}, "queries": None,
         "keys": {"share": 0.1}, "windows_share": 0.25, "whole_frame_speedup": 1.5, "interval": [1.4, 1.6],
         "predicted": 2.0, "measured_over_predicted": 0.75, "dense": side, "sparse": side, "settings": {"precision": ""},
-        "modules": [{"name": "encoder: stage 3", **part}, {"name": "router", **dict.fromkeys(part, 0.0)}], "date": "d",
+        "modules": [{"name": "encoder: stage 3", **part}, {"name": "shortcut", **dict.fromkeys(part, 0.0)}], "date": "d",
         **changes,
     }  # fmt: skip
 
