@@ -32,7 +32,7 @@ HOST_WORDS = {
 HOST_CLASS = re.compile(r"_?(Sam2|SAM2|Sam3|SAM3|EdgeTam)[A-Z]\w*")
 ROOMS = ("core", "operations", "hosts")
 """Those that know nothing of `surgery` but core, errors and themselves, and an operation nothing of another one."""
-BASE = ("torch", "numpy", "pydantic")
+BASE = ("torch", "numpy", "pydantic", "pydantic_core", "typing_extensions")
 CHANGES = tuple(f"surgery.core.{name}" for name in ("patching.patch", "patching.unpatch", "engine.cut", "engine.undo"))
 CHANGERS = ("core", "engine.py")
 BESIDE = ("benchmarks", "tests")
