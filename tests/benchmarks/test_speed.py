@@ -160,8 +160,8 @@ def row(**changes: Any) -> dict[str, Any]:
         "compile": "none", "objects": 1, "recipe": "fast", "windows": {"share": 0.25}, "queries": None,
         "keys": {"share": 0.1}, "windows_share": 0.25, "whole_frame_speedup": 1.5, "interval": [1.4, 1.6],
         "predicted": 2.0, "measured_over_predicted": 0.75, "dense": side, "sparse": side, "settings": {"precision": ""},
-        "modules": [{"name": "encoder: stage 3", **part}, {"name": "shortcut", **dict.fromkeys(part, 0.0)}], "date": "d",
-        **changes,
+        "modules": [{"name": "encoder: stage 3", **part}, {"name": "shortcut", **dict.fromkeys(part, 0.0)}],
+        "date": "d", **changes,
     }  # fmt: skip
 
 
