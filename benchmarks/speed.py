@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.arms import Arms, give_back, rounds
+from benchmarks.arms import Arms, give_back, model_spec, rounds
 from benchmarks.matrix import KIND, Matrix, case_id, read_matrix
 from benchmarks.tables import filled, plot, sections, speed_table
 from surgery.bench import BenchmarkError, Settings
@@ -34,6 +34,7 @@ from surgery.errors import SurgeryError
 from surgery.hosts import builders
 from surgery.hosts.sam21 import SIZES
 from surgery.loading import load_model
+from surgery.operations import SparseWindowRouting
 from surgery.recipe import Recipe
 
 HERE = Path(__file__).resolve().parent
@@ -64,6 +65,9 @@ def measure(options: argparse.Namespace, typed: list[str]) -> None:
     out = options.out or RESULTS / f"speed-matrix-{device.type}.json"
     matrix = Matrix(out, device, shlex.join(["python", "-m", "benchmarks.speed", *typed]))
     recipes = [Recipe.load(name) for name in options.recipes]
+    for recipe in recipes:
+        if recipe.find(SparseWindowRouting) is None:
+            raise BenchmarkError(f"recipe {recipe.metadata.name!r} routes no windows; there is nothing to force")
     if options.clock == "processor" and device.type != "cpu":
         raise BenchmarkError(f"clock processor needs device cpu, not {device.type}: its work is not the processor's")
     common = {
@@ -169,7 +173,7 @@ def _split(text: str) -> list[str]:
 
 
 def _models(text: str) -> list[str]:
-    return [f"random:{part}" if part in SIZES else part for part in _split(text)]
+    return [model_spec(part) for part in _split(text)]
 
 
 def _among(known: Sequence[str]) -> Any:

@@ -43,6 +43,7 @@ class Counter:
 class _Stage:
     began: float
     told_at: float
+    first: int  # done before it began to be shown, as when a fit is resumed
     told: int = 0
     bar: TaskID | None = None
 
@@ -70,13 +71,13 @@ class Bars:
         now = time.monotonic()
         if not done or stage not in self._stages:
             self._drop(stage)
-            self._stages[stage] = _Stage(now, now)
+            self._stages[stage] = _Stage(now, now, done)
             if self._bars is None:
                 self.say(stage)
             else:
                 self._stages[stage].bar = self._bars.add_task(stage, total=total, count="")
         at = self._stages[stage]
-        count = _count(done, total, _UNITS.get(stage.split(",")[0], "frames"), now - at.began)
+        count = _count(done, total, _UNITS.get(stage.split(",")[0], "frames"), now - at.began, done - at.first)
         if at.bar is not None and self._bars is not None:
             self._bars.update(at.bar, completed=done, total=total, count=count, description=text or stage)
             return
@@ -114,12 +115,13 @@ class Bars:
             self._bars.remove_task(old.bar)
 
 
-def _count(done: int, total: int | None, units: str, seconds: float) -> str:
-    if not done:
-        return ""
+def _count(done: int, total: int | None, units: str, seconds: float, timed: int) -> str:
+    """`timed`: how many of those done took the seconds."""
     if done == total:
         return f"{done} {units}, {seconds:.1f} s"
-    each = max(seconds, 1e-6) / done
+    if not timed:
+        return ""
+    each = max(seconds, 1e-6) / timed
     pace = f"{units}, {1 / each:.1f} a second" if each <= 1 else f"{units}, {each:.1f} s each"
     if total is None or done > total:
         return f"{done} {pace}"

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from surgery.bench.clip import LoopingClip
+from surgery.core.driver import follow
 from surgery.errors import ModelLoadError
 from surgery.hosts import hosts, loader_of, view_of
-from surgery.hosts.driver import follow
 from surgery.hosts.sam21 import SIZES, random_weights
 from surgery.hosts.transformers.keymap import to_stock
 from surgery.loading import load_model
+from surgery.operations.window_routing.geometry import span_of
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -29,7 +30,7 @@ def test_both_hosts_have_the_same_structure(size: str) -> None:
     blocks = [[view.block_info(index) for index in range(len(view.blocks()))] for view in views]
     assert blocks[0] == blocks[1]
     assert views[0].image_size() == views[1].image_size() == 1024
-    assert views[0].span() == views[1].span()
+    assert span_of(views[0]) == span_of(views[1])
 
 
 def test_weights_are_drawn_by_name_and_leave_masks_empty() -> None:

@@ -37,6 +37,16 @@ def test_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines(0, 0, 1.0) == []
 
 
+def test_what_was_done_before_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, file = [0.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    bars = Bars(Console(file=file), None)
+    for done in range(101, 121):
+        bars("fitting", done, 200)
+        now[0] += 5.0
+    assert file.getvalue().splitlines()[:2] == ["fitting", "fitting: 102/200 steps, 5.0 s each, 0:08:10 left"]
+
+
 def test_an_interrupt_ends_a_stage_without_a_word() -> None:
     file: Any = io.StringIO()
     bars = Bars(Console(file=file), None)

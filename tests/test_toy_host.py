@@ -17,8 +17,6 @@ from surgery.recipe import Recipe
 from tests.test_extension import recipe
 from tests.toy_host import SIDE, ToyHost, ToyModel, ToySession
 
-pytest_plugins: list[str] = []
-
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +59,8 @@ def routing(budget: float) -> Recipe:
 schema: 1
 metadata: {{name: toy, description: Some windows.}}
 operations:
-  - {{type: sparse_window_routing, temporal: true, budget: {budget}, fill: true, refresh: {{start: false, lost: never}}}}
+  - {{type: sparse_window_routing, temporal: true, budget: {budget}, fill: true,
+     refresh: {{start: false, lost: never}}}}
   - {{type: sparse_query_routing, budget: 0.5}}
 """
     return Recipe.parse(text)

@@ -1,6 +1,7 @@
 """A whole host in one file: a video model of a few layers, and all that the surgery must be told about it.
 
-The model tracks objects by one memory frame each. Nothing in it is trained; its masks only have to depend on everything.
+The model tracks objects by one memory frame each. Nothing in it is trained; its masks only have to depend on
+everything.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class AdapterConfig(_Part):
 
 def thresholds_of(routing: WindowSettings) -> dict[str, float]:
     """The calibrated fields of a recipe's routing, by name."""
-    return {name: float(getattr(routing, name)) for name in THRESHOLDS}
+    return {name: float(getattr(routing.object, name)) for name in THRESHOLDS}
 
 
 def encode_config(config: AdapterConfig) -> bytes:

@@ -78,7 +78,7 @@ class Adapter:
 
     def _check(self, router: WindowRouter, force: bool) -> None:
         """Raise AdapterMismatchError unless this adapter fits the model (and, unless `force`, its weights)."""
-        shortcut, span = router.settings.shortcut.type, router.span
+        shortcut, span = router.settings.skipped.shortcut.type, router.span
         config = self.config
         self.check_structure(span)
         if shortcut != config.shortcut:
@@ -155,7 +155,7 @@ class Adapter:
                 held = "none" if self.config.stages is None else f"for stages {self.config.stages}"
                 raise AdapterMismatchError(
                     f"{self.source}: the recipe corrects reused stages (correction: patch), the adapter holds fitted "
-                    f"corrections: {held}; set routing.correction=none or calibrate this model anew"
+                    f"corrections: {held}; set routing.stages.correction=none or calibrate this model anew"
                 )
         shortcut.load_state_dict(tensors)
         if self.config.calibration is not None or self.config.provenance is not None:
@@ -273,7 +273,7 @@ def adapter_of(model: Any) -> Adapter:
         exit_block=span.exit,
         channels=span.channels,
         window=span.window,
-        shortcut=routing.shortcut.type,
+        shortcut=routing.skipped.shortcut.type,
         stages=[list(width) for width in router.tiles.widths]
         if shortcut.corrections is not None and router.tiles is not None
         else None,

@@ -101,7 +101,7 @@ def import_published(checkpoint: str | Path, out: str | Path, *, model: Any = No
         exit_block=size.global_blocks[-1],
         channels=size.widths[2],
         window=size.windows[2],
-        shortcut=routing.shortcut.type,
+        shortcut=routing.skipped.shortcut.type,
         thresholds=thresholds_of(routing),
         provenance=Provenance(origin=_origin(release, digest), sha256=digest),
     )

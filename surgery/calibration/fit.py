@@ -114,7 +114,8 @@ def fit_shortcut(
     if not learns and shortcut.corrections is None:
         raise ModelStateError(
             "nothing to fit: the identity shortcut has no weights, and with span: tiles and early: 0 skipped windows "
-            "reuse their last output; choose shortcut.type bottleneck, ffn or attention, or correction: patch"
+            "reuse their last output; choose skipped.shortcut.type bottleneck, ffn or attention, or "
+            "stages.correction: patch"
         )
     device, dtype = next(shortcut.parameters()).device, next(shortcut.parameters()).dtype
     precision = settings.mixed_precision
@@ -188,7 +189,7 @@ def _closed_form(
     place = torch.device("cpu") if device.type == "mps" else device
     sums = stages = None
     if settings.uses_shortcut and has_closed_form(shortcut):
-        sums = ResidualRegression(shortcut.channels, settings.temporal, place)
+        sums = ResidualRegression(shortcut.channels, settings.skipped.temporal, place)
     if shortcut.corrections is not None:
         stages = StageRegressions(shortcut.corrections, place)
     watcher = _Sums(sums, stages)

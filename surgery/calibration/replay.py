@@ -143,7 +143,7 @@ def student_error(surgery: Surgery, samples: list[Sample], objective: str) -> Te
     Errors accumulate over the segment: the temporal shortcut builds on the student's own last output.
     """
     router = require_router(surgery)
-    temporal = router.settings.temporal
+    temporal = router.settings.skipped.temporal
     memory = router.memory_of(samples[0].entering, samples[0].leaving) if temporal else None
     errors = []
     for sample in samples[1:]:

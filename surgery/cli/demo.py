@@ -11,12 +11,10 @@ import numpy as np
 
 from surgery.cli.common import Command, OutPath, err, noted, out, print_json, shown
 from surgery.cli.options import host_option, recipe_options
-from surgery.cli.tables import print_table
+from surgery.cli.tables import SCORES, print_table, score_cells
 
 PUBLISHED = "published-base-plus"
 """Recipe with the thresholds of the released code; without its weights the shortcut is the identity."""
-
-_COLUMNS = ("", "J&F", "J", "F", "ms/frame", "windows", "keys")
 
 
 @click.command(cls=Command)
@@ -75,7 +73,8 @@ def demo(
     if as_json:
         print_json(summary)
         return
-    print_table(_COLUMNS, [_row(name, figures) for name, figures in arms(summary)])
+    rows = [[name, *score_cells({**figures, "ms": figures["ms_per_frame"]})] for name, figures in arms(summary)]
+    print_table(("", *SCORES), rows)
     for name, what in _FILES.items():
         out.print(noted(f"  {target / name}", what))
 
@@ -86,16 +85,6 @@ _FILES = {
     "windows.png": "four frames of it",
     "summary.json": "the figures",
 }
-
-
-def _row(name: str, figures: dict[str, Any]) -> list[str]:
-    kept = [figures["windows_kept"], figures["keys_kept"]]
-    return [
-        name,
-        *(f"{figures[field]:.3f}" for field in ("j_and_f", "j", "f")),
-        f"{figures['ms_per_frame']:.1f}",
-        *("100 %" if value is None else f"{100 * value:.0f} %" for value in kept),
-    ]
 
 
 def _pictures(pictures: list[Any], target: Path) -> None:

@@ -11,7 +11,7 @@ import click
 
 from surgery.cli.common import Command, OutPath, counted, err, noted, out, print_json
 from surgery.cli.options import chosen_recipe, load, model_options, recipe_options
-from surgery.cli.tables import print_table
+from surgery.cli.tables import SCORES, print_table, score_cells
 from surgery.progress import progress_bar
 
 DATASETS = ("davis2016", "davis2017", "mose", "lvos", "sav", "ytvos", "folder")
@@ -99,7 +99,7 @@ def _say(scores: Any) -> None:
     summary = scores.summary
     found = (summary.get("difference") or {}).get("j_and_f") or {}
     rows += _lines(counted(summary["objects"], "object"), scores.arms, summary, found.get("mean"))
-    print_table(("", "", "J&F", "J", "F", "ms", "windows", "keys", "difference"), rows, names=2)
+    print_table(("", "", *SCORES, "difference"), rows, names=2)
     faster = summary.get("speedup")
     if faster:
         out.print(
@@ -124,12 +124,6 @@ def _say(scores: Any) -> None:
 def _lines(label: str, arms: list[str], rows: dict[str, Any], difference: float | None) -> list[list[str]]:
     shown = "" if difference is None else f"{difference:+.3f}"
     return [
-        [label if arm == arms[0] else "", arm, *_cells(rows[arm]), shown if arm == "sparse" else ""] for arm in arms
+        [label if arm == arms[0] else "", arm, *score_cells(rows[arm]), shown if arm == "sparse" else ""]
+        for arm in arms
     ]
-
-
-def _cells(values: dict[str, Any]) -> list[str]:
-    scores = ["-" if values[name] is None else f"{values[name]:.3f}" for name in ("j_and_f", "j", "f")]
-    ms = "-" if values["ms"] is None else f"{values['ms']:.1f}"
-    kept = ["all" if values[name] is None else f"{values[name]:.0%}" for name in ("windows_kept", "keys_kept")]
-    return [*scores, ms, *kept]

@@ -33,8 +33,8 @@ class AttentionCall:
     module's projections. tables: of the token grid. layer: number of the module. training: of the module.
     places: int64 [N] where the queries sit on the grid; None: token i sits at i. tokens: of the grid, where not all are
     queries. rows: int64 [n] rows of key and value that are read; None: all. spots: int64 [m] places of those that have
-    one, the first m. bias: fp32 [n] added to the logits, or None.
-    returns_weights: the host's module returned its attention weights as well.
+    one, the first m. on_grid: the keys are the grid's own tokens, in order. bias: fp32 [n] added to the logits, or
+    None. returns_weights: the host's module returned its attention weights as well.
     """
 
     query: Tensor
@@ -49,9 +49,11 @@ class AttentionCall:
     tokens: int | None = None
     rows: Tensor | None = None
     spots: Tensor | None = None
+    on_grid: bool = False
     bias: Tensor | None = None
     returns_weights: bool = False
     _turned: Tensor | None = None
+    _grid: tuple[Tensor, Tensor] | None = None
 
     @property
     def explicit(self) -> bool:
@@ -59,8 +61,10 @@ class AttentionCall:
         return self.places is not None or self.rows is not None
 
     def grid(self) -> tuple[Tensor, Tensor]:
-        """The tables of the whole grid."""
-        return self.tables(self.query.shape[0] if self.tokens is None else self.tokens)
+        """The tables of the whole grid; made once."""
+        if self._grid is None:
+            self._grid = self.tables(self.query.shape[0] if self.tokens is None else self.tokens)
+        return self._grid
 
     def turned(self) -> Tensor:
         """Queries projected and rotated: [heads, N, d]; computed once."""
@@ -87,15 +91,17 @@ class AttentionCall:
             key, value = key.index_select(0, self.rows), value.index_select(0, self.rows)
         keys = split_heads(self.parts.key(key), self.parts.heads)
         values = split_heads(self.parts.value(value), self.parts.heads)
-        if self.spots is not None:
-            placed = self.spots.shape[0]
-            cos, sin = cos.index_select(0, self.spots), sin.index_select(0, self.spots)
+        if self.on_grid:
+            keys = rotate(keys, cos, sin)
         else:
-            placed = keys.shape[1] - self.pointers
-            frames = placed // cos.shape[0]
-            cos, sin = cos.repeat(frames, 1), sin.repeat(frames, 1)
-        turned = rotate(keys[:, :placed], cos, sin)
-        keys = torch.cat([turned, keys[:, placed:]], dim=1)
+            if self.spots is not None:
+                placed = self.spots.shape[0]
+                cos, sin = cos.index_select(0, self.spots), sin.index_select(0, self.spots)
+            else:
+                placed = keys.shape[1] - self.pointers
+                frames = placed // cos.shape[0]
+                cos, sin = cos.repeat(frames, 1), sin.repeat(frames, 1)
+            keys = torch.cat([rotate(keys[:, :placed], cos, sin), keys[:, placed:]], dim=1)
         bias = self.bias
         if bias is not None:
             bias = bias.to(query.dtype)[None, None, None].expand(1, query.shape[0], query.shape[1], -1)

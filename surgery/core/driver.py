@@ -16,8 +16,6 @@ import numpy.typing as npt
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgery.hosts.sam21 import pixels_of
-
 if TYPE_CHECKING:
     from surgery.core.host import HostView
 
@@ -38,14 +36,18 @@ class Driver(ABC):
         frames: on the model's device. Asked for when a frame is due, and perhaps for frame 0 at once.
         size: (height, width) of the video in pixels, which prompts refer to.
 
-    session: the host's own. pixels: (RGB uint8 [H, W, 3], S) -> a frame, normalised as the model expects it.
+    session: the host's own.
     """
 
     session: Any
-    pixels = staticmethod(pixels_of)
 
     def __init__(self, view: HostView, frames: FrameSource, size: tuple[int, int]) -> None:
         self.model, self.frames, self.size = view.model, frames, size
+
+    @staticmethod
+    @abstractmethod
+    def pixels(frame: npt.NDArray[np.uint8], size: int) -> Tensor:
+        """A frame as the model takes it: RGB [H, W, 3] -> normalised [3, size, size]."""
 
     @abstractmethod
     def add_mask(self, frame: int, obj_id: int, mask: npt.NDArray[np.bool_]) -> None:

@@ -50,12 +50,12 @@ class ObjectStep:
 
 @dataclass(frozen=True, eq=False)
 class ComputedWindows:
-    """Which windows of the encoder's map are computed on a frame. ids: rising; None for all. changed: fp32 [H * W], how
-    much the picture of every token changed since its window was computed, or None."""
+    """Which windows of the encoder's map are computed on a frame. ids: rising; None for all. seen: fp32 [3, H, W],
+    picture of every token when its window was computed, or None."""
 
     grid: WindowGrid
     ids: tuple[int, ...] | None
-    changed: Tensor | None = None
+    seen: Tensor | None = None
 
 
 @dataclass(eq=False)

@@ -12,8 +12,6 @@ from surgery.missing import Library
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from surgery.hosts.sam21 import Sam21
-
 
 class Loader(ABC):
     """Saved models of a host, and those it builds.
@@ -44,7 +42,7 @@ class Loader(ABC):
     def example(self, base: str | None) -> tuple[str, str]:
         """The import line and the expression by which users load the model with this Hub id."""
 
-    def build(self, size: Sam21, vos: bool = False) -> Any:
+    def build(self, size: Any, vos: bool = False) -> Any:
         """SAM 2.1 of a size, on the CPU, with the weights the host starts from."""
         raise ModelLoadError(f"{self.library.use} builds no SAM 2.1 model; expected a saved one: {self.forms}")
 

@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from surgery.core.evidence import EvidenceSettings
+from surgery.core.moved import at_new_places, told_as_written
 from surgery.core.parts import ENCODER, Part
 from surgery.core.windows import WindowGrid
 from surgery.errors import RecipeError
 
 if TYPE_CHECKING:
+    from pydantic.functional_validators import ModelWrapValidatorHandler
     from torch import nn
+    from typing_extensions import Self
 
     from surgery.core.frame import FrameContext
     from surgery.core.host import HostView
@@ -64,7 +67,7 @@ class Operation(Settings):
 
     alias: short name for overrides and `calibration.search`. order: operations of a lower one run outside of those of a
     higher one where they share a seam. share: name of what it keeps a share of, for status and calibration; by_frame:
-    it is the same for all objects of a frame.
+    it is the same for all objects of a frame. moved: dotted names that fields had in older recipes, to those of now.
     """
 
     type: str
@@ -72,6 +75,18 @@ class Operation(Settings):
     order: ClassVar[int] = 0
     share: ClassVar[str | None] = None
     by_frame: ClassVar[bool] = False
+    moved: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_of_now(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not (cls.moved and isinstance(data, Mapping)):
+            return handler(data)
+        found, written = at_new_places(data, cls.moved)
+        try:
+            return handler(found)
+        except ValidationError as error:
+            raise told_as_written(error, written) from None
 
     @property
     def approximate(self) -> bool:

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from surgery.core.attention import AttentionCall, Projections
+from surgery.core.attention import AttentionCall
 from surgery.core.frame import FrameContext
 from surgery.core.memory import ConditionedBy, MemoryCall
 from surgery.core.parts import ATTENTION, DECODER, ENCODER, MEMORY
@@ -118,9 +118,6 @@ class Attention(Patched):
 
         runs = next(iter(site.runs.values()))
         return _through(runs, context, call, run)
-
-    def _projections(self) -> Projections:
-        raise NotImplementedError
 
 
 def _through(runs: tuple[Run, ...], context: FrameContext, call: Any, proceed: Callable[[Any], Any]) -> Any:

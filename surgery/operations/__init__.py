@@ -7,18 +7,28 @@ from surgery.operations.memory_retrieval import SparseMemoryRetrieval
 from surgery.operations.precision import Precision
 from surgery.operations.query_routing import SparseQueryRouting
 from surgery.operations.trim_caches import TrimCaches
-from surgery.operations.window_routing import RefreshSettings, ShortcutSettings, SparseWindowRouting
+from surgery.operations.window_routing import (
+    ObjectSettings,
+    RefreshSettings,
+    ShortcutSettings,
+    SkippedSettings,
+    SparseWindowRouting,
+    StageSettings,
+)
 
 __all__ = [
     "CompileMode",
     "CompileParts",
     "ExactSavings",
+    "ObjectSettings",
     "Precision",
     "RefreshSettings",
     "ShortcutSettings",
+    "SkippedSettings",
     "SparseMemoryRetrieval",
     "SparseQueryRouting",
     "SparseWindowRouting",
+    "StageSettings",
     "TrimCaches",
 ]
 

@@ -106,7 +106,8 @@ def test_the_readmes_sam2_script_runs(
     (folder,) = write_davis([make_clip(1 << 30, 4, objects=1)], tmp_path / "davis")
     folder.rename(tmp_path / "frames")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sam2.build_sam, "build_sam2_video_predictor", lambda config, weights, device: demo.load("sam2"))
+    model = demo.load("sam2")
+    monkeypatch.setattr(sam2.build_sam, "build_sam2_video_predictor", lambda config, weights, device: model)
     exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
     said = capsys.readouterr().out
     assert "3 [1] (1, 1, 256, 256)" in said

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import surgery.hosts as registry
@@ -138,7 +142,21 @@ def test_the_command_line_offers_every_host() -> None:
     shown = said("track", "--help")
     assert "--host [sam2|transformers|toy]" in shown and "toy:NAME, random:SIZE or demo" in shown
     assert "default: sam2 where it is installed, else transformers where it is installed, else toy." in shown
-    assert "random:tiny" in said("inspect", "random:tiny", "--host", "toy", "--device", "cpu")
+    assert "demo, sam2 host, 256 px" in said("inspect", "demo", "--host", "toy", "--device", "cpu")
+
+
+def test_the_command_line_silences_every_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from surgery.cli.main import main
+
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "")
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY")
+    logging.getLogger("sam2").setLevel(logging.INFO)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert CliRunner().invoke(main, ["recipes"]).exit_code == 0
+        warnings.warn("cannot import name '_C' from 'sam2'", UserWarning, stacklevel=1)
+    assert logging.getLogger("sam2").level == logging.ERROR
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == "error"
 
 
 @pytest.mark.usefixtures("known")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from surgery.core.driver import Driver, FrameSource
 from surgery.core.host import HostView
+from surgery.hosts.sam21 import pixels_of
 
 # Both replace a name in the host's module for a moment; two threads at it would put back each other's replacement.
 _LOCK = threading.RLock()
@@ -51,6 +52,8 @@ def _replaced(name: str, value: Any) -> Iterator[None]:
 
 class Sam2Driver(Driver):
     """`SAM2VideoPredictor`; the session is its `inference_state`."""
+
+    pixels = staticmethod(pixels_of)
 
     def __init__(self, view: HostView, frames: FrameSource, size: tuple[int, int]) -> None:
         super().__init__(view, frames, size)

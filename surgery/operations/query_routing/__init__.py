@@ -125,7 +125,8 @@ class QueryRouter(Bound[SparseQueryRouting]):
         found = FrameRegions(context.frame, windows, grid, self.settings.budget, picture=picture)
         if near and found.windows is not None:
             found.regions = self._regions(near, context.read()["near"], grid)
-            found.changed = computed.changed if computed is not None and picture is not None else None
+            if computed is not None and picture is not None and computed.seen is not None:
+                found.changed = (picture - computed.seen.to(picture.device)).abs().mean(0).flatten()
         context.video.states[FrameRegions] = found
         return features
 
@@ -215,7 +216,7 @@ class QueryRouter(Bound[SparseQueryRouting]):
         record: QueryRoute | list[Tensor | None] | None = context.records.get(self.settings.type)
         if isinstance(record, QueryRoute):
             call.key = call.value = record.renewed(call.query, call.layer)
-            call.places, call.tokens = record.index, record.tokens
+            call.places, call.tokens, call.on_grid = record.index, record.tokens, True
         elif record is not None:
             record[call.layer] = call.query
         return proceed(call)
@@ -236,7 +237,8 @@ class QueryRouter(Bound[SparseQueryRouting]):
         still = torch.zeros(grid.tokens, width_of(host), device=parameter.device, dtype=parameter.dtype)
         inputs, ages = (still,) * len(host.self_attentions()), (0,) * grid.count
         context.video.set_object(QueryMemory(step.previous, still, inputs, ages), step.obj_id, step.reverse)
-        region = ObjectRegion(torch.ones(grid.tokens, dtype=torch.bool, device=parameter.device), (grid.tokens,))
+        counts = tuple(len(grid.token_ids([window])) for window in range(grid.count))
+        region = ObjectRegion(torch.ones(grid.tokens, dtype=torch.bool, device=parameter.device), counts)
         context.video.states[FrameRegions] = FrameRegions(context.frame, (), grid, share, {step.obj_id: region})
 
     def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:

@@ -14,10 +14,24 @@ from surgery.core.windows import WindowGrid
 from surgery.errors import UnsupportedModelError
 from surgery.operations.window_routing.bound import WindowRouter
 from surgery.operations.window_routing.geometry import span_of, stage4_blocks, stage4_grid, tile_grid
-from surgery.operations.window_routing.settings import RefreshSettings, ShortcutSettings, WindowSettings
+from surgery.operations.window_routing.settings import (
+    ObjectSettings,
+    RefreshSettings,
+    ShortcutSettings,
+    SkippedSettings,
+    StageSettings,
+    WindowSettings,
+)
 from surgery.operations.window_routing.simulate import WindowSimulation
 
-__all__ = ["RefreshSettings", "ShortcutSettings", "SparseWindowRouting"]
+__all__ = [
+    "ObjectSettings",
+    "RefreshSettings",
+    "ShortcutSettings",
+    "SkippedSettings",
+    "SparseWindowRouting",
+    "StageSettings",
+]
 
 
 class SparseWindowRouting(WindowSettings):
@@ -36,9 +50,9 @@ class SparseWindowRouting(WindowSettings):
                 f"masks of {host.mask_side()} px do not divide into the {span.side} tokens of stage 3"
             )
         routed = list(range(span.exit + 1))
-        if self.span == "tiles":
+        if self.stages.span == "tiles":
             tile_grid(host, span)
-        if self.stage4 == "routed":
+        if self.stages.stage4 == "routed":
             stage4_grid(host, span)
             routed += stage4_blocks(host, span)
         blocks = host.blocks()

@@ -54,14 +54,14 @@ class WindowRouter(Bound[WindowSettings]):
         host = surgery.host
         self.span = span = span_of(host)
         self.grid: WindowGrid = WindowGrid(span.side, span.side, span.window)
-        self.tiles = tile_grid(host, span) if settings.span == "tiles" else None
-        self.stage4 = stage4_grid(host, span) if settings.stage4 == "routed" else None
+        self.tiles = tile_grid(host, span) if settings.stages.span == "tiles" else None
+        self.stage4 = stage4_grid(host, span) if settings.stages.stage4 == "routed" else None
         self.policy: Policy = by_evidence
         self.shortcut: Shortcut = before.shortcut if before is not None else self._new()
-        if settings.correction == "patch" and self.shortcut.corrections is None:
+        if settings.stages.correction == "patch" and self.shortcut.corrections is None:
             raise ModelStateError(
-                "routing.correction: patch on a model whose shortcut was made without corrections; call sparsify with "
-                "this recipe"
+                "routing.stages.correction: patch on a model whose shortcut was made without corrections; call "
+                "sparsify with this recipe"
             )
         self.learned = (host.blocks()[span.entry], "shortcut", self.shortcut)
 
@@ -69,9 +69,9 @@ class WindowRouter(Bound[WindowSettings]):
         host, span = self.surgery.host, self.span
         reference = next(host.blocks()[span.entry].parameters())
         corrected = None
-        if self.settings.correction == "patch":
+        if self.settings.stages.correction == "patch":
             corrected = tile_grid(host, span).widths
-        shortcut = make_shortcut(self.settings.shortcut.type, span.channels, corrected=corrected)
+        shortcut = make_shortcut(self.settings.skipped.shortcut.type, span.channels, corrected=corrected)
         return shortcut.to(reference.device, reference.dtype).train(bool(host.model.training))
 
     @property
@@ -91,7 +91,7 @@ class WindowRouter(Bound[WindowSettings]):
         host, span = self.surgery.host, self.span
         yield Patch("encode", self._encode)
         ends = last_blocks(host, span)
-        corrections = self.shortcut.corrections if self.settings.correction == "patch" else None
+        corrections = self.shortcut.corrections if self.settings.stages.correction == "patch" else None
         for index in range(span.entry):
             level = ends.index(index) if index in ends else None
             correction: Any = corrections[level] if corrections is not None and level is not None else None
@@ -101,7 +101,7 @@ class WindowRouter(Bound[WindowSettings]):
             shortcut = self.shortcut if index == span.entry else None
             side = span.side if index == span.exit else None
             yield Patch("block", SpanBlock(host.block_info(index).window, shortcut, side), index)
-        if self.settings.stage4 == "routed":
+        if self.settings.stages.stage4 == "routed":
             numbers = stage4_blocks(host, span)
             for index in numbers:
                 window = host.block_info(index).window
@@ -151,17 +151,17 @@ class WindowRouter(Bound[WindowSettings]):
             if stage4 is not None and state.stage4 is not None:
                 after = stage4.route(windows, device, state.stage4)
             return self.routed(
-                windows, device, state.span if settings.temporal and tiles is None else None, early, after
+                windows, device, state.span if settings.skipped.temporal and tiles is None else None, early, after
             )
-        if settings.padding == "published" and grid.padded and not watched:
+        if settings.skipped.padding == "published" and grid.padded and not watched:
             return make_route(grid, range(grid.count), device, None, published_padding=True)
         watch = tiles.watch(watched) if tiles is not None else None
         after = stage4.watch() if stage4 is not None else None
-        return dense_route(watched or (chooses and settings.temporal), watch, after)
+        return dense_route(watched or (chooses and settings.skipped.temporal), watch, after)
 
     def routed(self, windows: Any, device: torch.device, memory: Any, early: Any = None, after: Any = None) -> Route:
         """The route of a frame that computes `windows`, given what the video remembers; see `make_route`."""
-        published = self.settings.padding == "published"
+        published = self.settings.skipped.padding == "published"
         return make_route(self.grid, windows, device, memory, published, not self.shortcut.pointwise, early, after)
 
     def memory_of(self, entering: Tensor, leaving: Tensor) -> SpanMemory | None:
@@ -179,12 +179,12 @@ class WindowRouter(Bound[WindowSettings]):
     def _remember(self, route: Route, state: WindowState, preview: FramePreview, device: torch.device) -> None:
         settings = self.settings
         if route.tiles is not None and route.seen_output is not None:
-            picture = preview.picture if settings.early else None
+            picture = preview.picture if settings.stages.early else None
             with self.surgery.inside(ENCODER, device.type):
                 state.tiles = updated_tiles(
                     route.tiles, route.chosen, route.seen_output, picture, route.seen_input, self.shortcut
                 )
-        elif settings.temporal and settings.windows == "object":
+        elif settings.skipped.temporal and settings.windows == "object":
             with self.surgery.inside(ENCODER, device.type):
                 state.span = updated_memory(route, self.shortcut, self.grid)
 
@@ -195,11 +195,8 @@ class WindowRouter(Bound[WindowSettings]):
         grid, video = self.grid, context.video
         state.thumbnail = preview.thumbnail
         state.seen = preview.remembered(state.seen, windows, grid)
-        changed = None
-        if preview.picture is not None and state.seen is not None:
-            changed = (preview.picture - state.seen.to(preview.picture.device)).abs().mean(0).flatten()
         if self.settings.windows == "object":
-            context.provide(ComputedWindows(grid, None if windows is None else tuple(windows), changed))
+            context.provide(ComputedWindows(grid, None if windows is None else tuple(windows), state.seen))
         context.sparse = context.sparse or windows is not None
         state.renewed(windows, grid.count)
         if video.first is None or video.first.counted or context.step is None or context.step.prompted:
@@ -232,11 +229,11 @@ class WindowRouter(Bound[WindowSettings]):
         device, dtype, settings = reference.device, reference.dtype, self.settings
         memory, early, after = None, None, None
         if self.tiles is not None:
-            extra = settings.early > 0
+            extra = settings.stages.early > 0
             blank = self.tiles.blank(self.span.channels, device, dtype, extra)
             urgency = torch.zeros(self.tiles.count, device=device) if extra else None
-            early = self.tiles.route(windows, device, blank, urgency, round(settings.early * self.tiles.count))
-        elif settings.temporal:
+            early = self.tiles.route(windows, device, blank, urgency, round(settings.stages.early * self.tiles.count))
+        elif settings.skipped.temporal:
             still = torch.zeros(self.grid.tokens, self.span.channels, device=device, dtype=dtype)
             memory = SpanMemory(still, still)
         if self.stage4 is not None:

@@ -75,7 +75,7 @@ class FramePreview:
     def at(cls, pixels: Tensor, settings: WindowSettings, grid: WindowGrid, context: FrameContext) -> FramePreview:
         """Look at normalised pixels [1, 3, S, S]."""
         small = thumbnail(pixels) if settings.refresh.scene_cut is not None else None
-        if settings.budget >= 1.0 and not settings.early and not context.has_picture(grid.height, grid.width):
+        if settings.budget >= 1.0 and not settings.stages.early and not context.has_picture(grid.height, grid.width):
             return cls(small)
         return cls(small, context.picture(pixels, grid.height, grid.width))
 
@@ -113,7 +113,7 @@ def by_evidence(
     objects = context.step.objects
     evidence = [context.known[obj_id] for obj_id in objects]
     facts, small, cut = context.facts, preview.thumbnail, settings.refresh.scene_cut
-    facts["touched"] = mask_windows([item.mask for item in evidence], grid, settings.dilation)
+    facts["touched"] = mask_windows([item.mask for item in evidence], grid, settings.object.dilation)
     facts["scores"] = torch.cat([item.score.reshape(1) for item in evidence])
     if small is not None and state.thumbnail is not None:
         facts["cut"] = scene_change(small, state.thumbnail.to(small.device))
@@ -128,7 +128,7 @@ def by_evidence(
         if not host.modules("token_to_image"):
             return [False] * grid.count  # a decoder without attention says nothing besides its masks
         maps = torch.stack([saliency_map(host, item) for item in evidence])
-        windows: list[bool] = salient_windows(maps, grid, settings.saliency_mass).tolist()
+        windows: list[bool] = salient_windows(maps, grid, settings.object.saliency_mass).tolist()
         return windows
 
     return by_rules(settings, state, objects, found, salient)
@@ -161,7 +161,7 @@ def by_rules(
     if lost_object(settings, state, objects, seen.scores):
         return None, "lost object"
     taken = list(seen.touched)
-    if not any(taken) or any(not score >= settings.score_gate for score in seen.scores):
+    if not any(taken) or any(not score >= settings.object.score_gate for score in seen.scores):
         taken = [a or b for a, b in zip(taken, salient(), strict=True)]
     windows = allot(
         taken, state.ages, seen.changes, settings.rolling, settings.round_to, settings.budget, settings.fill
@@ -203,9 +203,9 @@ def tile_route(
     if preview.picture is None or memory.picture is None or memory.ages is None:
         return tiles.route(windows, memory.output.device, memory)
     union = torch.stack([item.mask for item in known.values()]).any(0)
-    near = tiles.near(union, settings.dilation)
+    near = tiles.near(union, settings.object.dilation)
     urgency = piece_urgency(near, tiles.changes(preview.picture, memory.picture), memory.ages)
-    return tiles.route(windows, memory.output.device, memory, urgency, round(settings.early * tiles.count))
+    return tiles.route(windows, memory.output.device, memory, urgency, round(settings.stages.early * tiles.count))
 
 
 def must_be_dense(
@@ -224,10 +224,10 @@ def must_be_dense(
             return "object without evidence"
     if settings.refresh.every and state.since_dense >= settings.refresh.every:
         return "refresh interval"
-    last = state.tiles if settings.span == "tiles" else state.span
-    if settings.temporal and (last is None or last.output.device != device):
+    last = state.tiles if settings.stages.span == "tiles" else state.span
+    if settings.skipped.temporal and (last is None or last.output.device != device):
         return "no last output"
-    if settings.stage4 == "routed" and (state.stage4 is None or state.stage4.device != device):
+    if settings.stages.stage4 == "routed" and (state.stage4 is None or state.stage4.device != device):
         return "no last output"
     return None
 

@@ -137,7 +137,7 @@ class WindowSimulation(Simulation):
         return (both[0] / both[1]).tolist()
 
     def _touched(self, evidence: list[Evidence]) -> dict[tuple[str, int], list[bool]]:
-        kinds = {(each.settings.candidates, each.settings.dilation) for each in self.candidates.values()}
+        kinds = {(each.settings.object.candidates, each.settings.object.dilation) for each in self.candidates.values()}
         found: dict[tuple[str, int], list[bool]] = {}
         for which, dilation in kinds:
             masks = [item.mask if which == "all" or item.best is None else item.best for item in evidence]
@@ -146,7 +146,7 @@ class WindowSimulation(Simulation):
 
     def _salient(self, evidence: list[Evidence]) -> dict[float, list[bool]]:
         maps = torch.stack([saliency_map(self._router.surgery.host, item) for item in evidence])
-        masses = {each.settings.saliency_mass for each in self.candidates.values()}
+        masses = {each.settings.object.saliency_mass for each in self.candidates.values()}
         return {mass: salient_windows(maps, self._grid, mass).tolist() for mass in masses}
 
     def _settle(self, evidence: list[Evidence]) -> None:
@@ -172,7 +172,7 @@ class WindowSimulation(Simulation):
         state.renewed(windows, count)
         for window, age in enumerate(state.ages):
             if age:
-                past = self._errors[min(age, len(self._errors)) - 1] if settings.temporal else self._level
+                past = self._errors[min(age, len(self._errors)) - 1] if settings.skipped.temporal else self._level
                 candidate.risk += weights[window] * past[window] / sum(weights)
 
     def _choose(self, candidate: Candidate, facts: _Facts) -> list[int] | None:
@@ -184,6 +184,6 @@ class WindowSimulation(Simulation):
         if settings.budget < 1.0:
             deepest = len(facts.changes)
             changes = [facts.changes[min(age + 1, deepest) - 1][window] for window, age in enumerate(state.ages)]
-        touched = facts.touched[settings.candidates, settings.dilation]
+        touched = facts.touched[settings.object.candidates, settings.object.dilation]
         seen = Seen(touched, facts.scores, changes, facts.cut)
-        return by_rules(settings, state, facts.objects, seen, lambda: facts.salient[settings.saliency_mass])[0]
+        return by_rules(settings, state, facts.objects, seen, lambda: facts.salient[settings.object.saliency_mass])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,23 +12,27 @@ from torch._dynamo.testing import CompileCounter
 
 import surgery
 from surgery import ModelStateError, UnsupportedModelError, WeightsError
-from surgery.bench.flops import encoder_gflop
-from surgery.engine import require_view
-from surgery.graft import is_grafted
-from surgery.hosts.late import LateBlock, late_blocks
+from surgery.core.cost import stock_gflop
+from surgery.core.patching import is_patched
+from surgery.engine import require_surgery
+from surgery.hosts import view_of
 from surgery.operations import SparseWindowRouting
+from surgery.operations.window_routing.blocks import Stage4Block
+from surgery.operations.window_routing.geometry import stage4_blocks
+from surgery.operations.window_routing.policy import WindowState
+from surgery.operations.window_routing.span import SpanMemory
 from surgery.recipe import Recipe
-from surgery.routing.span import SpanMemory, make_route
 from tests.hosts.drive import Driver, make, video
+from tests.hosts.routes import blocks_that_run, encoder, encoder_gflop, force, levels_of, router_of
 from tests.hosts.sessions import begun, close, copied, gather, interleaved, models_copied, reset_forgets, same, undone
-from tests.hosts.test_compile import encoder, graphs_compiled
+from tests.hosts.test_compile import graphs_compiled
 
 HOSTS = ("sam2", "transformers")
 UNPADDED, PADDED = (8, 4, 4, 2), (8, 4, 6, 3)
 BLOCKS, TRAILING = (1, 1, 7, 2), (1, 1, 8, 2)
 """Depths; with TRAILING a windowed block of stage 3 lies between the exit and stage 4."""
-LATE = Recipe(
-    metadata={"name": "late", "description": "Window routing alone, stage 4 routed."},
+ROUTED = Recipe(
+    metadata={"name": "stage4", "description": "Window routing alone, stage 4 routed."},
     operations=[
         SparseWindowRouting(
             stage4="routed", temporal=True, rolling=1, budget=0.6, score_gate=0.0, candidates="best", dilation=1
@@ -44,58 +49,37 @@ def host(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def late(
+def cut(
     host: str,
     windows: tuple[int, ...] = UNPADDED,
     extra: list[str] | None = None,
     blocks: tuple[int, ...] = BLOCKS,
 ) -> Driver:
     driver = make(host, windows, blocks=blocks)
-    surgery.sparsify(driver.model, LATE.with_overrides(extra or []))
+    surgery.sparsify(driver.model, ROUTED.with_overrides(extra or []))
     return driver
-
-
-def levels_of(driver: Driver, pixels: Tensor) -> list[Tensor]:
-    """Stage outputs [1, C, H, W] of the trunk, finest first."""
-    out = encoder(driver.model)(pixels)
-    if isinstance(out, list):
-        return out
-    return [level.permute(0, 3, 1, 2) for level in out.intermediate_hidden_states]
 
 
 def stage4(driver: Driver, stage3: Tensor) -> Tensor:
     """The stock stage 4 on a stage-3 map [1, C, H, W] -> [1, 2 C, H / 2, W / 2]."""
-    view = require_view(driver.model)
-    assert view.span_info is not None and view.binding.route is None
-    out = stage3.permute(0, 2, 3, 1)
-    for index in late_blocks(view, view.span_info):
-        out = view.blocks()[index](out)
+    host, out = view_of(driver.model), stage3.permute(0, 2, 3, 1)
+    for index in stage4_blocks(host, router_of(driver.model).span):
+        out = host.blocks()[index](out)
     return out.permute(0, 3, 1, 2)
 
 
 def routed(driver: Driver, pixels: Tensor, chosen: list[int], last: Tensor) -> list[Tensor]:
     """Stage outputs when `chosen` windows are computed and stage 4 returned `last` [1, H, W, C] before."""
-    view = require_view(driver.model)
-    binding, span = view.binding, view.span_info
-    assert binding.grid is not None and binding.late is not None and span is not None
-    noise = torch.randn(2, binding.grid.tokens, span.channels, generator=torch.Generator().manual_seed(3))
-    binding.route = make_route(
-        binding.grid,
-        chosen,
-        pixels.device,
-        SpanMemory(*noise),
-        late=binding.late.route(chosen, pixels.device, last),
-    )
-    try:
-        return levels_of(driver, pixels)
-    finally:
-        binding.route = None
+    router = router_of(driver.model)
+    assert router.stage4 is not None
+    noise = torch.randn(2, router.grid.tokens, router.span.channels, generator=torch.Generator().manual_seed(3))
+    after = router.stage4.route(chosen, pixels.device, last)
+    return levels_of(driver.model, pixels, router.routed(chosen, pixels.device, SpanMemory(*noise), after=after))
 
 
-def inside(driver: Driver, chosen: list[int]) -> Tensor:
+def inside(driver: Driver, chosen: Sequence[int]) -> Tensor:
     """bool [h, w]: tokens of the stage-4 map that lie under `chosen` stage-3 windows, by visiting each."""
-    grid = require_view(driver.model).binding.grid
-    assert grid is not None
+    grid = router_of(driver.model).grid
     window = grid.window
     return torch.tensor(
         [
@@ -115,10 +99,9 @@ def test_a_computed_window_is_the_stock_one_and_a_skipped_one_the_last(
     host: str, windows: tuple[int, ...], blocks: tuple[int, ...]
 ) -> None:
     """Whatever else is computed: stage 4 of a window depends on that window of the stage-3 map alone."""
-    driver = late(host, windows, blocks=blocks)
-    grid = require_view(driver.model).binding.grid
-    assert grid is not None
-    last = levels_of(driver, video(2)[:1])[3].permute(0, 2, 3, 1).contiguous()
+    driver = cut(host, windows, blocks=blocks)
+    grid = router_of(driver.model).grid
+    last = levels_of(driver.model, video(2)[:1])[3].permute(0, 2, 3, 1).contiguous()
     now = video(2, seed=4)[1:]
     for chosen in ([0], [1, 2], [grid.cols - 1, grid.cols], [grid.count - 1], [0, grid.cols, grid.count - 1]):
         found = routed(driver, now, chosen, last)
@@ -131,12 +114,12 @@ def test_a_computed_window_is_the_stock_one_and_a_skipped_one_the_last(
 @both_paddings
 @torch.no_grad()
 def test_every_window_computed_is_the_stock_stage(host: str, windows: tuple[int, ...]) -> None:
-    driver = late(host, windows)
-    view = require_view(driver.model)
-    assert view.binding.grid is not None and view.binding.late is not None
+    driver = cut(host, windows)
+    router = router_of(driver.model)
+    assert router.stage4 is not None
     pixels = video(2, seed=4)[1:]
-    blank = view.binding.late.blank(pixels.device, pixels.dtype)
-    found = routed(driver, pixels, list(range(view.binding.grid.count)), blank)
+    blank = router.stage4.blank(pixels.device, pixels.dtype)
+    found = routed(driver, pixels, list(range(router.grid.count)), blank)
     stock = stage4(driver, found[2])
     assert (found[3] - stock).abs().max() < 1e-6
 
@@ -148,10 +131,8 @@ def test_every_window_through_the_routed_path_equals_stock(
 ) -> None:
     driver = make(host, windows, blocks=BLOCKS)
     stock = driver.track(video(5))
-    surgery.sparsify(driver.model, LATE.with_overrides(extra))
-    binding = require_view(driver.model).binding
-    assert binding.grid is not None
-    binding.forced = range(binding.grid.count)
+    surgery.sparsify(driver.model, ROUTED.with_overrides(extra))
+    force(driver.model, range(router_of(driver.model).grid.count))
     close(driver.track(video(5)), stock, 2e-5)
     assert surgery.status(driver.model).dense_frames == {"first frame or jump": 1}
 
@@ -163,7 +144,7 @@ def test_all_windows_are_bit_equal_to_stock(host: str, windows: tuple[int, ...],
     stock = driver.track(video(6), objects)
     surgery.sparsify(driver.model, Recipe.load("exact", ["routing.stage4=routed", "routing.temporal=true"]))
     assert same(driver.track(video(6), objects), stock)
-    surgery.sparsify(driver.model, LATE.with_overrides(["routing.rolling=100", "routing.budget=1"]))
+    surgery.sparsify(driver.model, ROUTED.with_overrides(["routing.rolling=100", "routing.budget=1"]))
     assert same(driver.track(video(6), objects), stock), "every window needed: the frame is dense"
 
 
@@ -177,7 +158,7 @@ def test_all_windows_are_bit_equal_to_stock(host: str, windows: tuple[int, ...],
 def test_hosts_agree(reverse: bool, objects: int, windows: tuple[int, ...], extra: list[str]) -> None:
     masks, kept = {}, {}
     for host in HOSTS:
-        driver = late(host, windows, extra)
+        driver = cut(host, windows, extra)
         session = driver.session(video(10))
         first = 9 if reverse else 0
         driver.click(session, first, {7 + index: (40 + 70 * index, 110) for index in range(objects)})
@@ -191,7 +172,7 @@ def test_hosts_agree(reverse: bool, objects: int, windows: tuple[int, ...], extr
 
 @both_spans
 def test_interleaved_videos_equal_each_alone(host: str, extra: list[str]) -> None:
-    driver = late(host, extra=extra)
+    driver = cut(host, extra=extra)
     interleaved(driver, [video(8, seed) for seed in (1, 2)])
 
 
@@ -202,22 +183,23 @@ def test_a_still_video_stays_as_it_was(host: str) -> None:
     stock = driver.track(still)
     errors = {}
     for choice in ("routed", "dense"):
-        surgery.sparsify(driver.model, LATE.with_overrides([f"routing.stage4={choice}"]))
-        require_view(driver.model).binding.forced = [5]
+        surgery.sparsify(driver.model, ROUTED.with_overrides([f"routing.stage4={choice}"]))
+        force(driver.model, [5])
         masks = driver.track(still)
         errors[choice] = max(float((a - b).abs().max()) for a, b in zip(masks, stock, strict=True))
     assert errors["routed"] < 1.5 * errors["dense"]
 
 
 def test_a_cut_a_jump_and_a_prompt_renew_every_window(host: str) -> None:
-    driver = late(host, extra=["routing.refresh.scene_cut=0.6"])
+    driver = cut(host, extra=["routing.refresh.scene_cut=0.6"])
     clip = torch.cat([video(6), video(6, 3)])
     session = driver.session(clip)
     driver.click(session, 0, {1: (40, 110)})
 
     def is_fresh(frame: int) -> bool:
         return torch.equal(
-            driver.state(session).stage4.permute(0, 3, 1, 2), levels_of(driver, clip[frame : frame + 1])[3]
+            driver.state(session).states[WindowState].stage4.permute(0, 3, 1, 2),
+            levels_of(driver.model, clip[frame : frame + 1])[3],
         )
 
     fresh = [frame for frame, _ in driver.propagate(session, count=9) if is_fresh(frame)]
@@ -233,26 +215,28 @@ def test_a_cut_a_jump_and_a_prompt_renew_every_window(host: str) -> None:
 
 
 def test_rolling_renews_every_window(host: str) -> None:
-    driver = late(host, extra=["routing.budget=0.25", "routing.rolling=16", "routing.refresh.start=false"])
+    driver = cut(host, extra=["routing.budget=0.25", "routing.rolling=16", "routing.refresh.start=false"])
     session = driver.session(video(20))
     driver.click(session, 0, {1: (40, 110)})
     start = None
     for frame, _ in driver.propagate(session):
         if frame == 0:
-            start = driver.state(session).stage4
+            start = driver.state(session).states[WindowState].stage4
     assert surgery.status(driver.model).windows_kept == pytest.approx(0.25)
-    assert (driver.state(session).stage4 != start).any(-1).all(), "frames carry noise, so a computed window changes"
+    assert (driver.state(session).states[WindowState].stage4 != start).any(-1).all(), (
+        "frames carry noise, so a computed window changes"
+    )
 
 
 def test_state_lives_on_the_session_and_goes_with_it(host: str) -> None:
     import gc
     import weakref
 
-    driver = late(host)
+    driver = cut(host)
     session = driver.session(video(6))
     driver.click(session, 0, {1: (40, 110)})
     gather(driver, session)
-    kept = driver.state(session).stage4
+    kept = driver.state(session).states[WindowState].stage4
     for module in driver.model.modules():
         owned = [*vars(module).values(), *vars(vars(module).get("_surgery", module)).values()]
         assert not any(value is kept for value in owned)
@@ -267,33 +251,31 @@ def test_state_lives_on_the_session_and_goes_with_it(host: str) -> None:
 
 @both_spans
 def test_a_session_and_a_model_can_be_copied(host: str, extra: list[str]) -> None:
-    driver = late(host, extra=extra)
+    driver = cut(host, extra=extra)
     models_copied(driver)
     copied(driver)
 
 
 def test_a_reset_forgets_stage_4(host: str) -> None:
-    reset_forgets(late(host))
+    reset_forgets(cut(host))
 
 
 def test_removing_one_object_keeps_stage_4_and_removing_all_forgets_it() -> None:
-    driver = late("sam2")
+    driver = cut("sam2")
     session, run = begun(driver, video(10), 5, {4: (40, 110), 9: (200, 60)})
     run.close()
-    kept = driver.state(session).stage4
+    kept = driver.state(session).states[WindowState].stage4
     driver.model.remove_object(session, 4)
     run = driver.propagate(session, start=5)
     next(run)
     assert driver.state(session).stats.last.dense is None
-    grid = require_view(driver.model).binding.grid
     state = driver.state(session)
-    assert grid is not None and state.computed is not None
-    left = ~inside(driver, list(state.computed))
-    assert torch.equal(state.stage4[0][left], kept[0][left])
+    left = ~inside(driver, state.stats.last.windows)
+    assert torch.equal(state.states[WindowState].stage4[0][left], kept[0][left])
     run.close()
     driver.model.remove_object(session, 9)
     state.sync_objects({})
-    assert state.stage4 is None
+    assert WindowState not in state.states
 
 
 # --- undo, settings, refusals
@@ -301,21 +283,16 @@ def test_removing_one_object_keeps_stage_4_and_removing_all_forgets_it() -> None
 
 def test_desparsify_gives_the_stock_model_back(host: str) -> None:
     def check(model: Any) -> None:
-        view = require_view(model)
-        assert view.span_info is not None
-        numbers = late_blocks(view, view.span_info)
-        assert [isinstance(block, LateBlock) for block in view.blocks()] == [
-            number in numbers for number in range(len(view.blocks()))
-        ]
+        assert blocks_that_run(model, Stage4Block) == list(stage4_blocks(view_of(model), router_of(model).span))
 
-    undone(make(host, blocks=BLOCKS), LATE, check)
+    undone(make(host, blocks=BLOCKS), ROUTED, check)
 
 
 def test_setting_another_recipe_moves_between_dense_and_routed(host: str) -> None:
-    """Calibration changes the recipe of a model under surgery; what it grafts is undone with the rest."""
-    from surgery.operate import reconfigure
+    """Calibration changes the recipe of a model under surgery; what it patches is undone with the rest."""
+    from surgery.core.engine import reconfigure
 
-    recipes = {choice: LATE.with_overrides([f"routing.stage4={choice}"]) for choice in ("dense", "routed")}
+    recipes = {choice: ROUTED.with_overrides([f"routing.stage4={choice}"]) for choice in ("dense", "routed")}
     expected = {}
     for choice, recipe in recipes.items():
         driver = make(host, blocks=BLOCKS)
@@ -325,42 +302,41 @@ def test_setting_another_recipe_moves_between_dense_and_routed(host: str) -> Non
     driver = make(host, blocks=BLOCKS)
     surgery.sparsify(driver.model, recipes["dense"])
     for choice in ("routed", "dense", "routed"):
-        reconfigure(require_view(driver.model), recipes[choice])
+        reconfigure(require_surgery(driver.model), recipes[choice])
         assert same(driver.track(video(7)), expected[choice]), choice
     surgery.desparsify(driver.model)
-    assert not any(is_grafted(module) for module in driver.model.modules())
+    assert not any(is_patched(module) for module in driver.model.modules())
 
 
 def test_windows_that_are_not_halved_are_refused(host: str) -> None:
     driver = make(host, (8, 4, 6, 2), blocks=BLOCKS)
     with pytest.raises(UnsupportedModelError, match=r"block 10 has windows of 2 tokens, expected 3.*use stage4: dense"):
-        surgery.sparsify(driver.model, LATE)
-    assert not any(is_grafted(module) for module in driver.model.modules())
+        surgery.sparsify(driver.model, ROUTED)
+    assert not any(is_patched(module) for module in driver.model.modules())
     surgery.sparsify(driver.model, "balanced")
     kept = surgery.status(driver.model).recipe
     with pytest.raises(UnsupportedModelError):
-        surgery.sparsify(driver.model, LATE)
+        surgery.sparsify(driver.model, ROUTED)
     assert surgery.status(driver.model).recipe == kept
 
 
 def test_a_patched_or_broken_block_is_refused(host: str) -> None:
     driver = make(host, blocks=BLOCKS)
-    block = require_view(surgery.sparsify(driver.model, LATE)).blocks()[10]
-    surgery.desparsify(driver.model)
+    block = view_of(driver.model).blocks()[10]
     kind = type(block)
     block.forward = lambda *args, **kwargs: kind.forward(block, *args, **kwargs)
     with pytest.raises(ModelStateError, match="carries its own forward"):
-        surgery.sparsify(driver.model, LATE)
+        surgery.sparsify(driver.model, ROUTED)
     del block.forward
     with torch.no_grad():
         next(block.parameters()).view(-1)[0] = float("nan")
     with pytest.raises(WeightsError, match=r"blocks\.10"):
-        surgery.sparsify(driver.model, LATE)
-    assert not any(is_grafted(module) for module in driver.model.modules())
+        surgery.sparsify(driver.model, ROUTED)
+    assert not any(is_patched(module) for module in driver.model.modules())
 
 
 def test_a_routed_stage_4_needs_memory() -> None:
-    with pytest.raises(surgery.RecipeError, match="stage4 'routed' needs temporal: true"):
+    with pytest.raises(surgery.RecipeError, match=r"stage4: routed needs skipped\.temporal: true"):
         Recipe.load("published-large", ["routing.stage4=routed"])
 
 
@@ -368,7 +344,7 @@ def test_a_routed_stage_4_needs_memory() -> None:
 
 
 def test_half_precision_and_autocast(host: str) -> None:
-    driver = late(host)
+    driver = cut(host)
     with torch.autocast("cpu", torch.bfloat16):
         masks = driver.track(video(5))
     assert all(torch.isfinite(mask).all() for mask in masks)
@@ -386,12 +362,11 @@ def test_half_precision_and_autocast(host: str) -> None:
 )
 def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tuple[int, ...], extra: list[str]) -> None:
     frames = video(12)
-    eager, compiled = late(host, windows, extra), late(host, windows, extra)
+    eager, compiled = cut(host, windows, extra), cut(host, windows, extra)
     torch._dynamo.reset()
     counter = CompileCounter()
     encoder(compiled.model).compile(backend=counter)
-    grid = require_view(eager.model).binding.grid
-    assert grid is not None
+    grid = router_of(eager.model).grid
     # One window or several, full or padded: each kind twice, then other counts.
     schedule = [[1], [0, 1], [2, 5, 7], [8], [0, 3, 4], [2, 8], [3], [5], [0, 8], list(range(grid.count - 1))]
     graphs = graphs_compiled(eager, compiled, frames, schedule, counter)
@@ -404,10 +379,9 @@ def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tup
 def test_the_count_of_operations_sees_a_routed_stage_4(host: str, windows: tuple[int, ...], extra: list[str]) -> None:
     stock, few, every = {}, {}, {}
     for choice in ("dense", "routed"):
-        view = require_view(late(host, windows, [*extra, f"routing.stage4={choice}"]).model)
-        assert view.binding.grid is not None
-        stock[choice] = encoder_gflop(view)
-        few[choice], every[choice] = (encoder_gflop(view, range(count)) for count in (2, view.binding.grid.count))
+        model = cut(host, windows, [*extra, f"routing.stage4={choice}"]).model
+        stock[choice] = stock_gflop(view_of(model), "encoder")
+        few[choice], every[choice] = (encoder_gflop(model, range(n)) for n in (2, router_of(model).grid.count))
     assert few["routed"] < 0.9 * few["dense"]
     assert every["routed"] == pytest.approx(every["dense"])
     assert stock["routed"] == stock["dense"]
@@ -420,11 +394,10 @@ def test_predicted_ratio_of_the_released_sizes(size: str, windows: int, ratio: f
     from surgery.bench.modules import middle_first
     from surgery.loading import load_model
 
-    view = require_view(surgery.sparsify(load_model(f"random:{size}"), LATE.with_overrides(TILES)))
-    grid = view.binding.grid
-    assert grid is not None
+    model = surgery.sparsify(load_model(f"random:{size}"), ROUTED.with_overrides(TILES))
+    grid = router_of(model).grid
     chosen = sorted(middle_first(grid.rows, grid.cols)[:windows])
-    assert encoder_gflop(view) / encoder_gflop(view, chosen) == pytest.approx(ratio, abs=0.01)
+    assert stock_gflop(view_of(model), "encoder") / encoder_gflop(model, chosen) == pytest.approx(ratio, abs=0.01)
 
 
 @pytest.mark.slow
@@ -433,12 +406,12 @@ def test_stage_4_of_a_released_size_is_the_stock_one() -> None:
     """1024 px, windows of 14 on 64 tokens and of 7 on 32: padded border windows included."""
     from surgery.loading import load_model
 
-    driver = Driver(surgery.sparsify(load_model("random:small", "sam2"), LATE))
-    late_stage = require_view(driver.model).binding.late
-    assert late_stage is not None
+    driver = Driver(surgery.sparsify(load_model("random:small", "sam2"), ROUTED))
+    stage = router_of(driver.model).stage4
+    assert stage is not None
     pixels = torch.randn(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(0))
     chosen = [4, 12, 24]
-    found = routed(driver, pixels, chosen, late_stage.blank(pixels.device, pixels.dtype))
+    found = routed(driver, pixels, chosen, stage.blank(pixels.device, pixels.dtype))
     stock, computed = stage4(driver, found[2])[0], inside(driver, chosen)
     assert (found[3][0][:, computed] - stock[:, computed]).abs().max() < 1e-4
     assert not found[3][0][:, ~computed].any()
