@@ -152,7 +152,7 @@ class ToyAttend(seams.Attention):
     def forward(self, query: Tensor, memory: Tensor, pointers: int = 0) -> Tensor:
         own: Any = self
         forward, site = super().forward, self._surgery  # type: ignore[misc]
-        if site.surgery.context is None:
+        if site.context is None:
             return forward(query, memory, pointers)
 
         def tables(tokens: int) -> tuple[Tensor, Tensor]:
@@ -220,7 +220,7 @@ class ToyRoot(Patched):
         own: Any = self
         mask = super().decide(features, given)  # type: ignore[misc]
         low = F.interpolate(mask.permute(0, 3, 1, 2), scale_factor=4)
-        record_evidence(own._surgery.surgery.context, low, None, low.amax())
+        record_evidence(own._surgery.context, low, None, low.amax())
         return mask
 
 
