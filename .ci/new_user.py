@@ -35,12 +35,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 from surgery import demo
+from surgery.hosts.transformers.driver import new_processor
 from surgery.loading import load_model
 from surgery.video import write_video
 
 model = Path("hub/hub/models--facebook--sam2.1-hiera-large")
 demo.load("transformers").save_pretrained(model / "snapshots/0")
-demo.processor().save_pretrained(model / "snapshots/0")
+new_processor(256).save_pretrained(model / "snapshots/0")
 (model / "refs").mkdir()
 (model / "refs/main").write_text("0")
 for seed, name in enumerate(("a.mp4", "b.mp4", "clip.mp4")):

@@ -17,24 +17,27 @@ from surgery.bench import figures
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.identity import Kept, identity
-from surgery.bench.modules import forced_windows, module_names, probed
+from surgery.bench.modules import fixed_windows, module_names, probed
 from surgery.bench.pair import (
     Pair,
     check_host,
     compile_operation,
     compiled_alone,
     inference,
+    plain,
     stepped,
     twin,
-    uncompiled,
 )
 from surgery.bench.probe import REST, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import BenchmarkError, Settings
-from surgery.engine import require_view
+from surgery.core.driver import follow
+from surgery.core.host import HostView
+from surgery.core.surgery import Surgery
+from surgery.engine import current_surgery, require_surgery
 from surgery.hosts import view_of
-from surgery.hosts.base import HostView
-from surgery.hosts.driver import follow
-from surgery.operations import CompileParts, SparseWindowRouting
+from surgery.hosts.sam21 import SIZES
+from surgery.operations import CompileParts
+from surgery.operations.precision import BoundPrecision
 from surgery.recipe import Recipe
 
 Rows = list[dict[str, Any]]
@@ -45,15 +48,15 @@ class Arms:
     """A baseline and one model per recipe, all on the weights of `model`, which is not changed.
 
     Args:
-        model: a stock model of either host. recipes: what the arms run; each must route windows.
+        model: a stock model of either host. recipes: what the arms run.
         settings: objects, precision (by autocast), compile, frames, warm, module_frames, seed. Windows are forced by
-            `run`; the protocol is "surgery".
+            `run`, where a recipe routes any; the protocol is "surgery".
         baseline: what the arms are compared with; default `model` as it is. A predictor that compiles itself (sam2's
             VOS predictor) takes the weights of `model`.
         step: called after every round, in which each model tracks one frame.
 
     Raises:
-        BenchmarkError: a recipe routes no windows, or a setting that the host cannot do.
+        BenchmarkError: a setting that arms do not take, or that the host cannot do.
     """
 
     def __init__(
@@ -63,17 +66,19 @@ class Arms:
         if settings.windows is not None or settings.cast != "autocast" or settings.protocol != "surgery":
             raise BenchmarkError("arms take their window shares from run, autocast and protocol 'surgery' only")
         check_host(view_of(model), settings)
-        for recipe in recipes:
-            if recipe.find(SparseWindowRouting) is None:
-                raise BenchmarkError(f"recipe {recipe.metadata.name!r} routes no windows; there is nothing to force")
         if baseline is not None:
             baseline.load_state_dict(model.state_dict(), assign=True)
         self.settings, self.step = settings, step
         self.compiles_itself = baseline is not None
         operation = compile_operation(settings)
-        self.views: list[HostView] = [_baseline(model, baseline, operation)]
-        self.views += [require_view(sparsify(twin(model), recipe, compile=operation or False)) for recipe in recipes]
+        stock = _baseline(model, baseline, operation)
+        dense, compiled = view_of(stock), current_surgery(stock)
         self.device = next(model.parameters()).device
+        cuts = [require_surgery(sparsify(twin(model), recipe, compile=operation or False)) for recipe in recipes]
+        owns = [cut.find(BoundPrecision) is not None for cut in cuts]
+        self.pairs = [Pair(dense, cut, self.device, own, compiled) for cut, own in zip(cuts, owns, strict=True)]
+        self.hosts: list[HostView] = [dense, *(cut.host for cut in cuts)]
+        self.surgeries: list[Surgery | None] = [compiled, *cuts]
         self.clock = Clock(self.device, settings.clock == "processor")
 
     def run(self, shares: Sequence[float], done: Callable[[float, Rows], None]) -> None:
@@ -91,15 +96,15 @@ class Arms:
                 raise BenchmarkError(f"windows {share!r}: expected a share above 0 and up to 1")
         settings = self.settings
         length = 1 + settings.warm + len(shares) * (2 + settings.frames + settings.module_frames)
-        clip = LoopingClip(self.views[_STOCK].image_size(), length, settings.objects, self.device, settings.seed)
+        clip = LoopingClip(self.hosts[_STOCK].image_size(), length, settings.objects, self.device, settings.seed)
         # The collector is stopped while measuring: a pass of it in one model's frame would count for that model.
         gc.collect()
         gc.disable()
         try:
             with inference(self.device):
                 self.runs: list[Iterator[Tensor]] = [
-                    stepped(follow(view, clip, clip.masks), self.device, settings, view.binding.precision is not None)
-                    for view in self.views
+                    stepped(follow(host, clip, clip.masks), self.device, settings, own)
+                    for host, own in zip(self.hosts, (False, *(pair.own for pair in self.pairs)), strict=True)
                 ]
                 with self._forced(shares[0]):
                     self._rounds(1 + settings.warm)
@@ -114,20 +119,23 @@ class Arms:
     def _share(self, share: float) -> Rows:
         settings = self.settings
         self._rounds(1)  # the first frame of new shapes is not like the others
-        before = [Kept.of(view) for view in self.views]
+        before = [Kept.of(pair.sparse) for pair in self.pairs]
         series = self._rounds(settings.frames)
-        kept = [Kept.of(view).since(one) for view, one in zip(self.views, before, strict=True)]
+        kept = [Kept.of(pair.sparse).since(one) for pair, one in zip(self.pairs, before, strict=True)]
         ms = self._spans(lambda: TimeMeter(self.clock), settings.module_frames)
         counter = FlopCounterMode(display=False)
-        with uncompiled(self.views), sdpa_kernel(SDPBackend.MATH), counter:
-            gflop = self._spans(lambda: FlopMeter(counter), 1)
-        return [self._row(arm, share, series, ms, gflop, kept[arm]) for arm in range(1, len(self.views))]
+        with ExitStack() as stack:
+            for pair in self.pairs:
+                stack.enter_context(plain(pair))
+            with sdpa_kernel(SDPBackend.MATH), counter:
+                gflop = self._spans(lambda: FlopMeter(counter), 1)
+        return [self._row(arm, share, series, ms, gflop, one) for arm, one in enumerate(kept, start=1)]
 
     @contextmanager
     def _forced(self, share: float) -> Iterator[None]:
         with ExitStack() as stack:
-            for view in self.views[1:]:
-                stack.enter_context(forced_windows(view, share))
+            for pair in self.pairs:
+                stack.enter_context(fixed_windows(pair.sparse, share))
             yield
 
     def _rounds(self, count: int) -> list[list[float]]:
@@ -135,11 +143,11 @@ class Arms:
 
     def _spans(self, meter: Callable[[], Meter], count: int) -> list[dict[str, float]]:
         """Mean per frame of every part, by model."""
-        probes = [Probe(meter()) for _ in self.views]
+        probes = [Probe(meter()) for _ in self.hosts]
         inside = self.settings.compile == "none" and not self.compiles_itself
         for number in range(count):
-            for arm in _order(number, len(self.views)):
-                with probed(self.views[arm], probes[arm], inside):
+            for arm in _order(number, len(self.hosts)):
+                with probed(self.hosts[arm], self.surgeries[arm], probes[arm], inside):
                     self.clock.synchronise()
                     probes[arm].enter(REST)
                     (next(self.runs[arm]) > 0).cpu()
@@ -153,26 +161,28 @@ class Arms:
         self, arm: int, share: float, series: list[list[float]], ms: list[dict[str, float]],
         gflop: list[dict[str, float]], kept: Kept,
     ) -> dict[str, Any]:  # fmt: skip
-        stock, view = self.views[_STOCK], self.views[arm]
+        pair = self.pairs[arm - 1]
+        cut, recipe = pair.sparse, pair.sparse.recipe
+        assert recipe is not None
+        windows = kept.windows(cut, ())
         ratio, interval = figures.speedup((series[_STOCK], series[arm]))
         predicted = sum(gflop[_STOCK].values()) / sum(gflop[arm].values())
         tables = {"ms": (ms[_STOCK], ms[arm]), "gflop": (gflop[_STOCK], gflop[arm])}
-        assert view.recipe is not None
         return {
-            **identity(Pair(stock, view, self.device), self.settings),
+            **identity(pair, self.settings),
             "baseline": "vos" if self.compiles_itself else "stock",
-            "operations": [each.type for each in view.recipe.operations if not isinstance(each, CompileParts)],
-            "windows_share": share,
-            "windows": kept.windows(view, ()),
-            "queries": kept.queries(view),
-            "keys": kept.keys(view),
+            "operations": [each.type for each in recipe.operations if not isinstance(each, CompileParts)],
+            "windows_share": share if windows is not None else None,
+            "windows": windows,
+            "queries": kept.queries(cut.host),
+            "keys": kept.keys(cut.host),
             "whole_frame_speedup": ratio,
             "interval": list(interval or ()),
             "predicted": predicted,
             "measured_over_predicted": ratio / predicted,
             "dense": figures.latency(series[_STOCK]),
             "sparse": figures.latency(series[arm]),
-            "modules": figures.module_rows(module_names(view), tables) if self.settings.module_frames else [],
+            "modules": figures.module_rows(module_names(cut.host, cut), tables) if self.settings.module_frames else [],
             "latency": [
                 {"name": name, "ms": [round(value, 4) for value in series[which]]}
                 for name, which in (("dense", _STOCK), ("sparse", arm))
@@ -206,12 +216,17 @@ def rounds(settings: Settings, shares: int) -> int:
     return 1 + settings.warm + shares * (2 + settings.frames + settings.module_frames)
 
 
-def _baseline(model: Any, baseline: Any | None, operation: CompileParts | None) -> HostView:
+def _baseline(model: Any, baseline: Any | None, operation: CompileParts | None) -> Any:
     """The stock model, compiled by the operation alone; a baseline of its own is left as it compiles itself."""
     if baseline is not None:
-        return view_of(baseline)
+        return baseline
     stock = twin(model)
-    return view_of(stock) if operation is None else require_view(sparsify(stock, compiled_alone(operation)))
+    return stock if operation is None else sparsify(stock, compiled_alone(operation))
+
+
+def model_spec(text: str) -> str:
+    """What `load_model` takes: a size stands for its model with random weights; all else is one already."""
+    return f"random:{text}" if text in SIZES else text
 
 
 def give_back(device: torch.device) -> None:

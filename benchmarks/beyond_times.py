@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import Arms
+from benchmarks.arms import Arms, model_spec
 from benchmarks.curve import beyond
 from surgery.bench import Settings
 from surgery.bench.machine import machine
@@ -33,10 +33,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    name = options.model if options.model == "demo" else f"random:{options.model}"
     recipes = beyond()
     settings = Settings(frames=options.frames, warm=8, module_frames=0, clock="processor")
-    arms = Arms(load_model(name, options.host, "cpu"), list(recipes.values()), settings, step=lambda: print(end="."))
+    model = load_model(model_spec(options.model), options.host, "cpu")
+    arms = Arms(model, list(recipes.values()), settings, step=lambda: print(end="."))
     found: list[dict[str, Any]] = []
     arms.run([options.share], lambda _, rows: found.extend(rows))
     rows = [{"name": name, **row, "model": options.model} for name, row in zip(recipes, found, strict=True)]

@@ -22,11 +22,11 @@ from typing import Any, get_args
 import torch
 
 import surgery.demo as demo
-from benchmarks.parts import fitted, score
+from benchmarks.parts import fitted, score, shortcut_of
 from surgery import Recipe, __version__, sparsify
-from surgery.bench.flops import FlopModel
+from surgery.core.cost import CostModel
 from surgery.demo.clips import HELD_OUT, Difficulty, make_clip
-from surgery.engine import require_view
+from surgery.engine import require_surgery
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.loading import load_model
 from surgery.operations import SparseWindowRouting
@@ -34,28 +34,29 @@ from surgery.operations import SparseWindowRouting
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = {
     f"published, mass {mass:g}, keys {keep:.0%}": (
-        "published-large", [f"routing.saliency_mass={mass}", f"retrieval.keep={keep}"],
+        "published-large", [f"routing.object.saliency_mass={mass}", f"retrieval.keep={keep}"],
     )
     for mass, keep in ((0.9, 0.2), (0.7, 0.05), (0.5, 0.02))
 }  # fmt: skip
 OURS = {
-    f"ours, {budget:.0%} of the tiles": ("turbo", [f"routing.budget={budget}", f"routing.early={early}", *more])
+    f"ours, {budget:.0%} of the tiles": ("turbo", [f"routing.budget={budget}", f"routing.stages.early={early}", *more])
     for budget, early, more in (
         (0.1875, 0.4, ()), (0.25, 0.45, ()), (0.3125, 0.5, ("queries.budget=0.4",)),
         (0.5, 0.7, ("queries.budget=0.6", "retrieval.keep=0.2")),
     )
 }  # fmt: skip
 NONE = {
-    "routing.span": "stage3", "routing.early": 0.0, "routing.correction": "none", "routing.stage4": "dense",
-    "routing.motion": 0.0, "queries.budget": 1.0, "retrieval.keep": 1.0, "retrieval.keep_conditioning": 1.0,
+    "routing.stages.span": "stage3", "routing.stages.early": 0.0, "routing.stages.correction": "none",
+    "routing.stages.stage4": "dense",
+    "routing.object.motion": 0.0, "queries.budget": 1.0, "retrieval.keep": 1.0, "retrieval.keep_conditioning": 1.0,
 }  # fmt: skip
 STEPS: list[tuple[str, dict[str, Any]]] = [
     ("stage-3 routing, temporal shortcut", {}),
-    ("(a) tiles from the first block", {"routing.span": "tiles"}),
-    ("(e) corrected from the patch embedding", {"routing.correction": "patch"}),
-    ("extra early pieces where objects are", {"routing.early": 0.45}),
-    ("(d) object-motion margin", {"routing.motion": 1.0}),
-    ("(f) stage 4 routed", {"routing.stage4": "routed"}),
+    ("(a) tiles from the first block", {"routing.stages.span": "tiles"}),
+    ("(e) corrected from the patch embedding", {"routing.stages.correction": "patch"}),
+    ("extra early pieces where objects are", {"routing.stages.early": 0.45}),
+    ("(d) object-motion margin", {"routing.object.motion": 1.0}),
+    ("(f) stage 4 routed", {"routing.stages.stage4": "routed"}),
     ("older memory pruned to a tenth", {"retrieval.keep": 0.1}),
     ("(c) conditioning frame pruned to two fifths", {"retrieval.keep_conditioning": 0.4}),
     ("(b) query routing, three tenths", {"queries": True, "queries.budget": 0.3}),
@@ -89,20 +90,18 @@ class Weights:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.large = load_model("random:base-plus", device="cpu")
+        self.large = load_model("random:base-plus", device="cpu", weights=False)
         self._held: dict[str, dict[str, torch.Tensor]] = {}
 
     def give(self, model: Any, recipe: Recipe) -> None:
         """Give a model under surgery the weights that its recipe needs."""
         routing = recipe.find(SparseWindowRouting)
         assert routing is not None
-        name = "turbo" if routing.temporal else "published-large"
+        name = "turbo" if routing.skipped.temporal else "published-large"
         if name not in self._held:
             twin = sparsify(copy.deepcopy(self._model), name)
             self._held[name] = fitted(twin, 60 if name == "published-large" else 0)
-        view = require_view(model)
-        assert view.span_info is not None
-        shortcut = view.shortcut_module(view.span_info)
+        shortcut = shortcut_of(model)
         shortcut.load_state_dict({key: self._held[name][key] for key in shortcut.state_dict()})
 
 
@@ -115,9 +114,8 @@ def row(
     total, per_clip, queries = score(sparse, clips)
     drops = [before - after for before, after in zip(dense, per_clip, strict=True)]
     windows, keys = statistics.fmean(total.windows), statistics.fmean(total.keys)
-    share = sum(
-        FlopModel(require_view(sparsify(weights.large, recipe))).shares(recipe, windows, keys, queries).values()
-    )
+    costs = CostModel(require_surgery(sparsify(weights.large, recipe)))
+    share = sum(costs.shares({"windows": windows, "keys": keys, "queries": queries}).values())
     return {
         "name": name, "drop": statistics.fmean(drops), "interval": list(mean_interval(drops) or ()),
         "worst_clip": max(drops),

@@ -79,7 +79,7 @@ def document(rows: list[dict[str, Any]], given: list[str], side: int) -> dict[st
     }
 
 
-def run(host: architecture.Host, variant: str, options: argparse.Namespace) -> dict[str, Any]:
+def run(host: str, variant: str, options: argparse.Namespace) -> dict[str, Any]:
     """Track one case; samples of resident MB above the start and of MB held by the session, by frame."""
     torch.set_num_threads(1)
     architecture.IMAGE_SIZE = side = options.side

@@ -17,18 +17,20 @@ from typing import Any
 
 import torch
 
-from surgery import Recipe, sparsify
+from benchmarks.arms import model_spec
+from surgery import Recipe, sparsify, status
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.figures import latency, speedup
-from surgery.bench.flops import FlopModel
 from surgery.bench.machine import machine
-from surgery.bench.modules import forced_windows
+from surgery.bench.modules import fixed_windows
 from surgery.bench.pair import twin
-from surgery.engine import require_view
+from surgery.core.cost import CostModel
+from surgery.core.parts import ATTENTION, ENCODER
+from surgery.core.surgery import Surgery
+from surgery.engine import require_surgery
 from surgery.hosts.sam2.driver import frames_instead_of_files, without_bar
 from surgery.loading import load_model
-from surgery.operations import SparseMemoryRetrieval
 
 BANK = 7
 """Frames after which the memory bank of seven is full."""
@@ -48,15 +50,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     place = torch.device("cpu")
-    stock = load_model(options.model if options.model == "demo" else f"random:{options.model}", "sam2", "cpu")
+    stock = load_model(model_spec(options.model), "sam2", "cpu")
     recipe = Recipe.load(options.recipe, options.override)
     sparse: Any = sparsify(twin(stock), recipe)
-    view = require_view(sparse)
-    side = view.image_size()
+    surgery = require_surgery(sparse)
+    side = surgery.host.image_size()
     clip = LoopingClip(side, BANK + options.frames + 2, options.objects, place)
     clock = Clock(place, processor=True)
     times: tuple[list[float], list[float]] = ([], [])
-    with torch.inference_mode(), without_bar(), forced_windows(view, options.share):
+    with torch.inference_mode(), without_bar(), fixed_windows(surgery, options.share):
         with frames_instead_of_files(clip, (side, side)):
             state = sparse.init_state("memory")
         for obj_id, mask in clip.masks.items():
@@ -76,8 +78,6 @@ def main() -> None:
                     times[which].append(ms)
                 print(("stock", "sparse")[which], round(ms), flush=True)
     ratio, interval = speedup((times[0], times[1]))
-    stats = view.binding.stats
-    assert stats is not None
     document = {
         "command": f"python -m benchmarks.objects --model {options.model} --objects {options.objects} "
         f"--recipe {options.recipe} {' '.join(f'--override {each}' for each in options.override)} "
@@ -85,7 +85,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(place),
         "rows": [
-            row(options, recipe, ratio, interval, times, stats.key_fraction, predicted(view, recipe, options)),
+            row(options, recipe, ratio, interval, times, status(sparse).keys_kept, predicted(surgery, options)),
         ],
     }
     out = options.out or Path(__file__).parent / "results" / f"objects-{options.model}-cpu.json"
@@ -107,15 +107,12 @@ def row(
     }  # fmt: skip
 
 
-def predicted(view: Any, recipe: Recipe, options: argparse.Namespace) -> float:
+def predicted(surgery: Surgery, options: argparse.Namespace) -> float:
     """Ratio of counted operations of encoder and memory attention, every object with its own memory attention."""
-    flops = FlopModel(view)
-    keep, conditioning = recipe.find(SparseMemoryRetrieval).keep, recipe.find(SparseMemoryRetrieval).keep_conditioning  # type: ignore[union-attr]
-    keys = (conditioning + 1 + 5 * keep) / 7
-    shares = flops.shares(recipe, options.share, keys, None)
-    both = flops.encoder + flops.memory
-    sparse = shares["encoder"] * both + options.objects * shares["memory_attention"] * both
-    return (flops.encoder + options.objects * flops.memory) / sparse
+    costs = CostModel(surgery)
+    dense, sparse = costs.stock, costs.parts({"windows": options.share})
+    whole, ours = (each[ENCODER] + options.objects * each[ATTENTION] for each in (dense, sparse))
+    return whole / ours
 
 
 if __name__ == "__main__":

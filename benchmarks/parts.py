@@ -13,21 +13,27 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import Tensor
 
 import surgery.demo as demo
-import surgery.hosts.choice as choice
-import surgery.retrieval.attention as attention
+import surgery.operations.memory_retrieval.bound as retrieval
 from surgery import Recipe, __version__, sparsify, status
 from surgery.calibration import FitSettings, fit_shortcut
+from surgery.core.windows import WindowGrid
 from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.demo.show import Score, _score, prompt_for
-from surgery.engine import require_view
+from surgery.engine import require_surgery
 from surgery.evaluation.bootstrap import mean_interval
+from surgery.operations.window_routing.bound import require_router
+from surgery.operations.window_routing.policy import Policy, by_evidence
+from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.tracking import track
 from surgery.video import open_video
 
@@ -38,7 +44,7 @@ FIRST = 200_000  # calibration clips, as in demo_adapters.py
 def routed(temporal: bool, rolling: int, **more: Any) -> list[str]:
     """Overrides of `balanced` for window routing alone, without a budget."""
     values = {
-        "routing.temporal": str(temporal).lower(), "routing.rolling": rolling, "routing.budget": 1.0,
+        "routing.skipped.temporal": str(temporal).lower(), "routing.rolling": rolling, "routing.budget": 1.0,
         "routing.fill": "false", "retrieval.keep": 1.0, "retrieval.keep_conditioning": 1.0, **more,
     }  # fmt: skip
     return [f"{key}={value}" for key, value in values.items()]
@@ -64,7 +70,7 @@ def pruned(**more: Any) -> list[str]:
 
 ROWS: dict[str, tuple[str, list[str], str]] = {
     "published thresholds, identity shortcut": ("balanced", routed(False, 0, **{
-        "routing.candidates": "all", "routing.score_gate": 5.0, "routing.refresh.start": "true",
+        "routing.object.candidates": "all", "routing.object.score_gate": 5.0, "routing.refresh.start": "true",
         "routing.refresh.lost": "never", "routing.refresh.scene_cut": "null"}), "identity"),
     "mask windows, identity": ("balanced", routed(False, 0), "identity"),
     "mask windows, fitted": ("balanced", routed(False, 0), "level"),
@@ -112,24 +118,38 @@ def fitted(model: Any, steps: int) -> dict[str, torch.Tensor]:
     for clip in clips:
         clip.video.num_frames = 24
     fit_shortcut(model, clips, FitSettings(steps=steps))
-    view = require_view(model)
-    assert view.span_info is not None
-    return copy.deepcopy(view.shortcut_module(view.span_info).state_dict())
+    return copy.deepcopy(shortcut_of(model).state_dict())
 
 
-def at_random(kind: str) -> Callable[[], None]:
-    """Replace the choice of windows or of keys by a random one of the same size; returns the undo."""
-    draw = random.Random(0)
+def shortcut_of(model: Any) -> Shortcut:
+    """What stands in for the span of a model under surgery."""
+    return require_router(require_surgery(model)).shortcut
+
+
+@contextmanager
+def at_random(kind: str, model: Any) -> Iterator[None]:
+    """Inside, the model's windows or keys are as many as its recipe would choose, but drawn at random."""
     if kind == "random windows":
-        kept = choice.allot
-        choice.allot = lambda *args: sorted(draw.sample(range(len(args[0])), len(kept(*args))))
-        return lambda: setattr(choice, "allot", kept)
-    original = attention.top_tokens
-    generator = torch.Generator().manual_seed(0)
-    attention.top_tokens = lambda saliency, keep: (
-        torch.randperm(len(saliency), generator=generator)[: len(original(saliency, keep))].sort().values
-    )
-    return lambda: setattr(attention, "top_tokens", original)
+        require_router(require_surgery(model)).policy = random_windows(random.Random(0))
+        yield
+        return
+    chosen, generator = retrieval.top_tokens, torch.Generator().manual_seed(0)
+
+    def drawn(saliency: Tensor, keep: float) -> Tensor:
+        return torch.randperm(len(saliency), generator=generator)[: len(chosen(saliency, keep))].sort().values
+
+    with patch.object(retrieval, "top_tokens", drawn):
+        yield
+
+
+def random_windows(draw: random.Random) -> Policy:
+    """Drawn at random, as many as the recipe's rules choose."""
+
+    def policy(settings: Any, grid: WindowGrid, *rest: Any, **more: Any) -> tuple[list[int] | None, str | None]:
+        windows, reason = by_evidence(settings, grid, *rest, **more)
+        return (None if windows is None else sorted(draw.sample(range(grid.count), len(windows)))), reason
+
+    return policy
 
 
 def main() -> None:
@@ -157,12 +177,9 @@ def main() -> None:
         if wanted != "identity":
             if wanted not in weights:
                 weights[wanted] = fitted(model, options.steps if wanted == "steps" else 0)
-            view = require_view(model)
-            assert view.span_info is not None
-            view.shortcut_module(view.span_info).load_state_dict(weights[wanted])
-        undo = at_random(kind) if kind.startswith("random") else lambda: None
-        found, per_clip, _ = score(model, clips)
-        undo()
+            shortcut_of(model).load_state_dict(weights[wanted])
+        with at_random(kind, model) if kind.startswith("random") else nullcontext():
+            found, per_clip, _ = score(model, clips)
         drops = [a - b for a, b in zip(base_clips, per_clip, strict=True)]
         rows.append({
             "name": name, "recipe": recipe, "overrides": overrides, "shortcut": kind, "j_and_f": found.j_and_f(),

@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import in_turn
+from benchmarks.arms import in_turn, model_spec
 from surgery import Recipe, sparsify
 from surgery.bench import Settings, figures
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.machine import machine
-from surgery.bench.modules import forced_windows
+from surgery.bench.modules import fixed_windows
 from surgery.bench.pair import inference, stepped, twin
-from surgery.engine import require_view
+from surgery.core.driver import follow
+from surgery.engine import require_surgery
 from surgery.hosts import view_of
-from surgery.hosts.driver import follow
 from surgery.loading import load_model
 
 WARM = 8
@@ -48,17 +48,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     place = torch.device("cpu")
-    small = load_model(f"random:{options.small}", options.host, "cpu")
-    large = load_model(f"random:{options.large}", options.host, "cpu")
+    small = load_model(model_spec(options.small), options.host, "cpu")
+    large = load_model(model_spec(options.large), options.host, "cpu")
     recipes = [Recipe.load(name) for name in options.recipes.split(",")]
     sparse = [sparsify(twin(large), recipe) for recipe in recipes]
-    views = [require_view(model) for model in sparse]
     settings = Settings(frames=options.frames, warm=WARM, clock="processor")
-    clip = LoopingClip(views[0].image_size(), WARM + options.frames + 2, 1, place)
+    clip = LoopingClip(view_of(small).image_size(), WARM + options.frames + 2, 1, place)
     models = [small, *sparse]
     with inference(place), ExitStack() as stack:
-        for view in views:
-            stack.enter_context(forced_windows(view, options.share))
+        for model in sparse:
+            stack.enter_context(fixed_windows(require_surgery(model), options.share))
         runs = [stepped(follow(view_of(model), clip, clip.masks), place, settings, False) for model in models]
         gc.disable()
         series = in_turn(

@@ -25,13 +25,16 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.arms import Arms, give_back, rounds
+from benchmarks.arms import Arms, give_back, model_spec, rounds
 from benchmarks.matrix import KIND, Matrix, case_id, read_matrix
 from benchmarks.tables import filled, plot, sections, speed_table
 from surgery.bench import BenchmarkError, Settings
 from surgery.bench.settings import CLOCKS
 from surgery.errors import SurgeryError
-from surgery.loading import HOSTS, SIZES, load_model
+from surgery.hosts import builders
+from surgery.hosts.sam21 import SIZES
+from surgery.loading import load_model
+from surgery.operations import SparseWindowRouting
 from surgery.recipe import Recipe
 
 HERE = Path(__file__).resolve().parent
@@ -62,6 +65,9 @@ def measure(options: argparse.Namespace, typed: list[str]) -> None:
     out = options.out or RESULTS / f"speed-matrix-{device.type}.json"
     matrix = Matrix(out, device, shlex.join(["python", "-m", "benchmarks.speed", *typed]))
     recipes = [Recipe.load(name) for name in options.recipes]
+    for recipe in recipes:
+        if recipe.find(SparseWindowRouting) is None:
+            raise BenchmarkError(f"recipe {recipe.metadata.name!r} routes no windows; there is nothing to force")
     if options.clock == "processor" and device.type != "cpu":
         raise BenchmarkError(f"clock processor needs device cpu, not {device.type}: its work is not the processor's")
     common = {
@@ -134,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     models = [f"random:{size}" for size in SIZES]
     add("--models", type=_models, default=models, help="sizes, or anything `surgery bench` takes")
-    add("--hosts", type=_among(HOSTS), default=list(HOSTS))
+    add("--hosts", type=_among([*builders()]), default=[*builders()])
     add("--baseline", type=_among(BASELINES), default=["stock"], help="vos: sam2's compiling predictor")
     add("--precision", type=_among(("fp32", "bf16", "fp16")), default=["fp32"])
     add("--compile", type=_among(("none", "encoder", "all")), default=["none"], help="of stock and sparse models")
@@ -167,7 +173,7 @@ def _split(text: str) -> list[str]:
 
 
 def _models(text: str) -> list[str]:
-    return [f"random:{part}" if part in SIZES else part for part in _split(text)]
+    return [model_spec(part) for part in _split(text)]
 
 
 def _among(known: Sequence[str]) -> Any:

@@ -12,6 +12,8 @@ import copy
 import json
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,21 @@ from torch import Tensor
 
 import surgery.demo as demo
 from surgery import Recipe, sparsify, status
-from surgery.bench.flops import encoder_gflop
 from surgery.bench.machine import machine
 from surgery.bench.modules import middle_first
+from surgery.bench.pair import twin
+from surgery.core.cost import count, stock_gflop
+from surgery.core.frame import FrameContext
+from surgery.core.parts import ENCODER
+from surgery.core.session import VideoState
 from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.demo.show import calibrated, prompt_for
-from surgery.engine import require_view
+from surgery.engine import require_surgery
 from surgery.evaluation import boundary_f, region_j
+from surgery.hosts import view_of
 from surgery.loading import load_model
-from surgery.operate import reconfigure
-from surgery.routing.late import LateGrid, LateRoute
-from surgery.routing.span import make_route
+from surgery.operations.window_routing.bound import require_router
+from surgery.operations.window_routing.stage4 import Stage4Grid, Stage4Route
 from surgery.tracking import track
 from surgery.video import labels_from_logits, open_video
 
@@ -42,61 +48,80 @@ FRAMES = 24
 
 def recipe(span: str, choice: str) -> Recipe:
     """Recipe `fast` with the span and stage 4 given."""
-    return Recipe.load("fast", [f"routing.span={span}", f"routing.stage4={choice}"])
+    return Recipe.load("fast", [f"routing.stages.span={span}", f"routing.stages.stage4={choice}"])
+
+
+def cut(model: Any, span: str) -> dict[str, Any]:
+    """`model` with stage 4 whole and routed, on the same weights."""
+    return {choice: sparsify(twin(model), recipe(span, choice)) for choice in CHOICES}
+
+
+def middle(model: Any, share: float) -> list[int]:
+    """The middle windows of a model under surgery that routes windows, a share of all."""
+    grid = require_router(require_surgery(model)).grid
+    return sorted(middle_first(grid.rows, grid.cols)[: round(share * grid.count)])
+
+
+@contextmanager
+def on_windows(model: Any, windows: list[int]) -> Iterator[None]:
+    """Inside, the encoder called by itself is on a frame that computes just these windows."""
+    surgery, context = require_surgery(model), FrameContext(0, VideoState(None), None)
+    require_router(surgery).pretend_windows(context, windows)
+    with surgery.within(context):
+        yield
+
+
+def gflop(model: Any, windows: list[int]) -> float:
+    """GFLOP of the encoder on such a frame."""
+    host = view_of(model)
+    encoder, side = host.image_encoder(), host.image_size()
+    with on_windows(model, windows):
+        return count(encoder, lambda: encoder(torch.empty(1, 3, side, side)))
 
 
 def operations(size: str) -> list[dict[str, Any]]:
     """GFLOP of the encoder, stock and with three shares of the windows."""
-    view = require_view(sparsify(load_model(f"random:{size}"), recipe("stage3", "dense")))
-    grid = view.binding.grid
-    assert grid is not None
-    stock, rows = encoder_gflop(view), []
+    stock = load_model(f"random:{size}", weights=False)
+    whole, rows = stock_gflop(view_of(stock), ENCODER), []
     for span in ("stage3", "tiles"):
+        models = cut(stock, span)
         for share in (0.125, 0.25, 0.5):
-            count = round(share * grid.count)
-            row: dict[str, Any] = {"size": size, "span": span, "windows": count, "of": grid.count, "stock": stock}
-            for choice in CHOICES:
-                reconfigure(view, recipe(span, choice))
-                row[choice] = encoder_gflop(view, middle_first(grid.rows, grid.cols)[:count])
-            rows.append(row)
+            windows = middle(models["dense"], share)
+            counted = {choice: gflop(model, windows) for choice, model in models.items()}
+            of = status(models["dense"]).windows
+            rows.append({"size": size, "span": span, "windows": len(windows), "of": of, "stock": whole, **counted})
     return rows
 
 
 @torch.inference_mode()
 def seconds(size: str, pairs: int) -> dict[str, Any]:
     """Processor seconds of the encoder with a quarter of the tiles, stage 4 whole and routed in turn, one thread."""
-    view = require_view(sparsify(load_model(f"random:{size}", "sam2"), recipe("tiles", "routed")))
-    binding, span = view.binding, view.span_info
-    grid, tiles, late = binding.grid, binding.tiles, binding.late
-    assert grid is not None and tiles is not None and late is not None and span is not None
-    chosen = sorted(middle_first(grid.rows, grid.cols)[: grid.count // 4])
-    pixels = torch.randn(1, 3, view.image_size(), view.image_size())
-    last, memory = late.blank(CPU, pixels.dtype), tiles.blank(span.channels, CPU, pixels.dtype)
+    models = cut(load_model(f"random:{size}", "sam2"), "tiles")
+    encoders = {choice: view_of(model).image_encoder() for choice, model in models.items()}
+    side, windows = view_of(models["dense"]).image_size(), middle(models["dense"], 0.25)
+    pixels = torch.randn(1, 3, side, side)
     times: dict[str, list[float]] = {choice: [] for choice in CHOICES}
     for turn in range(pairs + 1):
         for choice in CHOICES[:: 1 if turn % 2 else -1]:
-            stage = late.route(chosen, CPU, last) if choice == "routed" else None
-            route = make_route(grid, chosen, CPU, None, tiles=tiles.route(chosen, CPU, memory), late=stage)
-            binding.route = route
-            start = time.process_time()
-            view.image_encoder()(pixels)
-            times[choice].append(time.process_time() - start)
-            binding.route = None
+            with on_windows(models[choice], windows):
+                start = time.process_time()
+                encoders[choice](pixels)
+                times[choice].append(time.process_time() - start)
     measured = {choice: taken[1:] for choice, taken in times.items()}
     ratios = [dense / routed for dense, routed in zip(*measured.values(), strict=True)]
     return {
         "size": size,
-        "windows": len(chosen),
-        "of": grid.count,
+        "windows": len(windows),
+        "of": status(models["dense"]).windows,
         **measured,
         "median_ratio": statistics.median(ratios),
     }
 
 
-class Blank(LateGrid):
+class Blank(Stage4Grid):
     """Skipped windows return zeros."""
 
-    def route(self, windows: Any, device: torch.device, last: Tensor) -> LateRoute:
+    def route(self, windows: Any, device: torch.device, last: Tensor) -> Stage4Route:
         """As the base class's, with nothing remembered."""
         return super().route(windows, device, torch.zeros_like(last))
 
@@ -106,7 +131,7 @@ def models() -> dict[str, dict[str, Any]]:
     settings: dict[str, tuple[Recipe, Path | None]] = {"balanced, adapter": calibrated("balanced")}
     for span, budget in (("stage3", 0.25), ("tiles", 0.375), ("tiles", 0.5)):
         values = {
-            "routing.span": span, "routing.budget": budget, "routing.rolling": 16, "retrieval.keep": 1.0,
+            "routing.stages.span": span, "routing.budget": budget, "routing.rolling": 16, "retrieval.keep": 1.0,
             "retrieval.keep_conditioning": 1.0,
         }  # fmt: skip
         settings[f"{span}, budget {budget}, nothing fitted"] = Recipe.load("fast").with_values(values), None
@@ -115,11 +140,11 @@ def models() -> dict[str, dict[str, Any]]:
     for name, (base, adapter) in settings.items():
         found[name] = {}
         for choice in (*CHOICES, "blank"):
-            chosen = base.with_values({"routing.stage4": "dense" if choice == "dense" else "routed"})
+            chosen = base.with_values({"routing.stages.stage4": "dense" if choice == "dense" else "routed"})
             found[name][choice] = sparsify(copy.deepcopy(stock), chosen, adapter=adapter)
-        binding = require_view(found[name]["blank"]).binding
-        assert binding.late is not None
-        binding.late = Blank(binding.late.grid, binding.late.channels)
+        router = require_router(require_surgery(found[name]["blank"]))
+        assert router.stage4 is not None
+        router.stage4 = Blank(router.stage4.grid, router.stage4.channels)
     return {"stock": {"dense": stock}, **found}
 
 

@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from surgery.errors import DatasetError, nearest
 from surgery.evaluation.metrics import region_j
-from surgery.evaluation.truth import Mask
 from surgery.video import BoxPrompt, PointPrompt, deepest_pixel
+from surgery.video.masks import Mask
 
 Image = npt.NDArray[np.uint8]
 Prompt = PointPrompt | BoxPrompt

@@ -32,7 +32,7 @@ def filled(page: str) -> str:
 
 
 def table(settings: BaseModel) -> str:
-    """Markdown of the fields, groups of fields by dotted name. Raises KeyError for a field without a description."""
+    """Markdown of the fields, below each group those in it. Raises KeyError for a field without a description."""
     return "\n".join(["| field | default | values | |", "|---|---|---|---|", *_rows(settings)])
 
 
@@ -40,6 +40,7 @@ def _rows(settings: BaseModel, prefix: str = "") -> Iterator[str]:
     fields, defaults = type(settings).model_json_schema()["properties"], settings.model_dump(mode="json")
     for name, value in settings:
         if isinstance(value, BaseModel):
+            yield f"| **`{prefix}{name}`** | | | {fields[name]['description']} |"
             yield from _rows(value, f"{prefix}{name}.")
         elif "const" not in fields[name]:
             default = yaml.safe_dump(defaults[name], default_flow_style=True, width=1000).split("\n")[0]

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, TypeVar
 from surgery.adapters.files import Adapter, calibration_of
 from surgery.adapters.record import CalibrationRecord
 from surgery.adapters.sources import open_adapter
-from surgery.engine import apply, current_view, desparsify, disabled
+from surgery.core.session import SessionStats
+from surgery.engine import apply, current_surgery, desparsify, disabled
 from surgery.errors import CalibrationError
 from surgery.operations import CompileParts, Precision
+from surgery.operations.window_routing.bound import WindowRouter
 from surgery.recipe import Recipe
-from surgery.session import SessionStats
 
 if TYPE_CHECKING:
     from surgery.calibration.clips import ClipSource
@@ -147,29 +148,26 @@ def sparsify(
 
 def status(model: object) -> Status:
     """Describe what has been done to `model`, and what its last session kept."""
-    view = current_view(model)
-    if view is None:
+    surgery = current_surgery(model)
+    if surgery is None or surgery.recipe is None:
         return Status(sparse=False)
-    binding, span = view.binding, view.span_info
-    stats = binding.stats or SessionStats()
-    added = view.shortcut_module(span).parameters() if span is not None else ()
-    recipe = view.recipe
-    assert recipe is not None
+    router, stats, recipe = surgery.find(WindowRouter), surgery.stats or SessionStats(), surgery.recipe
+    added = [bound.learned[2] for bound in surgery.bound if bound.learned is not None]
     return Status(
         sparse=True,
-        host=view.name,
-        enabled=binding.enabled,
+        host=surgery.host.name,
+        enabled=surgery.enabled,
         recipe=recipe,
         operations=tuple(operation.type for operation in recipe.operations),
-        span=(span.entry, span.exit) if span is not None else None,
-        window=span.window if span is not None else None,
-        windows=binding.grid.count if binding.grid is not None else None,
-        parameters_added=sum(parameter.numel() for parameter in added),
-        adapter=view.adapter,
+        span=(router.span.entry, router.span.exit) if router is not None else None,
+        window=router.span.window if router is not None else None,
+        windows=router.grid.count if router is not None else None,
+        parameters_added=sum(parameter.numel() for module in added for parameter in module.parameters()),
+        adapter=surgery.adapter,
         frames=stats.frames,
-        windows_kept=stats.window_fraction if binding.routing is not None else None,
-        keys_kept=stats.key_fraction,
-        queries_kept=stats.query_fraction,
+        windows_kept=stats.fraction("windows"),
+        keys_kept=stats.fraction("keys"),
+        queries_kept=stats.fraction("queries"),
         dense_frames=dict(stats.dense),
         calibration=calibration_of(model),
     )

@@ -8,50 +8,45 @@ from typing import Protocol, TypeVar
 
 from torch import nn
 
-from surgery.access import access_to, paused
+from surgery.core.access import access_to, paused
+from surgery.core.engine import cut, plan, undo, undo_copies
+from surgery.core.patching import is_patched
+from surgery.core.surgery import Surgery
 from surgery.errors import ModelStateError
-from surgery.graft import is_grafted
 from surgery.hosts import view_of
-from surgery.hosts.base import HostView, SpanInfo
-from surgery.operate import inspect, operate, undo, undo_copies
-from surgery.operations import SparseWindowRouting
-from surgery.operations.window_geometry import tile_grid
 from surgery.recipe import Recipe
-from surgery.routing.shortcut import Shortcut, make_shortcut
 
 M = TypeVar("M")
 
 
 class Weights(Protocol):
-    """Weights of a shortcut, as an adapter has them."""
+    """Trained weights of operations, as an adapter has them."""
 
     @property
     def source(self) -> str:
         """Where they are from."""
 
-    def check(self, view: HostView, span: SpanInfo, shortcut: str, force: bool) -> None:
-        """Raises AdapterMismatchError when they are not for this model and kind of shortcut."""
-
-    def fill(self, shortcut: Shortcut) -> None:
-        """Copy them into a shortcut of that kind."""
+    def fill(self, surgery: Surgery, force: bool) -> None:
+        """Copy them into the modules of a surgery that is not done yet. Raises AdapterMismatchError when they are not
+        for its model and recipe."""
 
 
 def apply(model: M, recipe: Recipe, weights: Weights | None = None, force: bool = False) -> M:
     """Put `model` under `recipe`, in place; arguments and errors as in `sparsify`."""
-    view = view_of(model)
-    with access_to(view.model).change():
-        before = current_view(model)
-        span = inspect(view, recipe, before.binding if before is not None else None)
-        shortcut = _shortcut(view, span, recipe, weights, force) if span is not None else None
-        old = before.shortcut_module(before.span_info) if before is not None and before.span_info is not None else None
+    host = view_of(model)
+    with access_to(host.model).change():
+        before = current_surgery(model)
+        surgery = plan(host, recipe, before)
+        if weights is not None:
+            weights.fill(surgery, force)
+            surgery.adapter = weights.source
         desparsify(model)
         try:
-            operate(view, recipe, span, shortcut)
+            cut(surgery)
         except BaseException:
-            if before is not None and before.recipe is not None:
-                operate(before, before.recipe, before.span_info, old)
+            if before is not None:
+                cut(before)
             raise
-        view.adapter = weights.source if weights is not None else None
     return model
 
 
@@ -66,9 +61,9 @@ def desparsify(model: M) -> M:
     """
     module = _module(model)
     with access_to(module).change():
-        view = current_view(model)
-        if view is not None:
-            undo(view)
+        surgery = current_surgery(model)
+        if surgery is not None:
+            undo(surgery)
         else:
             undo_copies(module)
     return model
@@ -84,23 +79,23 @@ def disabled(model: nn.Module) -> Iterator[None]:
     Raises:
         ModelStateError: the model is not under surgery.
     """
-    with paused(require_view(model).binding):
+    with paused(require_surgery(model)):
         yield
 
 
-def current_view(model: object) -> HostView | None:
-    """The view of a model under surgery, or None for a stock model. Raises UnsupportedModelError for what is none."""
+def current_surgery(model: object) -> Surgery | None:
+    """The surgery a model is under, or None for a stock model. Raises UnsupportedModelError for what is none."""
     module = _module(model)
-    view = vars(module).get("_surgery") if is_grafted(module) else None
-    return view if isinstance(view, HostView) else None
+    found = vars(module)["_surgery"].surgery if is_patched(module) else None
+    return found if isinstance(found, Surgery) and found.host.model is module else None
 
 
-def require_view(model: object) -> HostView:
-    """The view of a model under surgery. Raises ModelStateError for a stock one."""
-    view = current_view(model)
-    if view is None:
+def require_surgery(model: object) -> Surgery:
+    """The surgery a model is under. Raises ModelStateError for a stock one."""
+    surgery = current_surgery(model)
+    if surgery is None:
         raise ModelStateError(f"this {type(model).__name__} is not under surgery; call sparsify(model) first")
-    return view
+    return surgery
 
 
 def _module(model: object) -> nn.Module:
@@ -108,16 +103,3 @@ def _module(model: object) -> nn.Module:
         view_of(model)  # which says what is expected
         raise AssertionError
     return model
-
-
-def _shortcut(view: HostView, span: SpanInfo, recipe: Recipe, weights: Weights | None, force: bool) -> Shortcut:
-    routing = recipe.find(SparseWindowRouting)
-    assert routing is not None
-    kind = routing.shortcut.type
-    reference = next(view.blocks()[span.entry].parameters())
-    corrected = tile_grid(view, span).widths if routing.correction == "patch" else None
-    shortcut = make_shortcut(kind, span.channels, corrected=corrected)
-    if weights is not None:
-        weights.check(view, span, kind, force)
-        weights.fill(shortcut)
-    return shortcut.to(reference.device, reference.dtype).train(bool(view.model.training))

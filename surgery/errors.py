@@ -78,6 +78,13 @@ def nearest(value: str, valid: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def nearest_field(name: str, fields: Iterable[str]) -> str:
+    """`nearest` among dotted names, told apart by their last parts; of those with the same the shortest way."""
+    by_end = {field.split(".")[-1]: field for field in sorted(fields, key=lambda field: -field.count("."))}
+    close = difflib.get_close_matches(name, list(by_end), n=1, cutoff=0.5)
+    return f" (did you mean {by_end[close[0]]!r}?)" if close else ""
+
+
 def about(name: str, reason: object) -> str:
     """Return `"name: reason"`, or the reason alone when it begins with the name, or with the path of what bears it."""
     text = str(reason)

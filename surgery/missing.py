@@ -21,6 +21,11 @@ class Library:
     command: str
     extra: str | None
 
+    @property
+    def name(self) -> str:
+        """Of the package."""
+        return self.module.split(".")[0]
+
 
 LIBRARIES = {
     "av": Library("av", "video files", "pip install av", "video"),
@@ -28,59 +33,49 @@ LIBRARIES = {
     "accelerate": Library("accelerate", "calibration", "pip install accelerate", "calibration"),
     "rich": Library("rich", "progress bars and tables", "pip install rich", "cli"),
     "click": Library("click", "the command line", "pip install click", "cli"),
-    "transformers": Library(
-        "transformers.models.sam2_video",
-        "the transformers host",
-        "pip install transformers torchvision",
-        "transformers",
-    ),
-    "sam2": Library(
-        "sam2.sam2_video_predictor",
-        "the sam2 host",
-        "SAM2_BUILD_CUDA=0 pip install --no-build-isolation sam2==1.1.0 (after torch)",
-        None,
-    ),
 }
+"""Those that no host needs."""
 
 
-def require(*names: str) -> None:
-    """Import each of `LIBRARIES` named, so that what is missing is known before any work.
+def require(*needed: str | Library) -> None:
+    """Import each, a library or the name of one of `LIBRARIES`, so that what is missing is known before any work.
 
     Raises:
         MissingLibraryError: naming the first that cannot be imported, what needs it and how to install it.
     """
-    for name in names:
-        error = _failure(name)
+    for each in needed:
+        library = LIBRARIES[each] if isinstance(each, str) else each
+        error = _failure(library)
         if error is not None:
             raise MissingLibraryError(
-                f"{LIBRARIES[name].use} needs {name}, which cannot be imported ({error}); {_advice(name)}"
+                f"{library.use} needs {library.name}, which cannot be imported ({error}); {_advice(library)}"
             ) from error
 
 
-def first_present(names: Iterable[str]) -> str:
-    """The first of `LIBRARIES` named that can be imported.
+def first_present(libraries: Iterable[Library]) -> Library:
+    """The first that can be imported.
 
     Raises:
         MissingLibraryError: none can, with how to install each.
     """
-    names = list(names)
-    for name in names:
-        if _failure(name) is None:
-            return name
+    libraries = list(libraries)
+    for library in libraries:
+        if _failure(library) is None:
+            return library
+    names = ", ".join(library.name for library in libraries)
     raise MissingLibraryError(
-        f"none of {', '.join(names)} can be imported, one of them is needed: " + "; or ".join(map(_advice, names))
+        f"none of {names} can be imported, one of them is needed: " + "; or ".join(map(_advice, libraries))
     )
 
 
-def _failure(name: str) -> ImportError | None:
+def _failure(library: Library) -> ImportError | None:
     try:
-        import_module(LIBRARIES[name].module)
+        import_module(library.module)
     except ImportError as error:
         return error
     return None
 
 
-def _advice(name: str) -> str:
-    library = LIBRARIES[name]
+def _advice(library: Library) -> str:
     clone = "" if library.extra is None else f', or in a clone of this project pip install ".[{library.extra}]"'
     return library.command + clone

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 
 import surgery.operations  # noqa: F401  what ships is known to recipes
+from surgery.core.moved import Place, places, put, take, translated
 from surgery.core.operation import Operation, Settings, known
 from surgery.core.promise import CalibrationSettings
-from surgery.errors import RecipeError, nearest
+from surgery.errors import RecipeError, nearest, nearest_field
 from surgery.plain_yaml import read_yaml, write_yaml
 from surgery.validation import explain
 
@@ -97,6 +98,8 @@ class Recipe(Settings):
         # A value may clash with what the recipe has now and not with another searched value, or an override to come.
         plain = tuple(type(each).neutral() for each in self.operations)
         neutral = bare.model_copy(update={"operations": plain})
+        entries = {operation.type: operation.model_dump() for operation in self.operations}
+        found: dict[str, str] = {}
         for key, values in (self.calibration.search if self.calibration is not None else {}).items():
             for value in values:
                 try:
@@ -106,6 +109,13 @@ class Recipe(Settings):
                         neutral.with_values({key: value})
                     except RecipeError:
                         raise ValueError(f"calibration.search: {error}") from error
+            kind, place, _, _ = _change(f"{key}=0", entries)
+            other = found.setdefault(".".join((known()[kind].alias, *place)), key)
+            if other != key:
+                raise ValueError(f"calibration.search: {other!r} and {key!r} are the same field; give one")
+        if self.calibration is not None:
+            search = dict(zip(found, self.calibration.search.values(), strict=True))
+            object.__setattr__(self, "calibration", self.calibration.model_copy(update={"search": search}))
         return self
 
     def find(self, kind: type[_T]) -> _T | None:
@@ -142,7 +152,7 @@ class Recipe(Settings):
 
         Args:
             name_or_path: a name from `list_recipes()`, or a path ending in .yaml or .yml. A `Recipe` passes through.
-            overrides: strings such as `"routing.score_gate=3"`; see `with_overrides`.
+            overrides: strings such as `"routing.object.score_gate=3"`; see `with_overrides`.
 
         Raises:
             RecipeError: unknown name, missing or unreadable file, or content that does not validate.
@@ -222,44 +232,62 @@ class Recipe(Settings):
             RecipeError: a malformed override, an operation the recipe lacks, an unknown field or an invalid value.
         """
         data = self.to_dict()
-        changed = False
+        entries = {entry["type"]: entry for entry in data["operations"]}
+        changes: dict[tuple[str, Place], tuple[Place, Any]] = {}
         for override in [overrides] if isinstance(overrides, str) else overrides:
-            changed = True
-            key, _, raw = str(override).partition("=")
-            parts = key.strip().split(".")
-            aliases = {kind.alias: name for name, kind in known().items()}
-            by_name = {entry["type"]: entry for entry in data["operations"]}
-            present = {alias: by_name[name] for alias, name in aliases.items() if name in by_name}
-            if not raw.strip() or len(parts) < 2:
-                raise RecipeError(
-                    f"override {override!r}: expected '<operation>.<field>=<value>'{_meant(present, parts[-1])}"
-                )
-            target: Any = by_name.get(aliases.get(parts[0], parts[0]))
-            if target is None:
-                raise RecipeError(
-                    f"override {override!r}: this recipe has no operation {parts[0]!r}"
-                    f"{_meant(present, key.strip()) or nearest(parts[0], present)}; it has: {', '.join(present)}"
-                )
-            for depth, part in enumerate(parts[1:], start=1):
-                valid = [field for field in target if depth > 1 or field != "type"] if isinstance(target, dict) else []
-                if part not in valid:
-                    raise RecipeError(
-                        f"override {override!r}: no field {part!r}{nearest(part, valid)}; "
-                        f"valid: {', '.join(valid) or 'none, ' + repr(parts[depth - 1]) + ' is a value'}"
-                    )
-                if depth == len(parts) - 1:
-                    if isinstance(target[part], dict):
-                        raise RecipeError(
-                            f"override {override!r}: {part!r} is a group; set one of its fields: "
-                            + ", ".join(f"{key}.{field}" for field in target[part])
-                        )
-                    try:
-                        target[part] = read_yaml(raw)
-                    except ValueError as error:
-                        raise RecipeError(f"override {override!r:.200}: {raw!r:.80} is not a YAML value") from error
-                else:
-                    target = target[part]
-        return self.from_dict(data, "override") if changed else self
+            kind, place, written, value = _change(str(override), entries)
+            changes[kind, place] = written, value
+        # Put where they were written, so that what is wrong with them is told of that place.
+        for (kind, place), (written, value) in changes.items():
+            take(entries[kind], place)
+            put(entries[kind], written, value)
+        return self.from_dict(data, "override") if changes else self
+
+
+def _change(override: str, entries: Mapping[str, dict[str, Any]]) -> tuple[str, Place, Place, Any]:
+    """What an override says: type of the operation, place in it, the place as written, value.
+
+    Args:
+        entries: plain operations by type.
+
+    Raises:
+        RecipeError: the operations have no such field, or the override or its value cannot be read.
+    """
+    key, _, raw = override.partition("=")
+    alias, *parts = key.strip().split(".")
+    kinds = known()
+    present = {kinds[kind].alias: entry for kind, entry in entries.items()}
+    paths = [f"{name}.{path}" for name, entry in present.items() for path in _paths(entry)]
+    if not raw.strip() or not parts:
+        raise RecipeError(
+            f"override {override!r}: expected '<operation>.<field>=<value>'{_meant(paths, [alias, *parts][-1])}"
+        )
+    entry = present.get(alias, entries.get(alias))
+    if entry is None:
+        raise RecipeError(
+            f"override {override!r}: this recipe has no operation {alias!r}"
+            f"{_meant(paths, key.strip()) or nearest(alias, present)}; it has: {', '.join(present)}"
+        )
+    target: Any = entry
+    place = translated(tuple(parts), places(kinds[entry["type"]].moved))
+    for depth, part in enumerate(place):
+        valid = [field for field in target if depth or field != "type"] if isinstance(target, dict) else []
+        if part not in valid:
+            meant = nearest_field(part, [*valid, *_paths(target)]) if valid else ""
+            raise RecipeError(
+                f"override {override!r}: no field {part!r}{meant}; "
+                f"valid: {', '.join(valid) or 'none, ' + repr(place[depth - 1]) + ' is a value'}"
+            )
+        target = target[part]
+    if isinstance(target, dict):
+        raise RecipeError(
+            f"override {override!r}: {parts[-1]!r} is a group; set one of its fields: "
+            + ", ".join(_paths(target, f"{'.'.join((alias, *place))}."))
+        )
+    try:
+        return entry["type"], place, tuple(parts), read_yaml(raw)
+    except ValueError as error:
+        raise RecipeError(f"override {override!r:.200}: {raw!r:.80} is not a YAML value") from error
 
 
 def _builtin() -> dict[str, Path]:
@@ -275,9 +303,8 @@ def list_recipes() -> dict[str, str]:
     return {name: Recipe.load(path).metadata.description for name, path in _builtin().items()}
 
 
-def _meant(operations: Mapping[str, Any], key: str) -> str:
-    """The fields that `key` may be the end of, or a misspelt end. operations: plain data by short name."""
-    paths = [path for alias, entry in operations.items() for path in _paths(entry, alias)]
+def _meant(paths: Sequence[str], key: str) -> str:
+    """Which of the dotted fields `key` may be the end of, or a misspelt end."""
     found = [path for path in paths if path.endswith(f".{key}")]
     if not found and "." not in key:
         close = difflib.get_close_matches(key, {path.split(".")[-1] for path in paths})
@@ -285,9 +312,12 @@ def _meant(operations: Mapping[str, Any], key: str) -> str:
     return f" (did you mean {' or '.join(map(repr, found))}?)" if found else ""
 
 
-def _paths(entry: Any, prefix: str) -> list[str]:
-    """Dotted names of the fields of an operation, those of its groups included."""
-    if not isinstance(entry, dict):
-        return [prefix]
-    fields = [(name, value) for name, value in entry.items() if name != "type" or "." in prefix]
-    return [path for name, value in fields for path in _paths(value, f"{prefix}.{name}")]
+def _paths(group: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the values in a group and in those within it; not of the type of an operation."""
+    found = []
+    for name, value in group.items():
+        if isinstance(value, dict):
+            found += _paths(value, f"{prefix}{name}.")
+        elif prefix or name != "type":
+            found.append(prefix + name)
+    return found

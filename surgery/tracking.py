@@ -1,4 +1,4 @@
-"""Track prompted objects through a video with either host, one frame in memory at a time.
+"""Track prompted objects through a video with any host, one frame in memory at a time.
 
 This is what the command line runs. Library users keep calling their host directly.
 """
@@ -15,20 +15,17 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
-from surgery.engine import current_view
+from surgery.core.driver import Driver, resized
+from surgery.core.host import HostView
+from surgery.core.session import FrameRecord
+from surgery.engine import current_surgery
 from surgery.errors import VideoError
 from surgery.hosts import view_of
-from surgery.hosts.base import HostView
-from surgery.hosts.driver import Driver, resized
-from surgery.session import FrameRecord
 from surgery.video import BoxPrompt, MaskPrompt, Prompt, Video, check, draw_windows
 from surgery.video.rgb import Frame
 
-_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
-_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 _ENDLESS = 10**9
 
 T = TypeVar("T")
@@ -72,12 +69,6 @@ def windows_drawn(frame: Frame, record: FrameRecord) -> Frame:
     rows, columns = record.grid
     size = (frame.shape[0] * record.cover / rows, frame.shape[1] * record.cover / columns)
     return draw_windows(frame, record.grid, size, set(record.windows))
-
-
-def pixels_of(frame: Frame, size: int) -> Tensor:
-    """RGB uint8 [H, W, 3] -> normalised fp32 [3, size, size], resized as stock `sam2` does (PIL, bicubic)."""
-    resized = np.asarray(Image.fromarray(frame).resize((size, size)), dtype=np.float32) / 255.0
-    return torch.from_numpy(((resized - _MEAN) / _STD).transpose(2, 0, 1).copy())
 
 
 class _Run:
@@ -137,8 +128,8 @@ class _Run:
             torch.cuda.synchronize(self.device)
 
     def record(self, frame: int) -> FrameRecord | None:
-        view = current_view(self.model)
-        last = view.binding.stats.last if view is not None and view.binding.stats is not None else None
+        surgery = current_surgery(self.model)
+        last = surgery.stats.last if surgery is not None and surgery.stats is not None else None
         return last if last is not None and last.frame == frame else None
 
     def result(self, index: int, frame: Frame, ids: Sequence[int], logits: Tensor, seconds: float) -> TrackedFrame:
@@ -156,7 +147,7 @@ class _LazyFrames:
 
     def __init__(self, video: Video, view: HostView) -> None:
         self.video, self.side, self.horizon = video, view.image_size(), view.memory_horizon() + 1
-        self._like = next(view.model.parameters())
+        self._like, self._pixels_of = next(view.model.parameters()), view.driver.pixels
         self._reader: Iterator[Frame] | None = None
         self._at = -1
         self._frame: Frame | None = None
@@ -187,7 +178,7 @@ class _LazyFrames:
                 return None
             self._at += 1
         if self._pixels is None and self._frame is not None:
-            self._pixels = pixels_of(self._frame, self.side).to(self._like.device, self._like.dtype)
+            self._pixels = self._pixels_of(self._frame, self.side).to(self._like.device, self._like.dtype)
         return self._frame
 
     def __getitem__(self, index: int) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from surgery.errors import SurgeryError, nearest
+from surgery.core.moved import places, translated
+from surgery.errors import SurgeryError, nearest, nearest_field
 
 _SHOWN = 8
 _SHORT = reprlib.Repr()
@@ -55,9 +56,10 @@ def _problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> st
     where = (prefix + path[1:]).rstrip(".")[:200]
     kind, value = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        valid = _fields_at(model, parents)
+        fields = _fields_at(model, parents)
+        valid = [field for field in fields if "." not in field]
         known = f"; valid: {', '.join(valid)}" if valid else ""
-        return f"{where}: unknown key{nearest(str(last), valid)}, or one of a newer surgery{known}"
+        return f"{where}: unknown key{nearest_field(str(last), fields)}, or one of a newer surgery{known}"
     if kind == "missing":
         return f"{where}: missing{nearest(str(last), map(str, value)) if isinstance(value, dict) else ''}"
     if kind == "value_error":
@@ -72,13 +74,25 @@ def _problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> st
 
 
 def _fields_at(model: type[BaseModel], path: list[Any]) -> list[str]:
-    current = model
-    for part in path:
-        annotation = current.model_fields[part].annotation if part in current.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        current = annotation
-    return [field.alias or name for name, field in current.model_fields.items()]
+    """Dotted names of the fields at a place, those of groups included. Operations may have had the place elsewhere."""
+    current: type[BaseModel] | None = model
+    for part in translated(tuple(path), places(getattr(model, "moved", {}))):
+        current = _group(current, part) if current is not None else None
+    return _fields(current) if current is not None else []
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        group = _group(model, name)
+        found.append(path := f"{prefix}{field.alias or name}")
+        found += _fields(group, f"{path}.") if group is not None else []
+    return found
+
+
+def _group(model: type[BaseModel], name: Any) -> type[BaseModel] | None:
+    annotation = model.model_fields[name].annotation if name in model.model_fields else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def _no_constant(name: str) -> float:

@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgery.access import access_to
-from surgery.engine import require_view
+from surgery.core.access import access_to
+from surgery.core.driver import follow
+from surgery.core.session import VideoState
+from surgery.core.surgery import Surgery
+from surgery.engine import require_surgery
 from surgery.errors import ModelStateError
-from surgery.hosts.base import HostView
-from surgery.hosts.driver import follow
-from surgery.operations.compile import Spent
-from surgery.session import VideoState
+from surgery.operations.compile import Compilation, Spent
+from surgery.operations.memory_retrieval.bank import ObjectMemory
+from surgery.operations.window_routing.bound import WindowRouter
+from surgery.operations.window_routing.policy import FixedWindows
 
 
 @dataclass(frozen=True)
@@ -61,25 +64,25 @@ def warm_up(model: Any) -> WarmUp:
     Raises:
         ModelStateError: the model is not under surgery, its recipe does not compile, or it is disabled.
     """
-    view = require_view(model)
-    binding = view.binding
-    if binding.compilation is None:
-        name = view.recipe.metadata.name if view.recipe is not None else None
+    surgery = require_surgery(model)
+    compilation = surgery.find(Compilation)
+    if compilation is None:
+        name = surgery.recipe.metadata.name if surgery.recipe is not None else None
         raise ModelStateError(
             f"recipe {name!r} compiles nothing, so there is nothing to warm up; call sparsify(model, recipe, "
             "compile=True)"
         )
-    if not binding.enabled:
+    if not surgery.enabled:
         raise ModelStateError("the surgery is disabled here, and so is what it compiles; call warm_up outside")
-    spent = binding.compilation.spent
+    spent = compilation.spent
     before = {part: replace(each) for part, each in spent.items()}
-    counts = window_counts(view)
+    counts = window_counts(surgery)
     start = perf_counter()
-    with _aside(view):
+    with _aside(surgery):
         # The bank fills up, pruning starts, and all window counts are seen with it full.
-        frames = _track(view, counts, 1, 2 * view.bank_size() + 2)
+        frames = _track(surgery, counts, 1, 2 * surgery.host.bank_size() + 2)
         # Hosts that encode the memories of all objects at once take another graph for more than one.
-        frames += _track(view, counts, 2, 3)
+        frames += _track(surgery, counts, 2, 3)
     seconds = perf_counter() - start
     parts = {
         part: Spent(now.seconds - was.seconds, now.graphs - was.graphs, now.kinds - was.kinds)
@@ -88,60 +91,65 @@ def warm_up(model: Any) -> WarmUp:
     return WarmUp(seconds, parts, counts, frames)
 
 
-def window_counts(view: HostView) -> tuple[int, ...]:
+def window_counts(surgery: Surgery) -> tuple[int, ...]:
     """Window counts that need graphs of their own, or all that can occur where graphs are of fixed shape; rising."""
-    grid, routing, compilation = view.binding.grid, view.binding.routing, view.binding.compilation
-    if grid is None or routing is None or compilation is None or routing.windows == "all":
+    router, compilation = surgery.find(WindowRouter), surgery.find(Compilation)
+    if router is None or compilation is None or router.settings.windows == "all":
         return ()
-    if not compilation.fixes_shapes(grid):
-        return tuple(sorted({1, min(2, grid.count - 1), min(3, grid.count - 1), grid.count - 1}))
-    most = grid.count - 1 if routing.budget >= 1.0 else min(grid.count - 1, max(1, round(routing.budget * grid.count)))
+    routing, count = router.settings, router.grid.count
+    if router.grid.padded or not compilation.reuses_memory:
+        return tuple(sorted({1, min(2, count - 1), min(3, count - 1), count - 1}))
+    most = count - 1 if routing.budget >= 1.0 else min(count - 1, max(1, round(routing.budget * count)))
     if routing.fill and routing.budget < 1.0:
         return (most,)
     step = routing.round_to
-    return tuple(sorted({min(most, count) for count in range(step, most + step, step)}))
+    return tuple(sorted({min(most, each) for each in range(step, most + step, step)}))
 
 
 @contextmanager
-def _aside(view: HostView) -> Iterator[None]:
-    """Other threads wait, and what the model says of its last session stays."""
-    binding = view.binding
-    with access_to(view.model).frame():
-        before = binding.forced, binding.stats
+def _aside(surgery: Surgery) -> Iterator[None]:
+    """Other threads wait; how windows are chosen, and what the model says of its last session, stay."""
+    router = surgery.find(WindowRouter)
+    with access_to(surgery.host.model).frame():
+        stats, policy = surgery.stats, router.policy if router is not None else None
         try:
             yield
         finally:
-            binding.forced, binding.stats = before
+            surgery.stats = stats
+            if router is not None and policy is not None:
+                router.policy = policy
 
 
-def _track(view: HostView, counts: Sequence[int], objects: int, least: int) -> int:
+def _track(surgery: Surgery, counts: Sequence[int], objects: int, least: int) -> int:
     """Track made-up frames, `least` and as many more as there are counts; the number of frames."""
-    binding, side = view.binding, view.image_size()
+    host, side = surgery.host, surgery.host.image_size()
     length = least + len(counts)
     masks = _squares(side, objects)
-    known = set(binding.states)
-    clip = _Noise(length, side, next(view.model.parameters()))
-    state: VideoState | None = None
-    for number, _ in enumerate(follow(view, clip, masks)):
-        if state is None:
-            state = next((each for each in binding.states if each not in known), None)
-        if state is not None:
-            _steer(state, view, masks, number, counts)
+    known = set(surgery.states)
+    clip = _Noise(length, side, next(host.model.parameters()))
+    video: VideoState | None = None
+    for number, _ in enumerate(follow(host, clip, masks)):
+        if video is None:
+            video = next((each for each in surgery.states if each not in known), None)
+        if video is not None:
+            _steer(video, surgery, masks, number, counts)
     return length
 
 
-def _steer(state: VideoState, view: HostView, masks: dict[int, np.ndarray], number: int, counts: Sequence[int]) -> None:
+def _steer(
+    video: VideoState, surgery: Surgery, masks: dict[int, np.ndarray], number: int, counts: Sequence[int]
+) -> None:
     """Say what frame `number + 1` will be like, whatever the weights made of the noise."""
-    binding = view.binding
-    if counts:
-        count = counts[number % len(counts)]
-        binding.forced = range(count)
-    for obj_id, evidence in state.evidence.items():
+    router = surgery.find(WindowRouter)
+    if counts and router is not None:
+        router.policy = FixedWindows(tuple(range(counts[number % len(counts)])))
+    for obj_id, evidence in video.evidence.items():
         small = torch.from_numpy(masks[obj_id])[:: masks[obj_id].shape[0] // evidence.mask.shape[0]]
         small = small[:, :: small.shape[1] // evidence.mask.shape[1]]
-        state.evidence[obj_id] = replace(evidence, mask=small.to(evidence.mask.device))
-    for memory in state.memories.values():
-        if number % 4 == 3 and memory.frames:
+        video.evidence[obj_id] = replace(evidence, mask=small.to(evidence.mask.device))
+    for states in video.objects.values():
+        memory = states.get(ObjectMemory)
+        if number % 4 == 3 and isinstance(memory, ObjectMemory) and memory.frames:
             # As on a frame tracked before: the newest memory frame was measured already.
             last = next(reversed(memory.frames))
             memory.frames[number], memory.offsets[number] = memory.frames[last], memory.offsets[last]

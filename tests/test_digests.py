@@ -46,7 +46,7 @@ def test_a_change_in_any_file_changes_the_digest(copied: Path) -> None:
 
 
 def test_results_of_other_code_are_not_read(copied: Path, tmp_path: Path) -> None:
-    """`eval` and `bench` both ask for the digest; `operate.py` is a file that decides masks."""
+    """`eval` and `bench` both ask for the digest; `core/engine.py` is a file that decides masks."""
     root = folder_tree(tmp_path / "clips", ("a",), 2)
     bench = ["bench", "demo", "--frames", "2", "--warm", "0", "--module-frames", "0", "--device", "cpu", "--json"]
 
@@ -58,7 +58,7 @@ def test_results_of_other_code_are_not_read(copied: Path, tmp_path: Path) -> Non
 
     first, again = keys(), keys()
     assert first == again and first[1] == 1
-    change(copied / "operate.py")
+    change(copied / "core" / "engine.py")
     other = keys()
     assert other[0] != first[0] and other[1] == 2
 

@@ -9,18 +9,20 @@ import pytest
 import torch
 
 from surgery.bench.clip import LoopingClip
-from surgery.demo.keymap import to_stock
+from surgery.core.driver import follow
 from surgery.errors import ModelLoadError
-from surgery.hosts import view_of
-from surgery.hosts.driver import follow
-from surgery.loading import HOSTS, SIZES, build_sam21, load_model, random_weights
+from surgery.hosts import hosts, loader_of, view_of
+from surgery.hosts.sam21 import SIZES, random_weights
+from surgery.hosts.transformers.keymap import to_stock
+from surgery.loading import load_model
+from surgery.operations.window_routing.geometry import span_of
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_both_hosts_have_the_same_structure(size: str) -> None:
-    stock = build_sam21(size, "sam2")
+    stock = loader_of("sam2").build(SIZES[size])
     with torch.device("meta"):
-        hf = build_sam21(size, "transformers")
+        hf = loader_of("transformers").build(SIZES[size])
     shapes = {name: tensor.shape for name, tensor in stock.state_dict().items()}
     state = {name: torch.zeros(tensor.shape) for name, tensor in hf.state_dict().items()}
     assert {name: tensor.shape for name, tensor in to_stock(state).items()} == shapes
@@ -28,7 +30,7 @@ def test_both_hosts_have_the_same_structure(size: str) -> None:
     blocks = [[view.block_info(index) for index in range(len(view.blocks()))] for view in views]
     assert blocks[0] == blocks[1]
     assert views[0].image_size() == views[1].image_size() == 1024
-    assert views[0].span() == views[1].span()
+    assert span_of(views[0]) == span_of(views[1])
 
 
 def test_weights_are_drawn_by_name_and_leave_masks_empty() -> None:
@@ -65,8 +67,8 @@ def test_both_hosts_compute_the_same_at_full_size() -> None:
     clip = LoopingClip(1024, 2, 1, torch.device("cpu"))
     features = []
     with torch.inference_mode():
-        for host in HOSTS:
-            model = load_model("random:tiny", host, "cpu")
+        for host in hosts():
+            model = load_model("random:tiny", host.name, "cpu")
             features.append(view_of(model).stride16(clip[0][None]).numpy())
             masks = list(follow(view_of(model), clip, clip.masks))
             assert not (masks[1] > 0).any(), "random weights find nothing on a tracked frame"

@@ -15,16 +15,19 @@ import pytest
 from click.testing import CliRunner
 
 import surgery
+from surgery import missing
 from surgery.calibration import calibrate, fit_shortcut
 from surgery.calibration.plots import draw
 from surgery.cli.main import main
 from surgery.errors import MissingLibraryError
+from surgery.hosts import hosts
 from surgery.loading import load_model
-from surgery.missing import LIBRARIES, first_present, require
+from surgery.missing import first_present, require
 from surgery.video import open_video, write_video
 from tests.test_packaging import declared
 
 ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = missing.LIBRARIES | {host.name: host.loader.library for host in hosts()}
 OPTIONAL = ("av", "matplotlib", "accelerate", "rich", "click")
 
 
@@ -76,11 +79,12 @@ def test_sparsify_save_and_load_need_no_extra(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_a_missing_library_is_named_with_its_use_and_its_installation(name: str, absent: Callable[..., None]) -> None:
-    require(name)
+    library = LIBRARIES[name]
+    require(library)
     absent(name)
     with pytest.raises(MissingLibraryError) as caught:
-        require("accelerate" if name != "accelerate" else "rich", name)
-    library, text = LIBRARIES[name], str(caught.value)
+        require("accelerate" if name != "accelerate" else "rich", library)
+    text = str(caught.value)
     assert library.use in text and library.command in text
     if library.extra is not None:
         assert f'pip install ".[{library.extra}]"' in text
@@ -158,4 +162,4 @@ def test_without_any_host_both_are_named(absent: Callable[..., None]) -> None:
         load_model("facebook/sam2.1-hiera-tiny", device="cpu")
     with pytest.raises(MissingLibraryError, match="needs sam2"):
         load_model("a.yaml+b.pt", device="cpu")
-    assert first_present(["accelerate", "rich"]) == "accelerate"
+    assert first_present([LIBRARIES["accelerate"], LIBRARIES["rich"]]) == LIBRARIES["accelerate"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -12,9 +12,9 @@ from torch import nn
 import surgery
 from surgery import RecipeError, UnsupportedModelError
 from surgery.core import operation as registry
-from surgery.core.operation import Operation, known, register
+from surgery.core.operation import Operation, Settings, known, register
+from surgery.core.patching import is_patched
 from surgery.describe import described
-from surgery.graft import is_grafted
 from surgery.operations import SparseMemoryRetrieval
 from surgery.recipe import Recipe
 from tests.hosts.drive import make
@@ -67,7 +67,7 @@ def test_what_it_checks_is_checked_before_anything_is_touched(host: str) -> None
     recipe = Recipe.parse(text("sparse_memory_retrieval", "picky")).with_overrides(["picky.blocks=3"])
     with pytest.raises(UnsupportedModelError, match="expected at most 3"):
         surgery.sparsify(model, recipe)
-    assert not any(is_grafted(module) for module in model.modules())
+    assert not any(is_patched(module) for module in model.modules())
 
 
 @pytest.mark.parametrize(("type_", "alias"), [("picky", "other"), ("other", "routing")])
@@ -79,3 +79,37 @@ def test_a_name_is_taken_once(type_: str, alias: str) -> None:
     with pytest.raises(RecipeError, match="registered already"):
         register(Another)
     assert Another not in known().values()
+
+
+class Inner(Settings):
+    size: int = Field(1, ge=1)
+    shape: str = "round"
+
+
+class Grouped(Operation):
+    """Its fields were `size` and `look.shape` before they were in a group."""
+
+    type: Literal["grouped"] = "grouped"
+    inner: Inner = Inner()
+
+    alias: ClassVar[str] = "grouped"
+    moved: ClassVar[Mapping[str, str]] = {"size": "inner.size", "look.shape": "inner.shape"}
+
+
+def test_fields_of_any_operation_can_move() -> None:
+    register(Grouped)
+    data = {"type": "grouped", "size": 3, "look": {"shape": "flat"}}
+    found = Grouped.model_validate(data)
+    assert found == Grouped(inner=Inner(size=3, shape="flat"))
+    assert data == {"type": "grouped", "size": 3, "look": {"shape": "flat"}}, "what was given is left as it was"
+    recipe = Recipe.parse(text("grouped")).with_overrides(["grouped.size=3", "grouped.look.shape=flat"])
+    assert recipe.find(Grouped) == found and Recipe.parse(recipe.to_yaml()) == recipe
+    for changes, words in (
+        ({"size": 0}, r"operations\.grouped\.size: Input should be greater"),
+        ({"inner": {"size": 0}, "look": {"shape": 1}}, r"inner\.size: .*; operations\.grouped\.look\.shape: Input"),
+        ({"look": {"shap": "flat"}}, r"operations\.grouped\.look: unknown key"),
+        ({"size": 3, "inner": {"size": 3}}, r"size is now inner\.size, and inner\.size is given as well; give one"),
+        ({"sise": 3}, r"sise: unknown key \(did you mean 'inner\.size'\?\)"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            Recipe.from_dict({**recipe.to_dict(), "operations": [{"type": "grouped", **changes}]})

@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 
 from surgery import Recipe, RecipeError, list_recipes
 from surgery.core.operation import known
-from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
+from surgery.operations import (
+    ObjectSettings,
+    SkippedSettings,
+    SparseMemoryRetrieval,
+    SparseWindowRouting,
+    StageSettings,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -75,9 +81,13 @@ def test_published_recipes_hold_the_published_values_and_none_of_the_additions()
         routing, retrieval = recipe.find(SparseWindowRouting), recipe.find(SparseMemoryRetrieval)
         assert routing is not None
         assert retrieval is not None
-        assert (routing.saliency_mass, routing.score_gate, routing.dilation) == (0.7, 5.0, 5)
-        assert (routing.candidates, routing.shortcut.type, routing.padding) == ("all", "bottleneck", "published")
-        assert (routing.temporal, routing.rolling, routing.round_to) == (False, 0, 1)
+        assert routing.object.model_dump() == {
+            "saliency_mass": 0.7, "score_gate": 5.0, "dilation": 5, "motion": 0.0, "candidates": "all",
+        }  # fmt: skip
+        assert routing.skipped.model_dump() == {
+            "temporal": False, "shortcut": {"type": "bottleneck"}, "padding": "published",
+        }  # fmt: skip
+        assert (routing.stages, routing.rolling, routing.round_to) == (StageSettings(), 0, 1)
         assert routing.refresh.model_dump() == {"start": True, "every": 0, "scene_cut": None, "lost": "never"}
         assert routing.budget == 1.0
         assert retrieval.model_dump(exclude={"type"}) == {
@@ -89,11 +99,14 @@ number = st.floats(0.01, 1.0) | st.just(1)
 routings = st.builds(
     SparseWindowRouting,
     windows=st.sampled_from(["object", "all"]),
-    saliency_mass=number,
-    score_gate=st.floats(-1e9, 1e9) | st.floats(-1e-9, 1e-9),
-    dilation=st.integers(0, 127).map(lambda half: 2 * half + 1),
-    candidates=st.sampled_from(["all", "best"]),
-    temporal=st.booleans(),
+    object=st.builds(
+        ObjectSettings,
+        saliency_mass=number,
+        score_gate=st.floats(-1e9, 1e9) | st.floats(-1e-9, 1e-9),
+        dilation=st.integers(0, 127).map(lambda half: 2 * half + 1),
+        candidates=st.sampled_from(["all", "best"]),
+    ),
+    skipped=st.builds(SkippedSettings, temporal=st.booleans()),
     rolling=st.integers(0, 25),
     round_to=st.integers(1, 25),
 )
@@ -122,14 +135,18 @@ def test_any_valid_recipe_survives_yaml(
     [
         ((), "metadat", "metadata"),
         (("metadata",), "descripton", "description"),
-        (("operations", 0), "salience_mass", "saliency_mass"),
+        (("operations", 0), "salience_mass", "object.saliency_mass"),
+        (("operations", 0), "lost", "refresh.lost"),
+        (("operations", 0), "stage", "stages"),
+        (("operations", 0, "object"), "salience_mass", "saliency_mass"),
+        (("operations", 0, "skipped"), "temporl", "temporal"),
         (("operations", 0, "refresh"), "scene_cuts", "scene_cut"),
         (("operations", 0, "shortcut"), "typ", "type"),
         (("operations", 1), "keeps", "keep"),
     ],
 )
 def test_unknown_key_names_where_it_is_and_the_nearest(where: tuple[Any, ...], typo: str, meant: str) -> None:
-    data = plain(refresh={"every": 0}, shortcut={"type": "identity"})
+    data = plain(refresh={"every": 0}, shortcut={"type": "identity"}, object={}, skipped={})
     target: Any = data
     for step in where:
         target = target[step]
@@ -137,7 +154,7 @@ def test_unknown_key_names_where_it_is_and_the_nearest(where: tuple[Any, ...], t
     refused(data, f"{typo}: unknown key (did you mean {meant!r}?)")
 
 
-FIELDS = ("saliency_mass", "score_gate", "dilation", "rolling", "round_to", "refresh", "shortcut", "windows")
+FIELDS = ("saliency_mass", "score_gate", "dilation", "rolling", "round_to", "refresh", "shortcut", "windows", "object")
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -145,12 +162,14 @@ FIELDS = ("saliency_mass", "score_gate", "dilation", "rolling", "round_to", "ref
     "value", [math.nan, math.inf, -math.inf, "0.7", "1", True, False, None, [], [1], 10**400, 0.5j, b"1"], ids=str
 )
 def test_no_field_takes_what_is_not_its_type(field: str, value: Any) -> None:
-    refused(plain(**{field: value}), field)
+    refused(plain(**{field: value}), f".{field}")
+    group, _, name = SparseWindowRouting.moved.get(field, field).rpartition(".")
+    refused(plain(**({group: {name: value}} if group else {field: value})), f"{group}.{name}")
 
 
 @pytest.mark.parametrize("value", [0, 1, 1.0, "yes", "true", None])
 def test_a_number_or_a_word_is_not_a_boolean(value: Any) -> None:
-    refused(plain(temporal=value), "temporal")
+    refused(plain(skipped={"temporal": value}), ".skipped.temporal")
 
 
 OUT_OF_RANGE = """
@@ -174,8 +193,32 @@ def test_value_out_of_range_is_refused(setting: str) -> None:
 
 
 def test_published_padding_refuses_the_temporal_shortcut() -> None:
-    refused(plain(padding="published", temporal=True), "temporal: false")
-    refused(plain(saliency_mass=2, dilatoin=3), "saliency_mass", "did you mean 'dilation'")  # both problems are told
+    refused(plain(skipped={"padding": "published", "temporal": True}), "skipped: ", "temporal: false")
+    refused(plain(saliency_mass=2, dilatoin=3), "saliency_mass", "did you mean 'object.dilation'")  # both are told
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"stages": {"span": "tiles"}}, "span: tiles needs skipped.temporal: true"),
+        ({"stages": {"stage4": "routed"}}, "stage4: routed needs skipped.temporal: true"),
+        ({"budget": 0.5}, "budget: 0.5 needs skipped.temporal: true"),
+        ({"stages": {"early": 0.5}}, "stages: early: 0.5 needs span: tiles"),
+        ({"stages": {"correction": "patch"}}, "stages: correction: patch needs span: tiles"),
+    ],
+)
+def test_what_a_setting_needs_is_told(fields: dict[str, Any], words: str) -> None:
+    refused(plain(**fields), words)
+    stages = {"span": "tiles", **fields.get("stages", {})}
+    with_it = plain(**{**fields, "stages": stages, "skipped": {"temporal": True}})
+    assert Recipe.from_dict(with_it).find(SparseWindowRouting) is not None
+
+
+def test_extra_pieces_do_not_go_with_a_shortcut_over_windows() -> None:
+    skipped = {"temporal": True, "shortcut": {"type": "attention"}}
+    assert Recipe.from_dict(plain(stages={"span": "tiles"}, skipped=skipped)).approximate
+    words = "early: 0.5 needs skipped.shortcut.type: bottleneck, ffn or identity"
+    refused(plain(stages={"span": "tiles", "early": 0.5}, skipped=skipped), words)
 
 
 RETRIEVAL = {"type": "sparse_memory_retrieval"}
@@ -212,7 +255,7 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
     recipe = Recipe.load("balanced")
     assert recipe.find(SparseWindowRouting) is not None
     with pytest.raises(ValueError, match="frozen"):
-        recipe.find(SparseWindowRouting).dilation = 3
+        recipe.find(SparseWindowRouting).object.dilation = 3
 
 
 # ------------------------------------------------------------------------------------------------ hostile text
@@ -324,7 +367,11 @@ def test_any_text_gives_a_recipe_or_a_recipe_error(content: Any) -> None:
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(list(known()))
-keys = st.sampled_from(["type", "keep", "refresh", "shortcut", "every"]) | st.text(max_size=4) | st.integers()
+keys = (
+    st.sampled_from(["type", "keep", "refresh", "shortcut", "every", "skipped", "temporal"])
+    | st.text(max_size=4)
+    | st.integers()
+)
 trees = st.recursive(
     leaves | st.text(max_size=8) | st.binary(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
@@ -351,31 +398,36 @@ def test_any_data_gives_a_recipe_or_a_recipe_error(key: str, value: Any) -> None
 
 def test_overrides_set_nested_fields_and_leave_the_original() -> None:
     before = Recipe.load("balanced")
-    changes = ["routing.score_gate=3", "sparse_window_routing.refresh.scene_cut=null", "retrieval.keep=0.2"]
-    after = before.with_overrides([*changes, "routing.score_gate=-1.5", " routing.shortcut.type = identity"])
+    changes = ["routing.object.score_gate=3", "sparse_window_routing.refresh.scene_cut=null", "retrieval.keep=0.2"]
+    after = before.with_overrides(
+        [*changes, "routing.object.score_gate=-1.5", " routing.skipped.shortcut.type = identity"]
+    )
     assert after.find(SparseWindowRouting) is not None
     assert before == Recipe.load("balanced")
-    assert after.find(SparseWindowRouting).score_gate == -1.5
+    assert after.find(SparseWindowRouting).object.score_gate == -1.5
     assert after.find(SparseWindowRouting).refresh.scene_cut is None
-    assert after.find(SparseWindowRouting).shortcut.type == "identity"
+    assert after.find(SparseWindowRouting).skipped.shortcut.type == "identity"
     assert before.find(SparseMemoryRetrieval) is not None
     assert after.find(SparseMemoryRetrieval) == before.find(SparseMemoryRetrieval).model_copy(update={"keep": 0.2})
     assert Recipe.load("balanced", []) == before == before.with_overrides(())
-    assert before.with_overrides("routing.score_gate=3") == before.with_overrides(["routing.score_gate=3"])
+    assert before.with_overrides("routing.rolling=3") == before.with_overrides(["routing.rolling=3"])
     with pytest.raises(RecipeError, match=r"no operation 'routing'.*it has: retrieval"):
-        Recipe.load("memory-only", ["routing.score_gate=3"])
+        Recipe.load("memory-only", ["routing.object.score_gate=3"])
 
 
 OVERRIDES = """
 routing -> expected; routing=3 -> expected; routing.score_gate -> expected; =3 -> expected; 3 -> expected
 routing.score_gate= -> expected; routing.refresh.scene_cut=   -> expected; rooting.rolling=3 -> did you mean 'routing'
 budget=0.3 -> did you mean 'routing.budget'?; bugdet=1 -> 'routing.budget'; refresh.every=2 -> 'routing.refresh.every'
-metadata.name=x -> no operation 'metadata'; routing.score_gates=3 -> did you mean 'score_gate'
+metadata.name=x -> no operation 'metadata'; routing.score_gates=3 -> did you mean 'object.score_gate'
 routing.refresh.evry=3 -> did you mean 'every'; routing.refresh=3 -> is a group; routing..rolling=3 -> no field ''
 routing.type=x -> no field 'type'; routing.score_gate.x=3 -> 'score_gate' is a value; routing.dilation=4 -> odd
 routing.score_gate='3' -> valid number; routing.score_gate=true -> valid number; routing.temporal=1 -> valid boolean
 routing.score_gate=.nan -> finite; routing.score_gate=[ -> not a YAML value; routing.score_gate=!!bool x -> not a YAML
-routing.score_gate=*a -> not a YAML value"""
+routing.score_gate=*a -> not a YAML value; routing.skipped=3 -> is a group; routing.object.score_gates=3 -> 'score_gate'
+routing.skipped.temporal=1 -> .skipped.temporal: Input; routing.temporal=1 -> sparse_window_routing.temporal: Input
+routing.shortcut=3 -> routing.skipped.shortcut.type; routing.lost=once -> did you mean 'refresh.lost'
+score_gate=3 -> did you mean 'routing.object.score_gate'?"""
 LINES = [" -> expected", *OVERRIDES.strip().replace("\n", "; ").split("; "), f"routing.rolling={'[' * 5000} -> not a"]
 
 
@@ -392,7 +444,7 @@ def test_bad_override_is_told_apart(line: str) -> None:
 @given(st.text(max_size=12), st.text(max_size=12))
 def test_any_override_gives_a_recipe_or_a_recipe_error(key: str, value: str) -> None:
     recipe = Recipe.load("balanced")
-    for override in (f"{key}={value}", f"routing.{key}={value}", f"routing.saliency_mass={value}", key):
+    for override in (f"{key}={value}", f"routing.{key}={value}", f"routing.object.saliency_mass={value}", key):
         with suppress(RecipeError):
             assert isinstance(recipe.with_overrides([override]), Recipe)
 
@@ -406,12 +458,12 @@ def test_dumped_yaml_is_plain() -> None:
 
 
 def test_a_searched_value_may_clash_with_the_recipe_of_now_but_must_be_one_of_the_field() -> None:
-    plain = ["routing.temporal=false", "routing.budget=1.0", "routing.fill=false"]
+    plain = ["routing.skipped.temporal=false", "routing.budget=1.0", "routing.fill=false"]
     assert Recipe.load("balanced", plain).calibration == Recipe.load("balanced").calibration
     data = Recipe.load("balanced").to_dict()
     for search, words in (
         ({"routing.budget": [0.5, 1.5]}, "less than or equal to 1"),
-        ({"routing.dilation": [4]}, "odd kernel size"),
+        ({"routing.object.dilation": [4]}, "odd kernel size"),
         ({"routing.bugdet": [0.5]}, "did you mean 'budget'"),
         ({"retrieval.keep": []}, "non-empty list"),
         ({"queries.margin": [1]}, "no operation 'queries'"),

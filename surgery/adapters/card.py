@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from surgery.adapters.config import AdapterConfig
 from surgery.adapters.record import CalibrationRecord, Fidelity
 from surgery.describe import described
+from surgery.hosts import hosts
 from surgery.recipe import Recipe
 
 HERE = "path/to/this/folder"
 _TASK = "video-object-segmentation"
 
-_SNIPPET = """With `transformers`:
+_SNIPPET = """With {title}:
 
 ```python
-from transformers import Sam2VideoModel
+{line}
 from surgery import load_adapter
-model = load_adapter(Sam2VideoModel.from_pretrained("{base}"), "{adapter}")
-```
-
-With Meta's `sam2`:
-
-```python
-from sam2.build_sam import build_sam2_video_predictor
-from surgery import load_adapter
-model = load_adapter(build_sam2_video_predictor({config}), "{adapter}")
-```
-
-Track exactly as before; `surgery.desparsify(model)` gives the stock model back, bit for bit."""
-
-_STOCK = {"tiny": "t", "small": "s", "base-plus": "b+", "large": "l"}
+model = load_adapter({model}, "{adapter}")
+```"""
 
 _LIMITS = """* It fits one base model: other routed weights are refused at load (`force=True` overrides).
 * Nothing is known of it beyond what is stated above; on other footage, check the masks against the stock model.
@@ -53,7 +44,8 @@ def model_card(config: AdapterConfig, recipe: Recipe, parameters: int, adapter: 
         f"{config.entry_block}..{config.exit_block - 1} (windows of {config.window} tokens); nothing of the base model "
         "is in this repository.",
         "## Use",
-        _snippet(base, adapter),
+        *_snippets(base, adapter),
+        "Track exactly as before; `surgery.desparsify(model)` gives the stock model back, bit for bit.",
         "## Fidelity",
         _fidelity(config.calibration),
         *_origin(config),
@@ -106,12 +98,10 @@ def _front_matter(config: AdapterConfig, recipe: Recipe) -> str:
     return data.to_yaml()
 
 
-def _snippet(base: str | None, adapter: str) -> str:
-    size = (base or "").removeprefix("facebook/sam2.1-hiera-")
-    config = '"configs/sam2.1/....yaml", "checkpoint.pt"'
-    if size in _STOCK:
-        config = f'"configs/sam2.1/sam2.1_hiera_{_STOCK[size]}.yaml", "sam2.1_hiera_{size.replace("-", "_")}.pt"'
-    return _SNIPPET.format(base=base or "the base model", adapter=adapter, config=config)
+def _snippets(base: str | None, adapter: str) -> Iterator[str]:
+    for host in hosts():
+        line, model = host.loader.example(base)
+        yield _SNIPPET.format(title=host.loader.title, line=line, model=model, adapter=adapter)
 
 
 def _fidelity(record: CalibrationRecord | None) -> str:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from surgery.adapters.fingerprint import Fingerprint
 from surgery.adapters.record import CalibrationRecord
 from surgery.errors import AdapterError, nearest
-from surgery.operations import SparseWindowRouting
-from surgery.routing.shortcut import SHORTCUTS
+from surgery.operations.window_routing.settings import WindowSettings
+from surgery.operations.window_routing.shortcut import SHORTCUTS
 from surgery.validation import explain
 
 SCHEMA_VERSION = 2
@@ -100,9 +100,9 @@ class AdapterConfig(_Part):
         return self
 
 
-def thresholds_of(routing: SparseWindowRouting) -> dict[str, float]:
+def thresholds_of(routing: WindowSettings) -> dict[str, float]:
     """The calibrated fields of a recipe's routing, by name."""
-    return {name: float(getattr(routing, name)) for name in THRESHOLDS}
+    return {name: float(getattr(routing.object, name)) for name in THRESHOLDS}
 
 
 def encode_config(config: AdapterConfig) -> bytes:

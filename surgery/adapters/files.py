@@ -1,7 +1,7 @@
 """Adapters: out of a model into a folder, and back.
 
 adapter_config.json        what it is for: base model, fingerprint, blocks, thresholds, what was measured
-adapter_model.safetensors  only the added tensors, under stock sam2 names, thresholds as 0-d tensors
+adapter_model.safetensors  only the added tensors, under neutral names, thresholds as 0-d tensors
 recipe.yaml                the recipe it was saved with
 README.md                  model card
 """
@@ -34,13 +34,16 @@ from surgery.adapters.fingerprint import compare, fingerprint
 from surgery.adapters.folder import require_replaceable, write_folder
 from surgery.adapters.record import CalibrationRecord
 from surgery.adapters.tensors import encode_tensors, read_tensors
-from surgery.engine import require_view
+from surgery.core.host import finite
+from surgery.core.surgery import Surgery
+from surgery.core.weights import quantised_layer
+from surgery.engine import require_surgery
 from surgery.errors import AdapterError, AdapterMismatchError, ModelStateError, RecipeError, WeightsError
-from surgery.hosts.base import HostView, SpanInfo, finite
-from surgery.hosts.weights import quantised_layer
 from surgery.operations import CompileParts, SparseWindowRouting
+from surgery.operations.window_routing.bound import WindowRouter, require_router
+from surgery.operations.window_routing.geometry import SpanInfo
+from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.recipe import Recipe
-from surgery.routing.shortcut import Shortcut
 
 _ORIGIN = "_surgery_origin"
 _CORRECTIONS = "corrections."
@@ -73,13 +76,9 @@ class Adapter:
         """Number of added parameters."""
         return sum(value.numel() for value in self.tensors.values())
 
-    def check(self, view: HostView, span: SpanInfo, shortcut: str, force: bool) -> None:
-        """Raise AdapterMismatchError unless this adapter fits the model (and, unless `force`, its weights).
-
-        Warns:
-            RoundedBaseWarning: the same base at another precision than the model's or the adapter's own.
-            UnprovenBaseWarning: no fingerprint is recorded, the base can only be called close, or `force` was needed.
-        """
+    def _check(self, router: WindowRouter, force: bool) -> None:
+        """Raise AdapterMismatchError unless this adapter fits the model (and, unless `force`, its weights)."""
+        shortcut, span = router.settings.skipped.shortcut.type, router.span
         config = self.config
         self.check_structure(span)
         if shortcut != config.shortcut:
@@ -94,7 +93,7 @@ class Adapter:
                 "its weights were not compared",
             )
             return
-        match = compare(view, span, config.base_model.fingerprint)
+        match = compare(router.surgery.host, span, config.base_model.fingerprint)
         if match.verdict == "rounded":
             _warn(
                 RoundedBaseWarning,
@@ -132,12 +131,21 @@ class Adapter:
                 + (f" (base model: {config.base_model.id})" if config.base_model.id else "")
             )
 
-    def fill(self, shortcut: Shortcut) -> None:
-        """Give `shortcut` these weights; it remembers what was measured with them, for `save_adapter`.
+    def fill(self, surgery: Surgery, force: bool) -> None:
+        """Give the shortcut these weights; it remembers what was measured with them, for `save_adapter`.
 
         Raises:
-            AdapterMismatchError: it corrects reused stages, and these are not the weights for that.
+            AdapterMismatchError: it fits not the model, not its weights (unless `force`), or not the recipe.
+
+        Warns:
+            RoundedBaseWarning: the same base at another precision than the model's or the adapter's own.
+            UnprovenBaseWarning: no fingerprint is recorded, the base can only be called close, or `force` was needed.
         """
+        router = surgery.find(WindowRouter)
+        if router is None:
+            return
+        self._check(router, force)
+        shortcut = router.shortcut
         tensors = self.tensors
         if shortcut.corrections is None:
             tensors = {name: value for name, value in tensors.items() if not name.startswith(_CORRECTIONS)}
@@ -147,7 +155,7 @@ class Adapter:
                 held = "none" if self.config.stages is None else f"for stages {self.config.stages}"
                 raise AdapterMismatchError(
                     f"{self.source}: the recipe corrects reused stages (correction: patch), the adapter holds fitted "
-                    f"corrections: {held}; set routing.correction=none or calibrate this model anew"
+                    f"corrections: {held}; set routing.stages.correction=none or calibrate this model anew"
                 )
         shortcut.load_state_dict(tensors)
         if self.config.calibration is not None or self.config.provenance is not None:
@@ -242,15 +250,14 @@ def adapter_of(model: Any) -> Adapter:
     """The adapter a model under surgery would be saved as. Raises ModelStateError or WeightsError as `save_adapter`."""
     from surgery import __version__
 
-    view = require_view(model)
-    span, recipe = view.span_info, view.recipe
-    routing = recipe.find(SparseWindowRouting) if recipe is not None else None
-    if span is None or recipe is None or routing is None:
+    surgery = require_surgery(model)
+    host, recipe, router = surgery.host, surgery.recipe, surgery.find(WindowRouter)
+    if router is None or recipe is None:
         raise ModelStateError("this recipe has no window routing, so no tensors were added: save the recipe instead")
-    layer = quantised_layer(view.model)
+    span, routing, shortcut = router.span, router.settings, router.shortcut
+    layer = quantised_layer(host.model)
     if layer is not None:
         raise ModelStateError(f"{layer} is quantised; save the adapter before the model is quantised")
-    shortcut = view.shortcut_module(span)
     tensors = {name: value.detach().to("cpu", torch.float32) for name, value in shortcut.state_dict().items()}
     for name, value in tensors.items():
         if not finite(value):
@@ -258,17 +265,17 @@ def adapter_of(model: Any) -> Adapter:
                 f"shortcut: {name} has values that are not finite; an adapter with them could not be loaded"
             )
     origin = _origin(shortcut, recipe, tensors)
-    base_id, revision = view.base_id()
+    base_id, revision = host.base_id()
     config = AdapterConfig(
         library_version=__version__,
-        base_model=BaseModelInfo(id=base_id, revision=revision, fingerprint=fingerprint(view, span)),
+        base_model=BaseModelInfo(id=base_id, revision=revision, fingerprint=fingerprint(host, span)),
         entry_block=span.entry,
         exit_block=span.exit,
         channels=span.channels,
         window=span.window,
-        shortcut=routing.shortcut.type,
-        stages=[list(width) for width in view.binding.tiles.widths]
-        if shortcut.corrections is not None and view.binding.tiles is not None
+        shortcut=routing.skipped.shortcut.type,
+        stages=[list(width) for width in router.tiles.widths]
+        if shortcut.corrections is not None and router.tiles is not None
         else None,
         thresholds=thresholds_of(routing),
         calibration=origin.calibration if origin else None,
@@ -286,9 +293,7 @@ def record_calibration(model: Any, record: CalibrationRecord) -> None:
         ModelStateError: the model is not under surgery, or its recipe has no window routing.
     """
     adapter = adapter_of(model)
-    view = require_view(model)
-    assert view.span_info is not None
-    shortcut = view.shortcut_module(view.span_info)
+    shortcut = require_router(require_surgery(model)).shortcut
     tensors = {name: value.clone() for name, value in adapter.tensors.items()}
     _remember(shortcut, _Origin(record, None, adapter.recipe, tensors))
 
@@ -299,14 +304,15 @@ def calibration_of(model: Any) -> CalibrationRecord | None:
     Raises:
         ModelStateError: the model is not under surgery.
     """
-    view = require_view(model)
-    if view.span_info is None or view.recipe is None:
+    surgery = require_surgery(model)
+    router = surgery.find(WindowRouter)
+    if router is None or surgery.recipe is None:
         return None
-    shortcut = view.shortcut_module(view.span_info)
+    shortcut = router.shortcut
     if quantised_layer(shortcut) is not None:
         return None
     tensors = {name: value.detach().to("cpu", torch.float32) for name, value in shortcut.state_dict().items()}
-    origin = _origin(shortcut, view.recipe, tensors)
+    origin = _origin(shortcut, surgery.recipe, tensors)
     return origin.calibration if origin is not None else None
 
 

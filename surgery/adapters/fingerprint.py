@@ -24,7 +24,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
-from surgery.hosts.base import HostView, SpanInfo
+from surgery.core.host import HostView
+from surgery.operations.window_routing.geometry import SpanInfo
 
 SKETCHES = 4
 Precision = Literal["float32", "bfloat16", "float16"]

@@ -22,12 +22,14 @@ from surgery.adapters.config import AdapterConfig, BaseModelInfo, Provenance, re
 from surgery.adapters.files import Adapter, UnprovenBaseWarning
 from surgery.adapters.fingerprint import fingerprint
 from surgery.adapters.folder import require_replaceable, write_folder
+from surgery.core.host import finite
 from surgery.errors import AdapterError
 from surgery.hosts import view_of
-from surgery.hosts.base import finite
+from surgery.hosts.sam21 import HUB, SIZES, Sam21
 from surgery.operations import SparseWindowRouting
+from surgery.operations.window_routing.geometry import span_of
+from surgery.operations.window_routing.shortcut import SHORTCUTS
 from surgery.recipe import Recipe
-from surgery.routing.shortcut import SHORTCUTS
 
 _MAX_BYTES = 8_000_000
 _ALLOWED = {"collections OrderedDict", "torch FloatStorage", "torch._utils _rebuild_tensor_v2"}
@@ -39,36 +41,21 @@ _PROJECT = "github.com/jingjing0419/Efficient-SAM2, bypass/ckpt"
 class _Release:
     """The model a released shortcut was trained for. file: its name in the project; sha256: of that file."""
 
-    recipe: str
-    base: str
+    size: Sam21
     file: str
     sha256: str
-    entry: int
-    exit: int
-    channels: int
-    window: int
 
 
 _RELEASES = (
     _Release(
-        recipe="published-base-plus",
-        base="facebook/sam2.1-hiera-base-plus",
-        file="bypass_bottleneck_base.pth",
-        sha256="5e415e3d207f09ffe94216b1472a83518de5c54425ab55bdef8f331761af1c65",
-        entry=6,
-        exit=20,
-        channels=448,
-        window=14,
+        SIZES["base-plus"],
+        "bypass_bottleneck_base.pth",
+        "5e415e3d207f09ffe94216b1472a83518de5c54425ab55bdef8f331761af1c65",
     ),
     _Release(
-        recipe="published-large",
-        base="facebook/sam2.1-hiera-large",
-        file="bypass_bottleneck_large.pth",
-        sha256="fa2a22b31979bf840786cf82ce8c3fda9780d35c00b3763afafe1e6014e09c06",
-        entry=9,
-        exit=43,
-        channels=576,
-        window=16,
+        SIZES["large"],
+        "bypass_bottleneck_large.pth",
+        "fa2a22b31979bf840786cf82ce8c3fda9780d35c00b3763afafe1e6014e09c06",
     ),
 )
 
@@ -80,7 +67,7 @@ def import_published(checkpoint: str | Path, out: str | Path, *, model: Any = No
         checkpoint: `bypass_bottleneck_base.pth` (202,272 parameters) or `bypass_bottleneck_large.pth` (333,792);
             which one is told from the shapes.
         out: adapter folder to write: absent, empty or an older adapter.
-        model: the base model in either host, to record its fingerprint. Without it the fingerprint stays unrecorded,
+        model: the base model in any host, to record its fingerprint. Without it the fingerprint stays unrecorded,
             and every load warns that the base could not be compared.
 
     Returns:
@@ -101,30 +88,32 @@ def import_published(checkpoint: str | Path, out: str | Path, *, model: Any = No
     content = read_bounded(path, _MAX_BYTES, "a released shortcut, which is about 1 MB")
     tensors = _tensors(path, content)
     release = _release(path, tensors)
-    recipe = Recipe.load(release.recipe)
+    size, base = release.size, f"{HUB}{release.size.name}"
+    recipe = Recipe.load(f"published-{size.name}")
     routing = recipe.find(SparseWindowRouting)
     assert routing is not None
     digest = hashlib.sha256(content).hexdigest()
     config = AdapterConfig(
         library_version=__version__,
-        base_model=BaseModelInfo(id=release.base, fingerprint=None),
-        entry_block=release.entry,
-        exit_block=release.exit,
-        channels=release.channels,
-        window=release.window,
-        shortcut=routing.shortcut.type,
+        base_model=BaseModelInfo(id=base, fingerprint=None),
+        # From behind the block that pools for stage 3, to the last global one.
+        entry_block=sum(size.blocks[:2]) + 1,
+        exit_block=size.global_blocks[-1],
+        channels=size.widths[2],
+        window=size.windows[2],
+        shortcut=routing.skipped.shortcut.type,
         thresholds=thresholds_of(routing),
         provenance=Provenance(origin=_origin(release, digest), sha256=digest),
     )
     adapter = Adapter(source=str(target), config=config, recipe=recipe, tensors=tensors)
     if model is not None:
         view = view_of(model)
-        span = view.span()
+        span = span_of(view)
         adapter.check_structure(span)
         config.base_model.fingerprint = fingerprint(view, span)
     else:
         warnings.warn(
-            f"{target}: no model was given, so no fingerprint of {release.base} is recorded and loading cannot check "
+            f"{target}: no model was given, so no fingerprint of {base} is recorded and loading cannot check "
             "that it is loaded on that base",
             UnprovenBaseWarning,
             stacklevel=2,
@@ -184,10 +173,10 @@ def _release(path: Path, tensors: dict[str, Tensor]) -> _Release:
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     for release in _RELEASES:
         with torch.device("meta"):
-            wanted = SHORTCUTS["bottleneck"](release.channels).state_dict()
+            wanted = SHORTCUTS["bottleneck"](release.size.widths[2]).state_dict()
         if found == {name: tuple(value.shape) for name, value in wanted.items()}:
             return release
-    known = " or ".join(f"{release.channels} ({release.file})" for release in _RELEASES)
+    known = " or ".join(f"{release.size.widths[2]} ({release.file})" for release in _RELEASES)
     shown = ", ".join(f"{name} {shape}" for name, shape in list(found.items())[:8])
     raise AdapterError(
         f"{path}: holds {shown or 'nothing'}; expected norm, down_project and up_project of a bottleneck of width "

@@ -1,4 +1,4 @@
-"""`adapter_model.safetensors`: the added tensors under stock `sam2` names in fp32, thresholds as 0-d fp64 tensors.
+"""`adapter_model.safetensors`: the added tensors under neutral names in fp32, thresholds as 0-d fp64 tensors.
 
 fp32 loses nothing and still fits: C^2 + 3.5 C parameters are 0.81 MB for base+ (C = 448), 1.34 MB for large (C = 576).
 Corrections of reused stages (tile routing) add 1.15 MB and 1.91 MB.
@@ -19,11 +19,11 @@ from safetensors.torch import save as encode_safetensors
 from torch import Tensor
 
 from surgery.adapters.config import THRESHOLDS, AdapterConfig, read_bounded, thresholds_of
+from surgery.core.host import finite
 from surgery.errors import AdapterError
-from surgery.hosts.base import finite
 from surgery.operations import SparseWindowRouting
-from surgery.routing.correction import Corrections
-from surgery.routing.shortcut import SHORTCUTS
+from surgery.operations.window_routing.correction import Corrections
+from surgery.operations.window_routing.shortcut import SHORTCUTS
 
 MAX_WEIGHTS = 64_000_000
 _MAX_HEADER = 100_000

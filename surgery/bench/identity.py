@@ -2,78 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from surgery.bench.pair import Pair
 from surgery.bench.settings import Settings
-from surgery.hosts.base import HostView
+from surgery.core.host import HostView
+from surgery.core.surgery import Surgery
 from surgery.operations import Precision
+from surgery.operations.window_routing.bound import WindowRouter
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Running totals of a session at one moment."""
+    """Running totals of a session at one moment: by name of a share, its sum and the number of calls."""
 
-    frames: int = 0
-    windows_sum: float = 0.0
-    calls: int = 0
-    keys_sum: float = 0.0
-    query_calls: int = 0
-    queries_sum: float = 0.0
+    totals: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, view: HostView) -> Kept:
+    def of(cls, surgery: Surgery) -> Kept:
         """Those of the session that ran last."""
-        stats = view.binding.stats
-        if stats is None:
-            return cls()
-        return cls(
-            stats.frames, stats.windows_kept, stats.key_calls, stats.keys_kept, stats.query_calls, stats.queries_kept,
-        )  # fmt: skip
+        return cls(dict(surgery.stats.kept)) if surgery.stats is not None else cls()
 
     def since(self, before: Kept) -> Kept:
         """What has been added after `before`."""
+        known = before.totals
         return Kept(
-            self.frames - before.frames, self.windows_sum - before.windows_sum, self.calls - before.calls,
-            self.keys_sum - before.keys_sum, self.query_calls - before.query_calls,
-            self.queries_sum - before.queries_sum,
-        )  # fmt: skip
+            {
+                name: (total - known.get(name, (0.0, 0))[0], calls - known.get(name, (0.0, 0))[1])
+                for name, (total, calls) in self.totals.items()
+            }
+        )
 
-    def windows(self, view: HostView, forced: tuple[int, ...] | None) -> dict[str, Any] | None:
+    def share(self, name: str) -> float | None:
+        """Mean share; None where nothing was counted."""
+        total, calls = self.totals.get(name, (0.0, 0))
+        return total / calls if calls else None
+
+    def windows(self, surgery: Surgery, forced: tuple[int, ...] | None) -> dict[str, Any] | None:
         """Stage-3 windows computed, mean over tracked frames; None when the recipe routes none."""
-        grid = view.binding.grid
-        if view.binding.routing is None or grid is None or not self.frames:
+        router, share = surgery.find(WindowRouter), self.share("windows")
+        if router is None or share is None:
             return None
-        share = self.windows_sum / self.frames
-        return {"computed": share * grid.count, "of": grid.count, "share": share, "forced": forced is not None}
+        count = router.grid.count
+        return {"computed": share * count, "of": count, "share": share, "forced": forced is not None}
 
-    def keys(self, view: HostView) -> dict[str, Any] | None:
+    def keys(self, host: HostView) -> dict[str, Any] | None:
         """Spatial keys read per object and layer; `of` is a full memory bank. None when none are pruned."""
-        if view.binding.retrieval is None or not self.calls:
-            return None
-        full = view.bank_size() * view.frame_tokens()
-        share = self.keys_sum / self.calls
-        return {"read": share * full, "of": full, "share": share}
+        share, full = self.share("keys"), host.bank_size() * host.frame_tokens()
+        return None if share is None else {"read": share * full, "of": full, "share": share}
 
-    def queries(self, view: HostView) -> dict[str, Any] | None:
+    def queries(self, host: HostView) -> dict[str, Any] | None:
         """Tokens that were queries of memory attention, per object; None without query routing."""
-        if view.binding.queries is None or not self.query_calls:
-            return None
-        tokens = view.frame_tokens()
-        share = self.queries_sum / self.query_calls
-        return {"computed": share * tokens, "of": tokens, "share": share}
+        share, tokens = self.share("queries"), host.frame_tokens()
+        return None if share is None else {"computed": share * tokens, "of": tokens, "share": share}
 
 
 def identity(pair: Pair, settings: Settings) -> dict[str, Any]:
     """What a row is about: settings, host, device and recipe."""
-    recipe = pair.sparse.recipe
-    own = pair.sparse.binding.precision
+    recipe, host = pair.sparse.recipe, pair.sparse.host
+    own = recipe.find(Precision) if recipe is not None else None
     return {
-        "model": type(pair.sparse.model).__name__,
-        "host": pair.sparse.name,
+        "model": type(host.model).__name__,
+        "host": host.name,
         "device": pair.device.type,
-        "image_size": pair.sparse.image_size(),
+        "image_size": host.image_size(),
         "precision": _label(settings, own) if own is not None else settings.precision,
         "sparse_precision": own.model_dump(exclude={"type"}, mode="json") if own is not None else None,
         "objects": settings.objects,

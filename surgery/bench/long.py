@@ -12,10 +12,10 @@ from surgery.bench import figures
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.identity import Kept, identity
-from surgery.bench.modules import forced_windows
+from surgery.bench.modules import fixed_windows
 from surgery.bench.pair import Pair, inference, stepped
 from surgery.bench.settings import Settings
-from surgery.hosts.driver import follow
+from surgery.core.driver import follow
 
 if TYPE_CHECKING:
     from surgery.bench.measure import Step
@@ -29,11 +29,11 @@ def long_run(pair: Pair, settings: Settings, step: Step) -> dict[str, Any]:
         Masks are not kept. `whole_frame_speedup` is of two runs one after the other, not in turn.
     """
     clock = Clock(pair.device, settings.clock == "processor")
-    clip = LoopingClip(pair.sparse.image_size(), settings.long, settings.objects, pair.device, settings.seed)
+    clip = LoopingClip(pair.sparse.host.image_size(), settings.long, settings.objects, pair.device, settings.seed)
     series: list[list[float]] = []
     memory = []
-    with inference(pair.device), forced_windows(pair.sparse, settings.windows) as windows:
-        for which, view in enumerate(pair.views()):
+    with inference(pair.device), fixed_windows(pair.sparse, settings.windows) as windows:
+        for which, view in enumerate(pair.hosts()):
             own = bool(which) and pair.own
             run = stepped(follow(view, clip, clip.masks), pair.device, settings, own)
             ms, used = _run(run, len(clip), clock, step)
@@ -46,8 +46,8 @@ def long_run(pair: Pair, settings: Settings, step: Step) -> dict[str, Any]:
         **identity(pair, settings),
         "long": settings.long,
         "windows": Kept.of(pair.sparse).windows(pair.sparse, windows),
-        "keys": Kept.of(pair.sparse).keys(pair.sparse),
-        "queries": Kept.of(pair.sparse).queries(pair.sparse),
+        "keys": Kept.of(pair.sparse).keys(pair.sparse.host),
+        "queries": Kept.of(pair.sparse).queries(pair.sparse.host),
         "whole_frame_speedup": ratio,
         "interval": list(interval or ()),
         "predicted": None,

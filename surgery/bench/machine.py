@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from surgery import __version__
-
-_PACKAGES = ("torch", "transformers", "sam2", "numpy")
+from surgery.hosts import hosts
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def _processor() -> str:
 
 def _versions() -> dict[str, str]:
     found = {"surgery": __version__}
-    for name in _PACKAGES:
+    for name in ("torch", *(host.loader.library.name for host in hosts()), "numpy"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

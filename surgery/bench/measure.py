@@ -19,12 +19,11 @@ from surgery.bench import figures
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
 from surgery.bench.identity import Kept, identity
-from surgery.bench.modules import forced_windows, module_names, probed
-from surgery.bench.pair import Pair, inference, stepped, twins, uncompiled
+from surgery.bench.modules import fixed_windows, module_names, probed
+from surgery.bench.pair import Pair, inference, plain, stepped, twins
 from surgery.bench.probe import REST, ByteCounter, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import Settings
-from surgery.hosts.base import HostView
-from surgery.hosts.driver import follow
+from surgery.core.driver import follow
 from surgery.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def benchmark(
     """Time a model against itself under surgery, on a synthetic clip, in this process. `model` is not changed.
 
     Args:
-        model: a `transformers` `Sam2VideoModel` or a `sam2` `SAM2VideoPredictor`, stock or under surgery.
+        model: as for `sparsify`, stock or under surgery.
         recipe, adapter: as for `sparsify`; without them a model under surgery keeps its own.
         settings: of the case; default one object, fp32, the router's own windows, 20 frames a model.
         step: called after every tracked frame, `frame_count(settings)` times.
@@ -92,7 +91,7 @@ def benchmark(
     gc.collect()
     gc.disable()
     try:
-        with inference(pair.device), forced_windows(pair.sparse, settings.windows) as windows:
+        with inference(pair.device), fixed_windows(pair.sparse, settings.windows) as windows:
             return Timings(case.run(windows))
     finally:
         gc.enable()
@@ -114,7 +113,7 @@ class _Case:
         self.pair, self.settings, self.step = pair, settings, step
         self.clock = Clock(pair.device, settings.clock == "processor")
         length = 1 + settings.warm + settings.frames + settings.module_frames + 2
-        self.clip = LoopingClip(pair.sparse.image_size(), length, settings.objects, pair.device, settings.seed)
+        self.clip = LoopingClip(pair.sparse.host.image_size(), length, settings.objects, pair.device, settings.seed)
         self.kept: list[Any] = []
         self.peaks = [0.0, 0.0]
 
@@ -133,7 +132,7 @@ class _Case:
             kept = Kept.of(self.pair.sparse).since(before)
         tables = {"ms": self._spans(runs, lambda: TimeMeter(self.clock), settings.module_frames)}
         if settings.module_frames:
-            with uncompiled(self.pair.views()):
+            with plain(self.pair):
                 tables["gflop"] = self._flops(runs)
                 if settings.compile == "none":
                     tables["gb"] = self._bytes(runs)
@@ -143,7 +142,7 @@ class _Case:
         return [self._feed(which) for which in (0, 1)]
 
     def _feed(self, which: int) -> Iterator[Tensor]:
-        run = follow(self.pair.views()[which], self.clip, self.clip.masks)
+        run = follow(self.pair.hosts()[which], self.clip, self.clip.masks)
         return stepped(run, self.pair.device, self.settings, own=bool(which) and self.pair.own)
 
     def _frame(self, run: Iterator[Tensor], which: int) -> float:
@@ -194,12 +193,12 @@ class _Case:
         inside = self.settings.compile == "none" if inside is None else inside
         for number in range(frames):
             for which in ORDERS[number % 2]:
-                self._spanned(runs[which], self.pair.views()[which], probes[which], inside)
+                self._spanned(runs[which], which, probes[which], inside)
         dense, sparse = ({name: value / frames for name, value in probe.totals.items()} for probe in probes)
         return dense, sparse
 
-    def _spanned(self, run: Iterator[Tensor], view: HostView, probe: Probe, inside: bool) -> None:
-        with probed(view, probe, inside):
+    def _spanned(self, run: Iterator[Tensor], which: int, probe: Probe, inside: bool) -> None:
+        with probed(self.pair.hosts()[which], self.pair.surgeries()[which], probe, inside):
             self.clock.synchronise()
             probe.enter(REST)
             (next(run) > 0).cpu()
@@ -233,13 +232,13 @@ class _Case:
         row: dict[str, Any] = {
             **identity(self.pair, settings),
             "windows": kept.windows(sparse, windows),
-            "keys": kept.keys(sparse),
-            "queries": kept.queries(sparse),
+            "keys": kept.keys(sparse.host),
+            "queries": kept.queries(sparse.host),
             "whole_frame_speedup": ratio,
             "interval": list(interval or ()),
             "predicted": predicted,
             "measured_over_predicted": None if predicted is None else ratio / predicted,
-            "modules": figures.module_rows(module_names(sparse), tables) if settings.module_frames else [],
+            "modules": figures.module_rows(module_names(sparse.host, sparse), tables) if settings.module_frames else [],
             "latency": [],
             "memory_kind": self.clock.memory_kind,
             "peak_memory_mb": max(self.peaks),

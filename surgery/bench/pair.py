@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,16 @@ from torch import nn
 
 from surgery.api import sparsify
 from surgery.bench.settings import BenchmarkError, Settings
+from surgery.core.engine import reconfigure
+from surgery.core.host import HostView
 from surgery.core.parts import PARTS
-from surgery.engine import current_view, desparsify, require_view
+from surgery.core.surgery import Surgery
+from surgery.engine import current_surgery, desparsify, require_surgery
 from surgery.hosts import hosts, view_of
-from surgery.hosts.base import HostView
-from surgery.operate import reconfigure
 from surgery.operations import CompileParts
 from surgery.operations.compile import must_keep_forward
+from surgery.operations.precision import BoundPrecision
+from surgery.operations.window_routing.bound import WindowRouter
 from surgery.recipe import Metadata, Recipe
 
 if TYPE_CHECKING:
@@ -32,17 +35,23 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Pair:
-    """Views of the two models; the sparse one is under surgery. own: its recipe has a precision of its own, and the
+    """Two models. sparse: the surgery of one. dense: the other through its host; compiled: its surgery, where it is
+    compiled by the same operation as the sparse one. own: the sparse recipe has a precision of its own, and the
     settings' is the dense model's alone."""
 
     dense: HostView
-    sparse: HostView
+    sparse: Surgery
     device: torch.device
     own: bool = False
+    compiled: Surgery | None = None
 
-    def views(self) -> tuple[HostView, HostView]:
+    def hosts(self) -> tuple[HostView, HostView]:
         """Dense, sparse."""
-        return self.dense, self.sparse
+        return self.dense, self.sparse.host
+
+    def surgeries(self) -> tuple[Surgery | None, Surgery]:
+        """Dense, sparse."""
+        return self.compiled, self.sparse
 
 
 def twins(
@@ -61,12 +70,12 @@ def twins(
     check_host(view_of(model), settings)
 
     def cut(model: Any) -> Any:
-        if current_view(model) is None or recipe is not None or adapter is not None:
+        if current_surgery(model) is None or recipe is not None or adapter is not None:
             sparsify(model, recipe, adapter=adapter, compile=False)
         return model
 
     dense, sparse = twin(model), cut(twin(model))
-    own = require_view(sparse).binding.precision is not None
+    own = require_surgery(sparse).find(BoundPrecision) is not None
     if settings.cast == "weights":
         converted = copy.deepcopy(model).to(_DTYPES[settings.precision])
         dense, sparse = twin(converted), sparse if own else cut(twin(converted))
@@ -77,15 +86,15 @@ def twins(
             if must_keep_forward(view_of(dense).parts()[part]):
                 raise BenchmarkError(f"{part} carries a compiled forward already; give the plain predictor")
         sparsify(dense, compiled_alone(operation))
-    view = require_view(sparse)
-    assert view.recipe is not None
-    reconfigure(
-        view, view.recipe.with_operation(operation) if operation is not None else view.recipe.without(CompileParts)
-    )
-    if settings.windows is not None and view.binding.routing is None:
-        name = view.recipe.metadata.name if view.recipe is not None else None
-        raise BenchmarkError(f"windows {settings.windows}: recipe {name!r} routes no windows; leave windows out")
-    return Pair(current_view(dense) or view_of(dense), view, next(sparse.parameters()).device, own)
+    surgery = require_surgery(sparse)
+    recipe = surgery.recipe
+    assert recipe is not None
+    reconfigure(surgery, recipe.with_operation(operation) if operation is not None else recipe.without(CompileParts))
+    if settings.windows is not None and surgery.find(WindowRouter) is None:
+        raise BenchmarkError(
+            f"windows {settings.windows}: recipe {recipe.metadata.name!r} routes no windows; leave windows out"
+        )
+    return Pair(view_of(dense), surgery, next(sparse.parameters()).device, own, current_surgery(dense))
 
 
 def compile_operation(settings: Settings) -> CompileParts | None:
@@ -140,13 +149,15 @@ def stepped(run: Iterator[T], device: torch.device, settings: Settings, own: boo
 
 
 @contextmanager
-def uncompiled(views: Sequence[HostView]) -> Iterator[None]:
-    """Inside, no module runs a compiled forward, of the recipe's making or the predictor's: operations are counted in
-    eager code."""
+def plain(pair: Pair) -> Iterator[None]:
+    """Inside, no part runs compiled, by the recipe or by the predictor itself, nor in a precision of the recipe's:
+    operations are counted in eager code."""
     with ExitStack() as stack:
-        for view in views:
-            stack.enter_context(view.binding.uncompiled())
-            for part in view.model.modules():
+        for surgery in pair.surgeries():
+            if surgery is not None:
+                stack.enter_context(surgery.plain_parts())
+        for host in pair.hosts():
+            for part in host.model.modules():
                 if hasattr(vars(part).get("forward"), "_torchdynamo_orig_callable"):
                     stack.callback(vars(part).__setitem__, "forward", vars(part).pop("forward"))
         yield

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from surgery import files
 from surgery.bench.settings import SCHEMA, BenchmarkError
 
 KIND = "bench"
@@ -78,10 +78,4 @@ class Store:
 
 def write_whole(path: Path, data: Any) -> None:
     """Write JSON so that a reader, or a killed writer, never leaves half a file under `path`."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    files.write_whole(path, json.dumps(data, indent=1) + "\n")

@@ -11,7 +11,7 @@ import numpy as np
 
 from surgery.adapters.record import Fidelity
 from surgery.calibration.clips import CalibrationClip, Labels, PackedLabels
-from surgery.engine import disabled, require_view
+from surgery.engine import disabled, require_surgery
 from surgery.errors import PromptError
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.evaluation.metrics import boundary_f, region_j
@@ -70,8 +70,7 @@ def score_clip(model: Any, reference: Reference, step: Callable[[], None] = lamb
     for result in track(model, clip.video, clip.prompts):
         found.append(labels_from_logits(result.logits))
         step()
-    binding = require_view(model).binding
-    stats = binding.stats
+    stats = require_surgery(model).stats
     assert stats is not None
     start = min(prompt.frame for prompt in clip.prompts)
     drop = 1.0 - _score(clip, lambda index: found[index], lambda index: reference.labels[index], len(found))
@@ -85,8 +84,8 @@ def score_clip(model: Any, reference: Reference, step: Callable[[], None] = lamb
         clip.name,
         drop,
         truth_drop,
-        stats.window_fraction if binding.routing is not None else None,
-        stats.key_fraction if binding.retrieval is not None else None,
+        stats.fraction("windows"),
+        stats.fraction("keys"),
         stats.frames,
     )
 

@@ -23,15 +23,15 @@ from torch import Tensor
 
 from surgery.calibration.clips import CalibrationClip
 from surgery.calibration.linear import ResidualRegression, has_closed_form, start_from
-from surgery.calibration.progress import Counter
 from surgery.calibration.replay import OBJECTIVES, Sample, segments, student_error
 from surgery.calibration.stages import StageRegressions
-from surgery.engine import require_view
+from surgery.core.observer import Observer
+from surgery.core.surgery import Surgery
+from surgery.engine import require_surgery
 from surgery.errors import CalibrationError, ModelStateError, nearest
-from surgery.hosts.base import HostView
-from surgery.hosts.watcher import Watcher
 from surgery.missing import require
-from surgery.routing.shortcut import IdentityShortcut
+from surgery.operations.window_routing.bound import SpanSeen, WindowRouter, require_router
+from surgery.progress import Counter
 from surgery.tracking import track
 
 
@@ -106,16 +106,16 @@ def fit_shortcut(
     from accelerate import Accelerator
 
     settings = settings or FitSettings()
-    view = require_view(model)
-    span = view.span_info
-    if span is None or view.binding.routing is None:
+    surgery = require_surgery(model)
+    router = surgery.find(WindowRouter)
+    if router is None:
         raise ModelStateError("this recipe has no window routing, so there is no shortcut to fit")
-    shortcut = view.shortcut_module(span)
-    learns = view.binding.routing.uses_shortcut and not isinstance(shortcut, IdentityShortcut)
+    shortcut, learns = router.shortcut, router.learns
     if not learns and shortcut.corrections is None:
         raise ModelStateError(
             "nothing to fit: the identity shortcut has no weights, and with span: tiles and early: 0 skipped windows "
-            "reuse their last output; choose shortcut.type bottleneck, ffn or attention, or correction: patch"
+            "reuse their last output; choose skipped.shortcut.type bottleneck, ffn or attention, or "
+            "stages.correction: patch"
         )
     device, dtype = next(shortcut.parameters()).device, next(shortcut.parameters()).dtype
     precision = settings.mixed_precision
@@ -128,16 +128,16 @@ def fit_shortcut(
             f"{len(clips)} clips for {accelerator.num_processes} processes, expected at least as many"
         )
     result = FitResult()
-    saved = _Checkpoint(Path(checkpoint), view, clips, settings) if checkpoint is not None else None
+    saved = _Checkpoint(Path(checkpoint), surgery, clips, settings) if checkpoint is not None else None
     state = saved.load(device) if saved is not None else None
-    with view.binding.stock_precision():
+    with surgery.plain_parts():
         if state is None and closed_form and (has_closed_form(shortcut) or shortcut.corrections is not None):
-            result = _closed_form(view, mine, accelerator, step)
-        with _trainable(view, shortcut):
+            result = _closed_form(router, mine, accelerator, step)
+        with _trainable(model, shortcut):
             if settings.steps and learns:
-                _run_steps(view, mine, settings, accelerator, result, saved, state, save_every, step)
+                _run_steps(surgery, mine, settings, accelerator, result, saved, state, save_every, step)
     shortcut.to(dtype)
-    view.adapter = f"fitted on {len(clips)} clips"
+    surgery.adapter = f"fitted on {len(clips)} clips"
     return result
 
 
@@ -147,20 +147,20 @@ def feature_error(
 ) -> float:  # fmt: skip
     """Mean `student_error` over the clips with the shortcut as it is; smaller is better, 0 is the dense model. `step`
     is called after every clip."""
-    view = require_view(model)
+    surgery = require_surgery(model)
     errors = []
-    with torch.no_grad(), view.binding.stock_precision():
+    with torch.no_grad(), surgery.plain_parts():
         for number, clip in enumerate(clips):
-            for samples in segments(view, clip, segment, (seed, 1, number), objective == "masks"):
+            for samples in segments(surgery, clip, segment, (seed, 1, number), objective == "masks"):
                 if any(sample.windows is not None for sample in samples[1:]):
-                    errors.append(float(student_error(view, samples, objective)))
+                    errors.append(float(student_error(surgery, samples, objective)))
             step()
     if not errors:
         raise CalibrationError(f"no clip has a segment of {segment} frames, expected at least one")
     return statistics.fmean(errors)
 
 
-class _Sums(Watcher):
+class _Sums(Observer):
     def __init__(self, sums: ResidualRegression | None, stages: StageRegressions | None) -> None:
         self.sums, self.below, self.frames = sums, stages, 0
 
@@ -170,39 +170,35 @@ class _Sums(Watcher):
             if regression is not None:
                 regression.start()
 
-    def stages(self, maps: list[Tensor]) -> None:
-        if self.below is not None:
-            self.below.add(maps)
-
-    def encoded(self, entering: Tensor, leaving: Tensor) -> None:
+    def noted(self, what: Any) -> None:
+        if not isinstance(what, SpanSeen):
+            return
+        if self.below is not None and what.maps:
+            self.below.add(list(what.maps))
         if self.sums is not None:
-            self.sums.add(entering.flatten(0, 2), leaving.flatten(0, 2))
+            self.sums.add(what.entering.flatten(0, 2), what.leaving.flatten(0, 2))
         self.frames += 1
 
 
 def _closed_form(
-    view: HostView, clips: list[CalibrationClip], accelerator: Any, step: Callable[[str, int, int], None]
+    router: WindowRouter, clips: list[CalibrationClip], accelerator: Any, step: Callable[[str, int, int], None]
 ) -> FitResult:
-    assert view.span_info is not None and view.binding.routing is not None
-    shortcut = view.shortcut_module(view.span_info)
+    shortcut, settings, surgery = router.shortcut, router.settings, router.surgery
     device = next(shortcut.parameters()).device
     # Half-precision sums lose what a regression needs; MPS has no fp64, so there the sums live on the CPU.
     place = torch.device("cpu") if device.type == "mps" else device
     sums = stages = None
-    if view.binding.routing.uses_shortcut and has_closed_form(shortcut):
-        sums = ResidualRegression(shortcut.channels, view.binding.routing.temporal, place)
+    if settings.uses_shortcut and has_closed_form(shortcut):
+        sums = ResidualRegression(shortcut.channels, settings.skipped.temporal, place)
     if shortcut.corrections is not None:
         stages = StageRegressions(shortcut.corrections, place)
     watcher = _Sums(sums, stages)
     count = Counter(step, "closed form", sum(clip.tracked for clip in clips))
     for clip in clips:
         watcher.start()
-        view.binding.watcher = watcher
-        try:
-            for _ in track(view.model, clip.video, clip.prompts):
+        with surgery.observed_by(watcher):
+            for _ in track(surgery.host.model, clip.video, clip.prompts):
                 count()
-        finally:
-            view.binding.watcher = None
 
     def reduce(tensor: Tensor) -> Tensor:
         reduced: Tensor = accelerator.reduce(tensor, "sum")
@@ -218,11 +214,11 @@ def _closed_form(
 
 
 @contextmanager
-def _trainable(view: HostView, shortcut: torch.nn.Module) -> Iterator[None]:
+def _trainable(model: torch.nn.Module, shortcut: torch.nn.Module) -> Iterator[None]:
     """Only the shortcut learns, in fp32, in training mode off; every flag is put back."""
-    before = [(parameter, parameter.requires_grad) for parameter in view.model.parameters()]
-    training = view.model.training
-    view.model.eval()
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = model.training
+    model.eval()
     for parameter, _ in before:
         parameter.requires_grad_(False)
     shortcut.float().requires_grad_(True)
@@ -231,15 +227,14 @@ def _trainable(view: HostView, shortcut: torch.nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
-        view.model.train(training)
+        model.train(training)
 
 
 def _run_steps(
-    view: HostView, clips: list[CalibrationClip], settings: FitSettings, accelerator: Any, result: FitResult,
+    surgery: Surgery, clips: list[CalibrationClip], settings: FitSettings, accelerator: Any, result: FitResult,
     saved: _Checkpoint | None, state: dict[str, Any] | None, save_every: int, step: Callable[[str, int, int], None],
 ) -> None:  # fmt: skip
-    assert view.span_info is not None
-    shortcut = view.shortcut_module(view.span_info)
+    shortcut = require_router(surgery).shortcut
     optimiser = torch.optim.AdamW(shortcut.parameters(), lr=settings.rate, weight_decay=0.01)
     done, position = 0, (0, 0, 0)
     if state is not None:
@@ -247,7 +242,7 @@ def _run_steps(
         optimiser.load_state_dict(state["optimiser"])
         done, position = state["step"], tuple(state["position"])
         result.loss, result.explained, result.frames = state["loss"], state["explained"], state["frames"]
-    stream = _endless(view, clips, settings, position)
+    stream = _endless(surgery, clips, settings, position)
     while done < settings.steps:
         for group in optimiser.param_groups:
             group["lr"] = settings.rate * 0.5 * (1 + math.cos(math.pi * done / settings.steps))
@@ -255,7 +250,7 @@ def _run_steps(
         for _ in range(settings.accumulate):
             position, samples = next(stream)
             with accelerator.autocast():
-                loss = student_error(view, samples, settings.objective)
+                loss = student_error(surgery, samples, settings.objective)
             losses.append(float(loss.detach()))
             if not np.isfinite(losses[-1]):
                 break
@@ -279,7 +274,7 @@ def _run_steps(
 
 
 def _endless(
-    view: HostView, clips: list[CalibrationClip], settings: FitSettings, start: tuple[int, ...]
+    surgery: Surgery, clips: list[CalibrationClip], settings: FitSettings, start: tuple[int, ...]
 ) -> Iterator[tuple[tuple[int, int, int], list[Sample]]]:
     """Segments for ever, with the position of the next: (epoch, clip in the epoch's order, segment)."""
     epoch, first, skip = start
@@ -289,7 +284,11 @@ def _endless(
         for place in range(first, len(order)):
             number = int(order[place])
             source = segments(
-                view, clips[number], settings.segment, (settings.seed, 0, epoch, number), settings.objective == "masks"
+                surgery,
+                clips[number],
+                settings.segment,
+                (settings.seed, 0, epoch, number),
+                settings.objective == "masks",
             )
             for index, samples in enumerate(source):
                 found = True
@@ -304,16 +303,16 @@ def _endless(
 class _Checkpoint:
     """The state of a fit on disk, replaced in one move, and what run it belongs to."""
 
-    def __init__(self, path: Path, view: HostView, clips: Sequence[CalibrationClip], settings: FitSettings) -> None:
+    def __init__(self, path: Path, surgery: Surgery, clips: Sequence[CalibrationClip], settings: FitSettings) -> None:
         from surgery.adapters.fingerprint import fingerprint
 
-        assert view.span_info is not None and view.recipe is not None
+        assert surgery.recipe is not None
         self.path = path
         identity = {
             "settings": asdict(settings),
-            "recipe": view.recipe.to_dict(),
+            "recipe": surgery.recipe.to_dict(),
             "clips": [(clip.name, clip.video.num_frames, list(clip.video.size)) for clip in clips],
-            "base": str(fingerprint(view, view.span_info)),
+            "base": str(fingerprint(surgery.host, require_router(surgery).span)),
         }
         self.digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from surgery.errors import CalibrationError
-from surgery.routing.shortcut import NORM_EPS, BottleneckShortcut, Shortcut
+from surgery.operations.window_routing.shortcut import NORM_EPS, BottleneckShortcut, Shortcut
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Ridge strengths to choose from, relative to the mean variance of the inputs."""

@@ -46,7 +46,7 @@ def automatic_prompts(model: Any, video: Video, objects: int = 3) -> tuple[MaskP
         predicted: Tensor = output[1]
         ious.append(float(predicted.max()))
 
-    hook = view.decoder_module().register_forward_hook(note)
+    hook = view.mask_decoder().register_forward_hook(note)
     frame = next(iter(video))
     try:
         logits = next(track(model, open_video([frame]), clicks)).logits

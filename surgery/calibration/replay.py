@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from surgery.calibration.clips import CalibrationClip
-from surgery.hosts.base import HostView, ObjectStep
-from surgery.hosts.watcher import Watcher
-from surgery.routing.router import allot, mask_windows
-from surgery.routing.span import dense_route, make_route, updated_memory
-from surgery.session import VideoState
+from surgery.core.frame import FrameContext
+from surgery.core.host import HostView
+from surgery.core.observer import Observer
+from surgery.core.surgery import Surgery
+from surgery.operations.window_routing.bound import SpanSeen, require_router
+from surgery.operations.window_routing.router import allot, mask_windows
+from surgery.operations.window_routing.span import updated_memory
 from surgery.tracking import track
 
 OBJECTIVES = ("memory", "stage", "masks")
@@ -47,89 +49,90 @@ class Sample:
     decodes: list[Call] = field(default_factory=list)
 
 
-class Recorder(Watcher):
+class Recorder(Observer):
     """Keeps the frames of a segment while the dense model tracks.
 
     The windows are those of the real router's first rule, mask windows of the frame before, under a random dilation and
     budget drawn from (seed, clip, frame), so that the shortcut is not fitted to one threshold.
     """
 
-    def __init__(self, view: HostView, seed: tuple[int, ...]) -> None:
-        self.view, self.seed = view, seed
+    def __init__(self, surgery: Surgery, seed: tuple[int, ...]) -> None:
+        self.grid, self.seed = require_router(surgery).grid, seed
         self.samples: list[Sample] = []
         self._pixels: Tensor | None = None
         self._windows: list[int] | None = None
         self._ages: list[int] = []
         self._kept: list[Tensor] = []
 
-    def frame(self, state: VideoState, frame: int, step: ObjectStep | None, pixels: Tensor) -> None:
-        grid = self.view.binding.grid
-        assert grid is not None
+    def frame(self, context: FrameContext, pixels: Tensor) -> None:
+        grid = self.grid
         self._pixels = thaw(pixels)
-        masks = [item.mask for item in state.evidence.values()]
-        if step is None or step.dense or not masks or not self.samples:
+        masks = [item.mask for item in context.video.evidence.values()]
+        if context.dense or not masks or not self.samples:
             self._windows, self._ages = None, [0] * grid.count
             return
-        draw = np.random.default_rng((*self.seed, frame))
+        draw = np.random.default_rng((*self.seed, context.frame))
         taken = mask_windows(masks, grid, int(draw.choice(DILATIONS))).tolist()
         noise = draw.random(grid.count).tolist()
         budget = float(draw.choice(_BUDGETS))
         self._windows = allot(taken, self._ages, noise, rolling=grid.count, budget=budget)
         self._ages = [0 if window in self._windows else age + 1 for window, age in enumerate(self._ages)]
 
-    def encoded(self, entering: Tensor, leaving: Tensor) -> None:
+    def noted(self, what: Any) -> None:
+        if not isinstance(what, SpanSeen):
+            return
         assert self._pixels is not None
-        flat = [thaw(each).flatten(0, 2) for each in (entering, leaving)]
+        flat = [thaw(each).flatten(0, 2) for each in (what.entering, what.leaving)]
         self.samples.append(Sample(self._pixels, self._windows, *flat))
 
 
 @contextmanager
-def listening(view: HostView, recorder: Recorder, masks: bool) -> Iterator[None]:
+def listening(surgery: Surgery, recorder: Recorder, masks: bool) -> Iterator[None]:
     """Run the model dense with `recorder` looking on, its memory attention included, and its decoder with `masks`."""
 
     def keep(target: str) -> Callable[..., None]:
         def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            if view.binding.watcher is recorder and not args and recorder.samples:
+            if surgery.observer is recorder and not args and recorder.samples:
                 first = output if isinstance(output, Tensor) else output[0]
                 getattr(recorder.samples[-1], target).append(Call(thaw(kwargs), thaw(first)))
 
         return hook
 
-    hooks = [view.memory_attention().register_forward_hook(keep("reads"), with_kwargs=True)]
+    host = surgery.host
+    hooks = [host.memory_attention().register_forward_hook(keep("reads"), with_kwargs=True)]
     if masks:
-        hooks.append(view.decoder_module().register_forward_hook(keep("decodes"), with_kwargs=True))
-    view.binding.watcher = recorder
+        hooks.append(host.mask_decoder().register_forward_hook(keep("decodes"), with_kwargs=True))
     try:
-        yield
+        with surgery.observed_by(recorder):
+            yield
     finally:
-        view.binding.watcher = None
         for hook in hooks:
             hook.remove()
 
 
 def segments(
-    view: HostView, clip: CalibrationClip, length: int, seed: tuple[int, ...], masks: bool = False
+    surgery: Surgery, clip: CalibrationClip, length: int, seed: tuple[int, ...], masks: bool = False
 ) -> Iterator[list[Sample]]:
     """Consecutive frames of a clip, `length` at a time; the last of one is the first of the next.
 
     Memory is bounded by one segment, whatever the length of the clip.
     """
-    recorder = Recorder(view, seed)
-    steps = track(view.model, clip.video, clip.prompts)
+    recorder = Recorder(surgery, seed)
+    steps = track(surgery.host.model, clip.video, clip.prompts)
     while True:
-        with listening(view, recorder, masks):
+        with listening(surgery, recorder, masks):
             if next(steps, None) is None:
                 return
         samples = recorder.samples
         if len(samples) >= 2 and samples[-1].windows is None:
             del samples[:-1]  # a prompted frame in the middle: nothing was routed to get there
         if len(samples) == length:
-            thaw_caches(view)
+            thaw_caches(surgery)
             yield samples
             recorder.samples = samples[-1:]
 
 
-def student_error(view: HostView, samples: list[Sample], objective: str) -> Tensor:
+def student_error(surgery: Surgery, samples: list[Sample], objective: str) -> Tensor:
     """Error of the routed model over a segment whose first frame is dense, 0-d, with gradient to the shortcut.
 
     Args:
@@ -139,53 +142,43 @@ def student_error(view: HostView, samples: list[Sample], objective: str) -> Tens
 
     Errors accumulate over the segment: the temporal shortcut builds on the student's own last output.
     """
-    binding, span = view.binding, view.span_info
-    routing, grid = binding.routing, binding.grid
-    assert span is not None and routing is not None and grid is not None
-    shortcut = view.shortcut_module(span)
-    published = routing.padding == "published"
-    memory = None
-    if routing.temporal:
-        start = dense_route(observe=True)
-        start.seen_input, start.seen_output = samples[0].entering, samples[0].leaving
-        memory = updated_memory(start, shortcut, grid)
+    router = require_router(surgery)
+    temporal = router.settings.skipped.temporal
+    memory = router.memory_of(samples[0].entering, samples[0].leaving) if temporal else None
     errors = []
     for sample in samples[1:]:
         assert sample.windows is not None
-        route = make_route(grid, sample.windows, sample.pixels.device, memory, published, not shortcut.pointwise)
-        binding.route = route
-        try:
-            current = view.stride16(sample.pixels)
-        finally:
-            binding.route = None
-        if routing.temporal:
-            memory = updated_memory(route, shortcut, grid)
+        route = router.routed(sample.windows, sample.pixels.device, memory)
+        with surgery.within(router.replayed(route)):
+            current = surgery.host.stride16(sample.pixels)
+        if temporal:
+            memory = updated_memory(route, router.shortcut, router.grid)
         if objective == "stage":
             assert route.rest is not None and route.skipped is not None
             errors.append(_relative(route.skipped, sample.leaving.index_select(0, route.rest)))
             continue
         for position, read in enumerate(sample.reads):
-            conditioned = _replayed_memory(view, read, current)
+            conditioned = _replayed_memory(surgery.host, read, current)
             if objective == "memory":
                 errors.append(_relative(conditioned, read.output))
             else:
-                errors.append(_mask_divergence(view, sample.decodes[position], conditioned))
+                errors.append(_mask_divergence(surgery.host, sample.decodes[position], conditioned))
     return torch.stack(errors).mean()
 
 
-def _replayed_memory(view: HostView, call: Call, current: Tensor) -> Tensor:
-    name = view.current_argument
+def _replayed_memory(host: HostView, call: Call, current: Tensor) -> Tensor:
+    name = host.current_argument
     given = [current] if isinstance(call.kwargs[name], list) else current
-    output = view.memory_attention()(**{**call.kwargs, name: given})
+    output = host.memory_attention()(**{**call.kwargs, name: given})
     return output if isinstance(output, Tensor) else output[0]
 
 
-def _mask_divergence(view: HostView, call: Call, conditioned: Tensor) -> Tensor:
+def _mask_divergence(host: HostView, call: Call, conditioned: Tensor) -> Tensor:
     """Binary KL divergence of the student's mask probabilities from the teacher's, mean over pixels and candidates."""
     shape = call.kwargs["image_embeddings"].shape
     tokens = conditioned.reshape(-1, shape[-3])
     embeddings = tokens.T.reshape(shape)
-    output = view.decoder_module()(**{**call.kwargs, "image_embeddings": embeddings})
+    output = host.mask_decoder()(**{**call.kwargs, "image_embeddings": embeddings})
     logits = (output if isinstance(output, Tensor) else output[0]).float()
     target = call.output.float().sigmoid()
     entropy = F.binary_cross_entropy(target, target)
@@ -207,9 +200,9 @@ def thaw(value: Any) -> Any:
     return {key: thaw(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-def thaw_caches(view: HostView) -> None:
+def thaw_caches(surgery: Surgery) -> None:
     """Replace tables that the host cached under inference mode (rotary codes) by equal ones that autograd may use."""
-    for module in view.model.modules():
+    for module in surgery.host.model.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, Tensor) and value.is_inference():
                 setattr(module, name, thaw(value))

@@ -79,15 +79,13 @@ class CalibrationReport:
         keys = [score.keys_kept for score in setting.scores if score.keys_kept is not None]
         return {
             "settings": setting.values,
-            "windows_predicted": setting.windows,
-            "keys_predicted": setting.keys,
-            "windows_kept": sum(windows) / len(windows) if windows else setting.windows,
-            "keys_kept": sum(keys) / len(keys) if keys else setting.keys,
+            "windows_predicted": setting.kept.get("windows", 1.0),
+            "keys_predicted": setting.kept.get("keys", 1.0),
+            "windows_kept": sum(windows) / len(windows) if windows else setting.kept.get("windows", 1.0),
+            "keys_kept": sum(keys) / len(keys) if keys else setting.kept.get("keys", 1.0),
             "predicted_cost": setting.cost,
             "predicted_drop": setting.predicted_drop,
-            "risk": {
-                "windows": setting.risk_windows, "keys": setting.risk_keys, "precision": setting.risk_precision,
-            },
+            "risk": setting.risks,
             "drop": found.drop if found is not None else None,
             "interval": list(found.interval) if found is not None and found.interval is not None else None,
             "worst_drop": found.worst_drop if found is not None else None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,19 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from surgery.adapters.record import Fidelity
-from surgery.bench.flops import FlopModel
 from surgery.calibration.clips import CalibrationClip
 from surgery.calibration.fidelity import ClipScore, Reference, score_clip, summarise
-from surgery.calibration.observe import Candidate, Observer, observe
+from surgery.core.cost import CostModel
+from surgery.core.engine import reconfigure
 from surgery.core.parts import PARTS
 from surgery.core.promise import CalibrationSettings
-from surgery.engine import require_view
+from surgery.core.simulation import Simulation, Together
+from surgery.core.surgery import Surgery
+from surgery.engine import require_surgery
 from surgery.errors import CalibrationError, RecipeError
-from surgery.hosts.base import HostView
-from surgery.operate import reconfigure
-from surgery.operations import Precision, SparseMemoryRetrieval, SparseWindowRouting
 from surgery.recipe import Recipe
-from surgery.retrieval.saliency import kept_count
+from surgery.tracking import track
 
 TIE = 1e-6
 """What memory encoder and mask decoder, which the FLOP model leaves out, weigh: they only break ties."""
@@ -35,30 +33,22 @@ TIE = 1e-6
 class Setting:
     """One combination of the searched values.
 
-    windows, keys: fractions predicted from the records. cost: predicted GFLOP of encoder and memory attention, as a
-    share of the dense model's; halved: the part of it in half precision. risk_windows, risk_keys, risk_precision: what
-    the records say is lost, each on its own scale. predicted_drop: from these risks, once real runs have said what they
-    cost. scores: of a real run, empty when it was not run.
+    kept: mean shares predicted from the records, by name. cost: predicted GFLOP of encoder and memory attention, as a
+    share of the dense model's; effort: what settings are ranked by, see `Operation.weighed`. risks: what the records
+    say is lost, by the same names, each on its own scale. predicted_drop: from these risks, once real runs have said
+    what they cost. scores: of a real run, empty when it was not run.
     """
 
     values: dict[str, Any]
     recipe: Recipe
-    windows: float = 1.0
-    keys: float = 1.0
+    kept: dict[str, float] = field(default_factory=dict)
     cost: float = 1.0
-    halved: float = 0.0
-    risk_windows: float = 0.0
-    risk_keys: float = 0.0
-    risk_precision: float = 0.0
+    effort: float = 1.0
+    risks: dict[str, float] = field(default_factory=dict)
     predicted_drop: float | None = None
     scores: list[ClipScore] = field(default_factory=list)
     against_dense: Fidelity | None = None
     against_truth: Fidelity | None = None
-
-    @property
-    def effort(self) -> float:
-        """What settings are ranked by: their cost, a GFLOP in half precision counted as half a one."""
-        return self.cost - self.halved / 2
 
     def keeps(self, promise: CalibrationSettings) -> bool:
         """Whether it was run and met the promise."""
@@ -101,94 +91,70 @@ def settings_of(recipe: Recipe) -> list[Setting]:
 
 
 def predict(
-    view: HostView, settings: Sequence[Setting], clips: Iterable[CalibrationClip], step: Callable[[], None]
+    surgery: Surgery, settings: list[Setting], clips: Iterable[CalibrationClip], step: Callable[[], None]
 ) -> None:
-    """Fill in what one dense pass over the clips says about every setting. `step` is called after every frame."""
-    routing, retrieval = view.binding.routing, view.binding.retrieval
-    simulated: dict[str, Candidate] = {}
-    pruned = [kept for setting in settings if (kept := setting.recipe.find(SparseMemoryRetrieval)) is not None]
-    keeps = sorted({value for kept in pruned for value in (kept.keep, kept.keep_conditioning) if value < 1.0})
-    if routing is not None and routing.windows == "object":
-        for setting in settings:
-            routed = setting.recipe.find(SparseWindowRouting)
-            assert routed is not None
-            simulated.setdefault(repr(routed), Candidate(routed))
-    observer = Observer(view, list(simulated.values()), keeps, _precisions(settings))
-    lengths = []
-    if retrieval is not None and keeps:
-        # Measured at any share below 1; the curve is taken from the whole saliency.
-        view.binding.retrieval = retrieval.model_copy(update={"keep": 0.5, "keep_conditioning": 0.5})
-    try:
-        for clip in clips:
-            lengths.append(clip.video.num_frames or 0)
-            observe(view, observer, clip, step)
-    finally:
-        view.binding.retrieval = retrieval
-    flops, bank = FlopModel(view), view.bank_size()
-    for setting in settings:
-        if simulated:
-            candidate = simulated[repr(setting.recipe.find(SparseWindowRouting))]
-            setting.windows = candidate.windows / max(1, candidate.frames)
-            setting.risk_windows = candidate.risk / max(1, candidate.frames)
-        kept = setting.recipe.find(SparseMemoryRetrieval)
-        if kept is not None:
-            setting.keys = statistics.fmean(keys_kept(kept, length, bank) for length in lengths)
-            setting.risk_keys = _lost(observer, kept, bank)
-        parts = flops.shares(setting.recipe, setting.windows, setting.keys)
-        setting.cost = sum(parts.values())
-        precision = setting.recipe.find(Precision)
-        if precision is not None:
-            half = half_parts(precision)
-            setting.halved = sum(parts.get(name, TIE) for name in half)
-            errors = [observer.errors.get((name, _bare(precision)), []) for name in half]
-            setting.risk_precision = sum(statistics.fmean(each) for each in errors if each)
-    settings_by_effort = sorted(settings, key=lambda setting: setting.effort)
-    if isinstance(settings, list):
-        settings[:] = settings_by_effort
+    """Fill in what one dense pass over the clips says about every setting, and sort them, least effort first.
 
-
-def half_parts(precision: Precision) -> list[str]:
-    """Parts that run in half precision."""
-    return [name for name in PARTS if name not in precision.keep_fp32]
-
-
-def _bare(precision: Precision) -> Precision:
-    return precision.model_copy(update={"keep_fp32": ()})
-
-
-def _precisions(settings: Sequence[Setting]) -> list[Precision]:
-    """The precisions to measure: none when every setting has the same one, which then explains no difference."""
-    found = [setting.recipe.find(Precision) for setting in settings]
-    if all(each == found[0] for each in found):
-        return []
-    return list(dict.fromkeys(_bare(each) for each in found if each is not None))
-
-
-def _lost(observer: Observer, retrieval: SparseMemoryRetrieval, bank: int) -> float:
-    """Share of a full bank's attention, at its first read, that pruning drops; the newest frame is never pruned."""
-    lost = 0.0
-    for conditioning, keep, frames in ((False, retrieval.keep, bank - 2), (True, retrieval.keep_conditioning, 1)):
-        held = observer.held.get((conditioning, keep))
-        if keep < 1.0 and held:
-            lost += frames * (1.0 - statistics.fmean(held))
-    return lost / bank
-
-
-def keys_kept(retrieval: SparseMemoryRetrieval, frames: int, bank: int, tokens: int = 4096) -> float:
-    """Mean fraction of spatial keys read over a clip prompted on its first frame, one conditioning frame.
-
-    bank: frames of a full memory bank. tokens: of a frame.
+    surgery: under the recipe of one of the settings. `step` is called after every frame.
     """
-    keep = kept_count(tokens, retrieval.keep) / tokens if retrieval.keep < 1.0 else 1.0
-    total = []
-    for index in range(1, max(2, frames)):
-        tracked = min(index - 1, bank - 1)
-        warm = not retrieval.warm_up or index - 2 >= bank - 2
-        middle = max(0, tracked - 1)
-        first = retrieval.keep_conditioning if warm and index > 1 else 1.0
-        kept = first + min(1, tracked) + middle * (keep if warm else 1.0)
-        total.append(kept / (1 + tracked))
-    return statistics.fmean(total)
+    simulations = _simulations(surgery, settings)
+    lengths = []
+    together = Together(list(simulations.values()))
+    for clip in clips:
+        lengths.append(clip.video.num_frames or 0)
+        together.start()
+        with surgery.observed_by(together):
+            for _ in track(surgery.host.model, clip.video, clip.prompts):
+                step()
+    for setting in settings:
+        for operation in setting.recipe.operations:
+            simulation = simulations.get(type(operation))
+            if simulation is None:
+                continue
+            found = simulation.predict(operation, lengths)
+            name = operation.share or operation.alias
+            setting.risks[name] = found.risk
+            if found.kept is not None:
+                setting.kept[name] = found.kept
+    _count(surgery, settings)
+    if not any(setting.risks for setting in settings):
+        for setting in settings:
+            # Nobody predicts what is lost: then what a setting saves is taken for what it risks.
+            setting.risks["saved"] = max(0.0, 1.0 - setting.cost)
+    settings.sort(key=lambda setting: setting.effort)
+
+
+def _simulations(surgery: Surgery, settings: Sequence[Setting]) -> dict[type, Simulation]:
+    """By type of operation. None of an operation that is the same in every setting: it explains no difference, and what
+    it keeps is not searched."""
+    found = {}
+    for kind in {type(operation) for setting in settings for operation in setting.recipe.operations}:
+        candidates = [setting.recipe.find(kind) for setting in settings]
+        known = list({repr(each): each for each in candidates if each is not None}.values())
+        if len(known) == 1 and None not in candidates and known[0].share is None:
+            continue
+        simulation = kind.simulate(surgery, known)
+        if simulation is not None:
+            found[kind] = simulation
+    return found
+
+
+def _count(surgery: Surgery, settings: Sequence[Setting]) -> None:
+    """What every setting costs. Settings whose shares cost the same are counted together."""
+    before = surgery.recipe
+    assert before is not None
+    models: dict[str, CostModel] = {}
+    for setting in settings:
+        key = repr([(operation.type, operation.structure()) for operation in setting.recipe.operations])
+        if key not in models:
+            reconfigure(surgery, setting.recipe)
+            models[key] = CostModel(surgery)
+        parts = models[key].shares(setting.kept, setting.recipe.operations)
+        setting.cost = sum(parts.values())
+        for operation in setting.recipe.operations:
+            parts = operation.weighed({**dict.fromkeys(PARTS, TIE), **parts})
+        setting.effort = sum(parts.values())
+    reconfigure(surgery, before)
 
 
 def search(
@@ -201,11 +167,11 @@ def search(
     where settings differ in these: they say how much J&F a unit of each risk costs. Then the Pareto front of effort
     against predicted drop is bisected for its cheapest member that meets the promise.
     """
-    view = require_view(model)
+    surgery = require_surgery(model)
 
     def run(setting: Setting) -> None:
         if setting.against_dense is None:
-            reconfigure(view, setting.recipe)
+            reconfigure(surgery, setting.recipe)
             setting.scores = [score_clip(model, reference, step) for reference in references]
             setting.against_dense, setting.against_truth = summarise(setting.scores, seed)
 
@@ -231,34 +197,37 @@ def search(
 
 
 def _anchors(settings: Sequence[Setting]) -> list[Setting]:
-    by_windows = min(settings, key=lambda setting: (setting.windows, setting.risk_keys))
-    by_keys = min(settings, key=lambda setting: (setting.keys, setting.risk_windows))
-    found = []
-    if len({setting.windows for setting in settings}) > 1:
-        found.append(by_windows)
-    if len({setting.keys for setting in settings}) > 1 and by_keys not in found:
-        found.append(by_keys)
-    by_precision = max(
-        settings, key=lambda setting: (setting.risk_precision, -setting.risk_windows - setting.risk_keys)
-    )
-    if len({setting.risk_precision for setting in settings}) > 1 and by_precision not in found:
-        found.append(by_precision)
+    """By operation that settings differ in: the one that keeps least of it, or risks most, and else risks least."""
+    found: list[Setting] = []
+    for name in _names(settings):
+
+        def extreme(setting: Setting, name: str = name) -> float:
+            return setting.kept.get(name, -setting.risks.get(name, 0.0))
+
+        def rank(setting: Setting, name: str = name) -> tuple[float, float]:
+            return extreme(setting), sum(risk for other, risk in setting.risks.items() if other != name)
+
+        if len({extreme(setting) for setting in settings}) > 1:
+            anchor = min(settings, key=rank)
+            if anchor not in found:
+                found.append(anchor)
     return found or [settings[0]]
 
 
+def _names(settings: Sequence[Setting]) -> list[str]:
+    return list(dict.fromkeys(name for setting in settings for name in setting.risks))
+
+
 def _predict_drops(settings: Sequence[Setting]) -> None:
-    """Predicted drop = a * risk_windows + b * risk_keys + c * risk_precision, coefficients >= 0 fitted to real runs."""
+    """Predicted drop = a sum over operations of a coefficient >= 0, fitted to real runs, times the risk."""
+    names = _names(settings)
     done = [setting for setting in settings if setting.against_dense is not None]
     slopes = _non_negative(
-        np.array([_risks(setting) for setting in done]),
+        np.array([[setting.risks.get(name, 0.0) for name in names] for setting in done]).reshape(len(done), len(names)),
         np.array([setting.against_dense.drop for setting in done]),  # type: ignore[union-attr]
     )
     for setting in settings:
-        setting.predicted_drop = float(np.dot(slopes, _risks(setting)))
-
-
-def _risks(setting: Setting) -> tuple[float, float, float]:
-    return setting.risk_windows, setting.risk_keys, setting.risk_precision
+        setting.predicted_drop = float(np.dot(slopes, [setting.risks.get(name, 0.0) for name in names]))
 
 
 def _non_negative(rows: npt.NDArray[np.float64], drops: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from surgery.calibration.linear import Reduce, Regression
 from surgery.errors import CalibrationError
-from surgery.routing.correction import Corrections, StageCorrection
+from surgery.operations.window_routing.correction import Corrections, StageCorrection
 
 TOKENS = 2048
 """Tokens of a map that are used, the same ones throughout a clip."""

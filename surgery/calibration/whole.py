@@ -16,21 +16,22 @@ from torch import nn
 from surgery.adapters import record_calibration
 from surgery.adapters.record import CalibrationRecord
 from surgery.calibration.clips import LAYOUTS, CalibrationClip, ClipSource, SkippedClip, gather_clips
+from surgery.calibration.estimate import Estimate, Work
 from surgery.calibration.fidelity import Reference, reference_of
 from surgery.calibration.fit import FitSettings, feature_error, fit_shortcut
-from surgery.calibration.progress import Bars, Counter, Estimate, Step, Work, progress_bar
 from surgery.calibration.prompts import automatic_prompts
 from surgery.calibration.report import CalibrationReport
 from surgery.calibration.search import SearchResult, predict, search, settings_of
+from surgery.core.engine import reconfigure
 from surgery.core.promise import CalibrationSettings
 from surgery.describe import calibrated
-from surgery.engine import apply, current_view, desparsify, disabled, require_view
+from surgery.engine import apply, current_surgery, desparsify, disabled, require_surgery
 from surgery.errors import CalibrationError, PromptError
 from surgery.missing import require
-from surgery.operate import reconfigure
 from surgery.operations import CompileParts
+from surgery.operations.window_routing.bound import WindowRouter, require_router
+from surgery.progress import Bars, Counter, Step, progress_bar
 from surgery.recipe import Recipe
-from surgery.routing.shortcut import IdentityShortcut
 
 MIN_CLIPS = 2
 _MODULE = frozenset(vars(nn.Module()))
@@ -113,25 +114,27 @@ class _Before:
     """How a model was, and the way back."""
 
     def __init__(self, model: Any) -> None:
-        view = current_view(model)
-        self.recipe = view.recipe if view is not None else None
-        self.adapter = view.adapter if view is not None else None
-        self.shortcut = None
-        if view is not None and view.span_info is not None:
-            self.shortcut = copy.deepcopy(view.shortcut_module(view.span_info))
+        surgery = current_surgery(model)
+        self.recipe = surgery.recipe if surgery is not None else None
+        self.adapter = surgery.adapter if surgery is not None else None
+        self.learned = {}
+        for bound in surgery.bound if surgery is not None else ():
+            if bound.learned is not None:
+                self.learned[type(bound)] = copy.deepcopy(bound.learned[2])
 
     def restore(self, model: Any) -> None:
         if self.recipe is None:
             desparsify(model)
             return
         apply(model, self.recipe)
-        view = require_view(model)
-        view.adapter = self.adapter
-        if view.span_info is not None and self.shortcut is not None:
-            shortcut = view.shortcut_module(view.span_info)
-            shortcut.load_state_dict(self.shortcut.state_dict())
-            # What calibration once measured of these weights hangs on the module.
-            vars(shortcut).update({name: value for name, value in vars(self.shortcut).items() if name not in _MODULE})
+        surgery = require_surgery(model)
+        surgery.adapter = self.adapter
+        for bound in surgery.bound:
+            if bound.learned is not None:
+                module, old = bound.learned[2], self.learned[type(bound)]
+                module.load_state_dict(old.state_dict())
+                # What calibration once measured of these weights hangs on the module.
+                vars(module).update({name: value for name, value in vars(old).items() if name not in _MODULE})
 
 
 def _calibrate(
@@ -139,11 +142,11 @@ def _calibrate(
     held_out: Iterable[ClipSource] | None, fit: FitSettings | None, max_frames: int | None, runs: int, seed: int,
     checkpoint: str | Path | None, bars: Bars, name: str,
 ) -> CalibrationReport:  # fmt: skip
-    view = current_view(model)
-    chosen = Recipe.load(recipe) if recipe is not None else view.recipe if view is not None else None
+    surgery = current_surgery(model)
+    chosen = Recipe.load(recipe) if recipe is not None else surgery.recipe if surgery is not None else None
     chosen = chosen if chosen is not None else Recipe.load("balanced")
     operation = chosen.find(CompileParts)
-    known = view is not None and view.recipe == chosen
+    known = surgery is not None and surgery.recipe == chosen
     # Every candidate would be compiled anew.
     chosen = chosen.without(CompileParts)
     promise = chosen.calibration or CalibrationSettings(max_drop=1.0, max_clip_drop=1.0)
@@ -156,8 +159,8 @@ def _calibrate(
         twice = {clip.name for clip in usable} & {clip.name for clip in kept_apart}
         if twice:
             raise CalibrationError(f"clip {min(twice)!r} is given to fit on and to hold out; expected different clips")
-    if view is not None and known:
-        reconfigure(view, chosen)
+    if surgery is not None and known:
+        reconfigure(surgery, chosen)
     else:
         apply(model, chosen)
     clock, runs = _Clock(), min(runs, len(settings))
@@ -172,10 +175,10 @@ def _calibrate(
         references = _references(model, kept_apart, skipped, bars, Estimate(work, bars.say))
     _require_enough(usable, references, skipped)
     result = _fitted(model, usable, references, planned, seed, checkpoint, bars, clock)
-    view = require_view(model)
+    surgery = require_surgery(model)
     with clock("records"):
         every = [*usable, *(reference.clip for reference in references)]
-        predict(view, settings, every, Counter(bars, "records", sum(clip.tracked for clip in every)))
+        predict(surgery, settings, every, Counter(bars, "records", sum(clip.tracked for clip in every)))
     with clock("runs"):
         frames = sum(reference.clip.tracked for reference in references)
         count = Counter(bars, f"real runs, at most {runs}", frames * runs)
@@ -183,9 +186,9 @@ def _calibrate(
         count.finish()
     applied = found.chosen.recipe if operation is None else found.chosen.recipe.with_operation(operation)
     applied = calibrated(applied, chosen.metadata)
-    reconfigure(view, applied)
+    reconfigure(surgery, applied)
     record = _record(found, usable, promise, result, seed)
-    if view.binding.routing is not None:
+    if surgery.find(WindowRouter) is not None:
         record_calibration(model, record)
     return CalibrationReport(
         recipe=applied, promise=promise, kept=found.kept, applied=True, record=record, search=found,
@@ -216,13 +219,11 @@ class _Plan:
 
 
 def _planned(model: Any, fit: FitSettings | None, promise: CalibrationSettings, seed: int) -> _Plan:
-    view = require_view(model)
-    routing = view.binding.routing
-    if view.span_info is None or routing is None or routing.windows == "all":
+    router = require_surgery(model).find(WindowRouter)
+    if router is None or router.settings.windows == "all":
         return _Plan()
-    shortcut = view.shortcut_module(view.span_info)
-    learns = routing.uses_shortcut and not isinstance(shortcut, IdentityShortcut)
-    if not learns and shortcut.corrections is None:
+    learns = router.learns
+    if not learns and router.shortcut.corrections is None:
         return _Plan()
     return _Plan(fit or FitSettings(objective=promise.objective, steps=promise.steps, seed=seed), learns)
 
@@ -241,11 +242,10 @@ def _fitted(
     checkpoint: str | Path | None, step: Step, clock: _Clock,
 ) -> _Fit:  # fmt: skip
     """Fit the shortcut if there is one to fit, and measure its feature error on the held-out clips at each stage."""
-    view, done, settings = require_view(model), _Fit(), plan.settings
+    done, settings = _Fit(), plan.settings
     if settings is None:
         return done
-    assert view.span_info is not None
-    shortcut, learns = view.shortcut_module(view.span_info), plan.learns
+    shortcut, learns = require_router(require_surgery(model)).shortcut, plan.learns
     held_out = [reference.clip for reference in references]
 
     def measured(label: str) -> None:

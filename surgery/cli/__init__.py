@@ -5,7 +5,6 @@ import sys
 
 # Read by the hosts' libraries when they are imported, hence here, before any of them is.
 os.environ.setdefault("TQDM_DISABLE", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def run() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import click
 from rich.text import Text
 
-from surgery.cli.common import Command, OutPath, err, loading, model_options, out, print_json
+from surgery.cli.common import Command, OutPath, counted, err, out, print_json
+from surgery.cli.options import SAVED, load, model_options
 from surgery.errors import SurgeryError
 
 
@@ -22,7 +23,7 @@ from surgery.errors import SurgeryError
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--message", help="Commit message.")
 @click.option("--overwrite-card", is_flag=True, help="Replace a README.md that the repository already has.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def push(
     adapter: str, repo_id: str, revision: str | None, private: bool | None, create_pr: bool, message: str | None,
     overwrite_card: bool, as_json: bool,
@@ -46,7 +47,7 @@ def push(
     if as_json:
         print_json(vars(done))
     else:
-        out.print(done.pr_url or done.url, highlight=False, soft_wrap=True)
+        out.print(done.pr_url or done.url)
 
 
 @click.command(cls=Command)
@@ -54,7 +55,7 @@ def push(
 @click.option("--out", "folder", required=True, type=OutPath(), help="Folder to write; an older adapter is replaced.")
 @click.option("--revision", help="Branch, tag or commit.")
 @click.option("--subfolder", help="Folder inside the repository that holds the adapter.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def pull(repo_id: str, folder: str, revision: str | None, subfolder: str | None, as_json: bool) -> None:
     """Download the adapter REPO_ID (user/name), validate it, and write it to a folder."""
     from surgery.adapters import pull_adapter
@@ -63,18 +64,16 @@ def pull(repo_id: str, folder: str, revision: str | None, subfolder: str | None,
     if as_json:
         print_json({"source": adapter.source, "folder": folder})
     else:
-        out.print(f"{adapter.source} -> {folder}", highlight=False, soft_wrap=True)
+        out.print(f"{adapter.source} -> {folder}")
 
 
 @click.command(cls=Command)
 @click.argument("adapter")
-@click.option(
-    "--model", help="Check the fingerprint against this model: a Hub id, a folder, CONFIG.yaml+CHECKPOINT.pt."
-)
+@click.option("--model", help=f"Check the fingerprint against this model: {SAVED}.")
 @click.option("--revision", help="Branch, tag or commit, for an adapter on the Hub.")
 @click.option("--subfolder", help="Folder inside the repository (or inside ADAPTER) that holds the adapter.")
 @model_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def verify(
     adapter: str, model: str | None, revision: str | None, subfolder: str | None, host: str | None,
     device: str | None, as_json: bool,
@@ -101,29 +100,20 @@ def verify(
 @click.command("import-published", cls=Command)
 @click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False))
 @click.option("--out", "folder", required=True, type=OutPath(), help="Adapter folder to write.")
-@click.option(
-    "--model", help="The base model, to record its fingerprint: a Hub id, a folder, CONFIG.yaml+CHECKPOINT.pt."
-)
+@click.option("--model", help=f"The base model, to record its fingerprint: {SAVED}.")
 @model_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def import_published(
     checkpoint: str, folder: str, model: str | None, host: str | None, device: str | None, as_json: bool
 ) -> None:
     """Turn a released Efficient-SAM2 shortcut, bypass_bottleneck_{base,large}.pth, into an adapter folder."""
     from surgery.adapters import import_published as convert
 
-    loaded = _model(model, host, device) if model is not None else None
+    loaded = load(model, host, device) if model is not None else None
     with _notes():
         adapter = convert(checkpoint, folder, model=loaded)
     facts = _facts(adapter)
     print_json({"adapter": folder, **facts}) if as_json else _print({"adapter": folder, "valid": True, **facts})
-
-
-def _model(name: str, host: str | None, device: str | None) -> Any:
-    from surgery.loading import load_model
-
-    with loading(name):
-        return load_model(name, host, device)
 
 
 def _facts(adapter: Any) -> dict[str, Any]:
@@ -151,9 +141,10 @@ def _against(adapter: Any, name: str, host: str | None, device: str | None) -> d
     """How the adapter fits a model. verdict: as in `fingerprint.Match`, or "not recorded"."""
     from surgery.adapters.fingerprint import compare
     from surgery.hosts import view_of
+    from surgery.operations.window_routing.geometry import span_of
 
-    view = view_of(_model(name, host, device))
-    span = view.span()
+    view = view_of(load(name, host, device))
+    span = span_of(view)
     adapter.check_structure(span)
     recorded = adapter.config.base_model.fingerprint
     if recorded is None:
@@ -172,27 +163,24 @@ _VERDICTS = {
 
 
 def _print(facts: dict[str, Any]) -> None:
-    def line(text: str) -> None:
-        out.print(text, highlight=False, markup=False, soft_wrap=True)
-
     if "source" in facts:
         first, last = facts["blocks"]
-        line(f"{facts['source']}: {facts['shortcut']} shortcut, {facts['parameters']:,} parameters")
-        line(
+        out.print(f"{facts['source']}: {facts['shortcut']} shortcut, {facts['parameters']:,} parameters")
+        out.print(
             f"base model: {facts['base_model'] or 'not named'}" + (f" @ {facts['revision']}" * bool(facts["revision"]))
         )
-        line(f"blocks {first}..{last - 1}, {facts['channels']} channels, windows of {facts['window']}")
-        line(f"recipe: {facts['recipe']['metadata']['name']}; written by surgery {facts['written_by']}")
-        line("thresholds: " + ", ".join(f"{name} {value:g}" for name, value in facts["thresholds"].items()))
-        line("fingerprint: " + ("recorded" if facts["fingerprint_recorded"] else "not recorded"))
+        out.print(f"blocks {first}..{last - 1}, {facts['channels']} channels, windows of {facts['window']}")
+        out.print(f"recipe: {facts['recipe']['metadata']['name']}; written by surgery {facts['written_by']}")
+        out.print("thresholds: " + ", ".join(f"{name} {value:g}" for name, value in facts["thresholds"].items()))
+        out.print("fingerprint: " + ("recorded" if facts["fingerprint_recorded"] else "not recorded"))
         if facts["provenance"]:
-            line(f"imported from: {facts['provenance']['origin']}")
-        line("fidelity: " + _measured(facts["calibration"]))
+            out.print(f"imported from: {facts['provenance']['origin']}")
+        out.print("fidelity: " + _measured(facts["calibration"]))
     if "model" in facts:
-        line(f"{facts['model']['name']} " + _VERDICTS[facts["model"]["verdict"]].format(**facts["model"]))
+        out.print(f"{facts['model']['name']} " + _VERDICTS[facts["model"]["verdict"]].format(**facts["model"]))
     if "error" in facts:
-        line(facts["error"])
-    line("good" if facts["valid"] else "bad")
+        out.print(facts["error"])
+    out.print("good" if facts["valid"] else "bad")
 
 
 def _measured(calibration: dict[str, Any] | None) -> str:
@@ -208,12 +196,7 @@ def _measured(calibration: dict[str, Any] | None) -> str:
                 f"clip {fidelity['worst_drop']:.4f}"
             )
     kept = "kept" if calibration["kept"] else "not kept"
-    return "; ".join(parts) + f"; {_clips(calibration)}, promise {kept}"
-
-
-def _clips(calibration: dict[str, Any]) -> str:
-    count = len(calibration["held_out_clips"])
-    return f"{count} held-out clip{'s' * (count != 1)}"
+    return "; ".join(parts) + f"; {counted(len(calibration['held_out_clips']), 'held-out clip')}, promise {kept}"
 
 
 @contextmanager
@@ -223,7 +206,7 @@ def _notes() -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for one in caught:
-        err.print(Text.assemble(("note:", "yellow"), f" {one.message}"), soft_wrap=True)
+        err.print(Text.assemble(("note:", "yellow"), f" {one.message}"))
 
 
 ADAPTER_COMMANDS = (push, pull, verify, import_published)

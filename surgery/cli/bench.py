@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, OutPath, err, loading, model_options, out, print_json, progress, recipe_options
+from surgery.cli.common import Command, OutPath, counted, err, out, print_json, shown
+from surgery.cli.options import listed, load, model_options, recipe_options
 from surgery.cli.tables import print_table
 
 _SAM2 = {"precision": "bf16", "compile": "all"}
@@ -19,7 +20,7 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
 
 @click.command(cls=Command)
 @click.argument("model")
-@recipe_options(default="balanced")
+@recipe_options()
 @model_options
 @click.option("--objects", default="1", show_default=True, help="Objects tracked at once; several: 1,4,16.")
 @click.option(
@@ -49,7 +50,7 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: torch's.")
 @click.option("--out", "folder", default="bench", show_default=True, type=OutPath(file_okay=False))
 @click.option("--again", is_flag=True, help="Measure cases that are in the folder already again.")
-@click.option("--json", "as_json", is_flag=True, help="Print the document.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def bench(
     model: str, recipe: str, overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None,
     objects: str, windows: str, precision: str | None, cast: str, scope: str | None, mode: str, protocol: str,
@@ -69,7 +70,6 @@ def bench(
     from surgery.bench.settings import digest
     from surgery.bench.store import Store
     from surgery.digests import code_digest, weights_digest
-    from surgery.loading import load_model
     from surgery.recipe import Recipe
 
     defaults = _SAM2 if protocol == "sam2" else _PLAIN
@@ -80,7 +80,9 @@ def bench(
     cases = [
         Settings(objects=count, windows=share, precision=kind, **common)
         for kind, count, share in itertools.product(
-            _listed(precision or defaults["precision"]), map(_count, _listed(objects)), map(_share, _listed(windows))
+            listed("--precision", precision or defaults["precision"], str, "a precision"),
+            listed("--objects", objects, int, "a whole number"),
+            listed("--windows", windows, lambda text: None if text == "routed" else float(text), "a share or 'routed'"),
         )
     ]
     chosen = Recipe.load(recipe, overrides)
@@ -89,44 +91,32 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     store = Store(Path(folder))
-    with loading(model):
-        loaded = load_model(model, host, device)
+    loaded = load(model, host, device)
     place = next(loaded.parameters()).device
     facts = machine(place)
     about = [model, weights_digest(loaded.state_dict()), chosen.to_dict(), fitted, facts, code_digest()]
     keys = [digest(case.as_dict(), *about) for case in cases]
     rows = [None if again else store.get(key) for key in keys]
-    document: dict[str, Any] = {}
+    command = shlex.join(["surgery", *sys.argv[1:]])
 
-    def save() -> None:
-        document.update(
-            store.write_document(
-                [row for row in rows if row is not None],
-                len(cases),
-                shlex.join(["surgery", *sys.argv[1:]]),
-                facts,
-                not_measured(place),
-            )
-        )
+    def save() -> dict[str, Any]:
+        finished = [row for row in rows if row is not None]
+        return store.write_document(finished, len(cases), command, facts, not_measured(place))
 
-    save()
+    document = save()
     try:
-        with progress() as bar:
-            for number, case in enumerate(cases):
-                if rows[number] is not None:
-                    continue
-                task = bar.add_task(_title(case), total=frame_count(case))
-                timings = benchmark(
-                    loaded, chosen, adapter=opened, settings=case, step=lambda task=task: bar.advance(task)  # type: ignore[misc]
-                )  # fmt: skip
-                bar.remove_task(task)
-                row = {**timings.row, "model": model}
-                store.put(keys[number], row)
-                rows[number] = row
-                save()
+        for number, case in enumerate(cases):
+            if rows[number] is not None:
+                continue
+            with shown(_title(case), frame_count(case)) as step:
+                timings = benchmark(loaded, chosen, adapter=opened, settings=case, step=step)
+            row = {**timings.row, "model": model}
+            store.put(keys[number], row)
+            rows[number] = row
+            document = save()
     except KeyboardInterrupt:
         done = sum(row is not None for row in rows)
-        err.print(f"stopped: {done} of {len(cases)} cases are in {folder}; the same command goes on", highlight=False)
+        err.print(f"stopped: {done} of {len(cases)} cases are in {folder}; the same command goes on")
         raise
     if as_json:
         print_json(document)
@@ -134,41 +124,21 @@ def bench(
     _print(document, store.document)
 
 
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",")]
-
-
-def _count(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a whole number", param_hint="--objects") from None
-
-
-def _share(text: str) -> float | None:
-    if text == "routed":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is neither a share nor 'routed'", param_hint="--windows") from None
-
-
 def _title(case: Any) -> str:
     share = "routed" if case.windows is None else f"{case.windows:g} of windows"
-    return f"{case.precision}, {case.objects} object{'s' * (case.objects > 1)}, {share}"
+    return f"{case.precision}, {counted(case.objects, 'object')}, {share}"
 
 
 def _print(document: dict[str, Any], path: Path) -> None:
     facts, rows = document["machine"], document["rows"]
-    out.print(f"{facts['cpu']}, {facts['threads']} threads, {facts['device']}", highlight=False)
+    out.print(f"{facts['cpu']}, {facts['threads']} threads, {facts['device']}")
     print_table(_HEAD, [_cells(row) for row in rows], names=3)
-    out.print(_LEGEND, style="dim", highlight=False)
+    out.print(_LEGEND, style="dim")
     if len(rows) == 1 and rows[0]["modules"]:
         _print_modules(rows[0])
     for missing in document["not_measured"]:
-        out.print(f"{missing['device']}: {missing['reason']}", highlight=False)
-    out.print(f"  {path}", highlight=False, soft_wrap=True)
+        out.print(f"{missing['device']}: {missing['reason']}")
+    out.print(f"  {path}")
 
 
 _HEAD = ("type", "objects", "windows", "stock ms", "sparse ms", "p95 ms", "faster", "95 %", "FLOPs", "ratio", "MB")

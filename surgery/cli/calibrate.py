@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, OutPath, err, model_options, out, print_json
+from surgery.cli.common import Command, OutPath, err, out, print_json
+from surgery.cli.options import load, model_options, recipe_options
 from surgery.errors import AdapterError
 from surgery.missing import require
 from surgery.operations import SparseWindowRouting
+from surgery.progress import progress_bar
 
 _OBJECTIVES = click.Choice(["memory", "stage", "masks"])
 
@@ -27,8 +29,7 @@ def _shared(function: Any) -> Any:
             "--clips", "clips", multiple=True, required=True, metavar="PATH",
             help="Video file, folder of frames, folder with frames/ and masks/, or a folder of those; repeatable.",
         ),
-        click.option("--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field."),
-        click.option("--recipe", default="balanced", show_default=True, help="Recipe name or YAML path."),
+        recipe_options(adapter=False),
         model_options,
         click.argument("spec", metavar="MODEL"),
     ):  # fmt: skip
@@ -47,7 +48,7 @@ def _shared(function: Any) -> Any:
     help="When no setting keeps the promise: fail, or write the most faithful one.",
 )  # fmt: skip
 @click.option("--report", "report_to", type=OutPath(file_okay=False), help="Report folder; default OUT-report.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def calibrate(
     spec: str, recipe: str, overrides: tuple[str, ...], clips: tuple[str, ...], folder: str, steps: int | None,
     objective: str | None, max_frames: int | None, checkpoint: str | None, seed: int, host: str | None,
@@ -76,7 +77,7 @@ def calibrate(
         )  # fmt: skip
     except PromiseError as error:
         error.report.save(reports)
-        err.print(f"report: {reports}", highlight=False, soft_wrap=True)
+        err.print(f"report: {reports}")
         raise
     report.save(reports)
     if report.recipe.find(SparseWindowRouting) is None:
@@ -88,8 +89,8 @@ def calibrate(
     if as_json:
         print_json(report.as_dict())
         return
-    out.print(report.as_markdown(), markup=False, highlight=False, soft_wrap=True)
-    out.print(f"adapter: {target}\nreport:  {reports}", highlight=False, soft_wrap=True)
+    out.print(report.as_markdown())
+    out.print(f"adapter: {target}\nreport:  {reports}")
 
 
 @click.command(cls=Command)
@@ -104,30 +105,32 @@ def fit(
 
     Runs on one CPU or GPU, or on many: `accelerate launch -m surgery.cli.main fit ...`.
     """
+    require("accelerate")
+    from accelerate import PartialState
+
     from surgery import sparsify
     from surgery.adapters import save_adapter
     from surgery.calibration import fit_shortcut, gather_clips
     from surgery.calibration.clips import LAYOUTS
-    from surgery.calibration.progress import progress_bar
     from surgery.calibration.whole import prompted
     from surgery.errors import CalibrationError
 
     target = _target(folder)
     model, chosen, settings = _prepared(spec, host, device, recipe, overrides, steps, objective, seed)
-    with progress_bar(True) as step:
-        usable, skipped = gather_clips(clips, max_frames, step)
+    with progress_bar(True) as bars:
+        usable, skipped = gather_clips(clips, max_frames, bars)
         sparsify(model, chosen)
-        usable = prompted(model, usable, skipped, step)
+        usable = prompted(model, usable, skipped, bars)
         for clip in skipped:
-            err.print(f"skipped {clip}", highlight=False, soft_wrap=True)
+            bars.say(f"skipped {clip}")
         if not usable:
             raise CalibrationError(f"none of the {len(skipped)} clips is usable. What works: {LAYOUTS}")
-        result = fit_shortcut(model, usable, settings, checkpoint=checkpoint, closed_form=closed_form, step=step)
-    if _main_process():
+        result = fit_shortcut(model, usable, settings, checkpoint=checkpoint, closed_form=closed_form, step=bars)
+    if PartialState().is_main_process:
         save_adapter(model, target)
         explained = "" if result.explained is None else f"closed form explains {result.explained:.1%} of the residual; "
         last = f"loss {result.loss[0][1]:.5f} -> {result.loss[-1][1]:.5f}; " if result.loss else ""
-        out.print(f"{explained}{last}adapter: {target}", highlight=False, soft_wrap=True)
+        out.print(f"{explained}{last}adapter: {target}")
 
 
 def _target(folder: str) -> Path:
@@ -145,12 +148,11 @@ def _prepared(
     from surgery import Recipe
     from surgery.calibration import FitSettings
     from surgery.core.promise import CalibrationSettings
-    from surgery.loading import load_model
 
     chosen = Recipe.load(recipe, overrides)
     plan = chosen.calibration or CalibrationSettings()
     fit = FitSettings(objective=objective or plan.objective, steps=plan.steps if steps is None else steps, seed=seed)
-    return load_model(spec, host, device or _own_device()), chosen, fit
+    return load(spec, host, device or _own_device()), chosen, fit
 
 
 def _own_device() -> str | None:
@@ -163,9 +165,3 @@ def _own_device() -> str | None:
     import torch
 
     return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
-
-
-def _main_process() -> bool:
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)

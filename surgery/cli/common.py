@@ -1,4 +1,4 @@
-"""What the commands share: options, consoles, and turning our errors into one line and an exit code."""
+"""What the commands share: consoles, progress, and turning our errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.status import Status
 from rich.text import Text
 
 from surgery.cli.stops import Stopped, stoppable
 from surgery.errors import SurgeryError
-
-F = TypeVar("F", bound=Callable[..., Any])
+from surgery.progress import progress_bar
 
 # What is printed holds names and paths of the user's, brackets and colons included: no markup, no emoji, anywhere.
-out = Console(markup=False, emoji=False)
-err = Console(stderr=True, markup=False, emoji=False)
+out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class Failure(click.ClickException):
@@ -32,7 +30,7 @@ class Failure(click.ClickException):
     exit_code = 1
 
     def show(self, file: Any = None) -> None:
-        err.print(Text.assemble(("error:", "bold red"), f" {self.message}"), soft_wrap=True)
+        err.print(Text.assemble(("error:", "bold red"), f" {self.message}"))
 
 
 class Command(click.Command):
@@ -47,7 +45,7 @@ class Command(click.Command):
             raise Failure(str(error)) from error
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-            err.print(f"stopped by {signal.Signals(number).name}", highlight=False)
+            err.print(f"stopped by {signal.Signals(number).name}")
             raise click.exceptions.Exit(128 + number) from stop
         except BrokenPipeError:
             raise
@@ -76,26 +74,16 @@ class OutPath(click.Path):
         return found
 
 
-def loading(name: str) -> Status:
-    """A spinner while a model is loaded."""
-    return err.status(Text(f"loading {name}"))
+@contextmanager
+def shown(text: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """One stage of work as a bar on a terminal, and nothing elsewhere; see `Bars.stage`."""
+    with progress_bar(err.is_terminal) as bars, bars.stage(text, total) as step:
+        yield step
 
 
 def noted(path: object, note: str) -> Text:
     """A path and, dimmed, what is there."""
     return Text.assemble(f"{path}  ", (note, "dim"))
-
-
-def progress() -> Progress:
-    """A progress bar on stderr with count and time left."""
-    return Progress(
-        TextColumn("{task.description}", style="progress.description", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-    )
 
 
 def print_json(data: Any) -> None:
@@ -104,32 +92,6 @@ def print_json(data: Any) -> None:
     sys.stdout.write("\n")
 
 
-host_option = click.option(
-    "--host",
-    type=click.Choice(["sam2", "transformers"]),
-    help="Host library, for MODEL demo and random:SIZE; default: sam2 where it is installed, else transformers.",
-)
-
-
-def model_options(function: F) -> F:
-    """`--host` and `--device`."""
-    function = click.option("--device", help="torch device; default: CUDA when there is one, else the CPU.")(function)
-    return host_option(function)
-
-
-def recipe_options(default: str | None) -> Callable[[F], F]:
-    """`--recipe`, `--set` and `--adapter`."""
-
-    def decorate(function: F) -> F:
-        function = click.option("--adapter", type=click.Path(), help="Adapter folder with a fitted shortcut.")(function)
-        function = click.option(
-            "--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable."
-        )(function)
-        return click.option(
-            "--recipe",
-            default=default,
-            help="Recipe name or YAML path; 'none' runs the stock model.",
-            show_default=True,
-        )(function)
-
-    return decorate
+def counted(number: int, thing: str) -> str:
+    """As in "1 object", "2 objects"."""
+    return f"{number} {thing}{'s' * (number != 1)}"

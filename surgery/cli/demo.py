@@ -8,20 +8,18 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.table import Table
 
-from surgery.cli.common import Command, OutPath, err, host_option, noted, out, print_json, progress
+from surgery.cli.common import Command, OutPath, err, noted, out, print_json, shown
+from surgery.cli.options import host_option, recipe_options
+from surgery.cli.tables import SCORES, print_table, score_cells
 
 PUBLISHED = "published-base-plus"
 """Recipe with the thresholds of the released code; without its weights the shortcut is the identity."""
 
-_COLUMNS = ("", "J&F", "J", "F", "ms/frame", "windows", "keys")
-
 
 @click.command(cls=Command)
 @click.option("--out", "folder", default="demo-output", show_default=True, type=OutPath(file_okay=False))
-@click.option("--recipe", default="balanced", show_default=True, help="Recipe name or YAML path.")
-@click.option("--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable.")
+@recipe_options(adapter=False)
 @click.option("--clips", default=3, show_default=True, type=click.IntRange(1, 1000))
 @click.option("--frames", default=24, show_default=True, type=click.IntRange(2, 1000))
 @click.option("--difficulty", default="medium", show_default=True, type=click.Choice(["easy", "medium", "hard"]))
@@ -45,26 +43,15 @@ def demo(
     chosen, adapter = calibrated(recipe, overrides) if trained else (Recipe.load(recipe, overrides), None)
     # One thread: at this size a second one costs more than it gives, and times scatter.
     torch.set_num_threads(1)
-    model = demo_model.load(host) if trained else demo_model.build(host)  # type: ignore[arg-type]
+    model = demo_model.load(host) if trained else demo_model.build(host)
     if not trained:
         err.print("The demo model has random weights: the figures show speed and routing, not quality.", style="yellow")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     video = target / "side-by-side.mp4"
-    with progress() as bar:
-        task = bar.add_task(f"{clips} clips, stock and {chosen.metadata.name}", total=3 * clips * frames)
+    with shown(f"{clips} clips, stock and {chosen.metadata.name}", 3 * clips * frames) as step:
         result = run(
-            model,
-            chosen,
-            clips,
-            frames,
-            difficulty,
-            seed,
-            "mask",
-            video,
-            lambda: bar.advance(task),
-            adapter,
-            [Recipe.load(PUBLISHED)],
+            model, chosen, clips, frames, difficulty, seed, "mask", video, step, adapter, [Recipe.load(PUBLISHED)]
         )
     summary = {
         "dense": result.dense.as_dict(),
@@ -86,12 +73,10 @@ def demo(
     if as_json:
         print_json(summary)
         return
-    table = Table(*_COLUMNS, box=None, pad_edge=False)
-    for name, figures in arms(summary):
-        table.add_row(*_row(name, figures))
-    out.print(table)
+    rows = [[name, *score_cells({**figures, "ms": figures["ms_per_frame"]})] for name, figures in arms(summary)]
+    print_table(("", *SCORES), rows)
     for name, what in _FILES.items():
-        out.print(noted(f"  {target / name}", what), soft_wrap=True)
+        out.print(noted(f"  {target / name}", what))
 
 
 _FILES = {
@@ -100,16 +85,6 @@ _FILES = {
     "windows.png": "four frames of it",
     "summary.json": "the figures",
 }
-
-
-def _row(name: str, figures: dict[str, Any]) -> list[str]:
-    kept = [figures["windows_kept"], figures["keys_kept"]]
-    return [
-        name,
-        *(f"{figures[field]:.3f}" for field in ("j_and_f", "j", "f")),
-        f"{figures['ms_per_frame']:.1f}",
-        *("100 %" if value is None else f"{100 * value:.0f} %" for value in kept),
-    ]
 
 
 def _pictures(pictures: list[Any], target: Path) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
-from surgery.cli.common import Command, OutPath, host_option, out, print_json, progress
+from surgery.cli.common import Command, OutPath, out, print_json, shown
+from surgery.cli.options import host_option, recipe_options
+from surgery.cli.tables import print_table
 
 _PROMPTS = click.Choice(["mask", "box", "point"])
 _LEVELS = click.Choice(["easy", "medium", "hard"])
@@ -20,8 +21,7 @@ _LEVELS = click.Choice(["easy", "medium", "hard"])
 @click.option("--difficulty", default="medium", show_default=True, type=_LEVELS)
 @click.option("--prompt", default="mask", show_default=True, type=_PROMPTS)
 @host_option
-@click.option("--recipe", default="balanced", show_default=True, help="Recipe name or YAML path.")
-@click.option("--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable.")
+@recipe_options(adapter=False)
 @click.option("--seed", default=0, show_default=True, help="First held-out clip.")
 @click.option("--weights", type=click.Path(), help="Other weights of the demo architecture (stock key names).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -45,10 +45,9 @@ def demo_eval(
 
     chosen, adapter = calibrated(recipe, overrides) if weights is None else (Recipe.load(recipe, overrides), None)
     torch.set_num_threads(1)
-    model = demo_model.load(host, weights=weights)  # type: ignore[arg-type]
-    with progress() as bar:
-        task = bar.add_task(f"{clips} clips", total=2 * clips * frames)
-        result = run(model, chosen, clips, frames, difficulty, seed, prompt, None, lambda: bar.advance(task), adapter)
+    model = demo_model.load(host, weights=weights)
+    with shown(f"{clips} clips", 2 * clips * frames) as step:
+        result = run(model, chosen, clips, frames, difficulty, seed, prompt, None, step, adapter)
     summary: dict[str, Any] = {
         "dense": result.dense.as_dict(),
         "sparse": result.sparse.as_dict(),
@@ -67,14 +66,16 @@ def demo_eval(
     if as_json:
         print_json(summary)
         return
-    table = Table("", *_COLUMNS, box=None, pad_edge=False)
-    for name in ("dense", "sparse"):
-        cells = ("-" if value is None else f"{value:.4g}" for value in summary[name].values())
-        table.add_row(name, *cells)
-    out.print(table)
+    print_table(
+        _COLUMNS,
+        [
+            [name, *("-" if value is None else f"{value:.4g}" for value in summary[name].values())]
+            for name in ("dense", "sparse")
+        ],
+    )
 
 
-_COLUMNS = ("J&F", "J", "F", "score acc.", "absence recall", "ms/frame", "windows", "keys")
+_COLUMNS = ("", "J&F", "J", "F", "score acc.", "absence recall", "ms/frame", "windows", "keys")
 
 
 @click.command(cls=Command, name="demo-clips")
@@ -94,4 +95,4 @@ def demo_clips(folder: str, clips: int, frames: int, size: int, difficulty: str,
         for number in range(clips)
     )
     for path in write_davis(made, Path(folder)):
-        out.print(str(path), highlight=False, soft_wrap=True)
+        out.print(str(path))

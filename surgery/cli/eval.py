@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,18 +9,10 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import (
-    Command,
-    OutPath,
-    loading,
-    model_options,
-    noted,
-    out,
-    print_json,
-    progress,
-    recipe_options,
-)
-from surgery.cli.tables import print_table
+from surgery.cli.common import Command, OutPath, counted, err, noted, out, print_json
+from surgery.cli.options import chosen_recipe, load, model_options, recipe_options
+from surgery.cli.tables import SCORES, print_table, score_cells
+from surgery.progress import progress_bar
 
 DATASETS = ("davis2016", "davis2017", "mose", "lvos", "sav", "ytvos", "folder")
 CONVENTIONS = ("davis2017", "vos-benchmark", "sav", "lvos", "after-prompt")
@@ -33,7 +24,7 @@ CONVENTIONS = ("davis2017", "vos-benchmark", "sav", "lvos", "after-prompt")
 @click.option("--dataset", required=True, type=click.Choice(DATASETS), help="Layout of ROOT.")
 @click.option("--split", help="Part of the data set; default val or valid.")
 @click.option("--sequences", multiple=True, metavar="NAME[,NAME]", help="Only these sequences; repeatable.")
-@recipe_options(default=None)
+@recipe_options(stock=True)
 @model_options
 @click.option("--compare", "--dense-too", "dense_too", is_flag=True, help="Run the stock model beside it, in turn.")
 @click.option("--max-frames", type=click.IntRange(min=1), help="Only the first frames of every sequence.")
@@ -41,7 +32,7 @@ CONVENTIONS = ("davis2017", "vos-benchmark", "sav", "lvos", "after-prompt")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
 @click.option("--record", is_flag=True, help="Also write a trace of every sequence, for a player.")
 @click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Folder for the results.")
-@click.option("--json", "as_json", is_flag=True, help="Print eval.json on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def evaluate_command(
     model: str, root: str, dataset: str, split: str | None, sequences: tuple[str, ...], recipe: str | None,
     overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None, dense_too: bool,
@@ -56,27 +47,23 @@ def evaluate_command(
     surgery eval demo clips/ --dataset folder --recipe balanced --dense-too --out eval
     surgery eval facebook/sam2.1-hiera-large DAVIS/ --dataset davis2017 --dense-too --out eval
     """
-    # sam2 draws a bar of its own per video; tqdm reads this when it is first imported.
-    os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
 
     from surgery.api import sparsify
     from surgery.evaluation import evaluate, open_dataset
-    from surgery.loading import load_model
 
     if threads is not None:
         torch.set_num_threads(threads)
     opened = open_dataset(dataset, root, split)
     names = [part for text in sequences for part in text.split(",") if part] or None
-    chosen = _recipe(recipe, overrides, adapter)
-    with loading(model):
-        loaded = load_model(model, host, device)
-    if not dense_too and (chosen is not None or adapter is not None):
+    chosen = chosen_recipe(recipe, overrides, adapter)
+    loaded = load(model, host, device)
+    if not dense_too and recipe != "none":
         # Nothing else needs the stock model, so it need not be copied.
         sparsify(loaded, chosen, adapter=adapter)
         chosen = adapter = None
-    with progress() as bar:
-        task = bar.add_task("reading", total=None)
+    with progress_bar(err.is_terminal) as bars:
+        bars("tracking", 0, None, "reading")
         scores = evaluate(
             loaded,
             opened,
@@ -88,7 +75,7 @@ def evaluate_command(
             convention=convention,
             out=folder,
             record=record,
-            progress=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
+            progress=lambda done, total, name: bars("tracking", done, total, name),
             name=model,
             command=shlex.join(["surgery", *sys.argv[1:]]),
         )
@@ -97,28 +84,12 @@ def evaluate_command(
         return
     _say(scores)
     for name in ("eval.json", "eval.csv"):
-        out.print(f"  {Path(folder) / name}", highlight=False, soft_wrap=True)
+        out.print(f"  {Path(folder) / name}")
     for arm, place in scores.head["predictions"].items():
-        out.print(noted(f"  {Path(folder) / place}", f"masks, {arm}"), soft_wrap=True)
+        out.print(noted(f"  {Path(folder) / place}", f"masks, {arm}"))
     if scores.head["traces"] is not None:
         traces = Path(folder) / scores.head["traces"]
-        out.print(noted(f"  {traces}", "traces; a page that plays them: surgery report"), soft_wrap=True)
-
-
-def _recipe(recipe: str | None, overrides: tuple[str, ...], adapter: str | None) -> Any:
-    """The recipe to run, or None for the stock model or the adapter's own."""
-    from surgery.api import DEFAULT_RECIPE
-    from surgery.recipe import Recipe
-
-    if recipe == "none":
-        if overrides or adapter is not None:
-            raise click.UsageError("--recipe none runs the stock model: it takes no --set and no --adapter")
-        return None
-    if recipe is None and adapter is not None:
-        if overrides:
-            raise click.UsageError("--set needs --recipe")
-        return None
-    return Recipe.load(recipe or DEFAULT_RECIPE, overrides)
+        out.print(noted(f"  {traces}", "traces; a page that plays them: surgery report"))
 
 
 def _say(scores: Any) -> None:
@@ -127,44 +98,32 @@ def _say(scores: Any) -> None:
         rows += _lines(row["sequence"], scores.arms, row, (row.get("difference") or {}).get("j_and_f"))
     summary = scores.summary
     found = (summary.get("difference") or {}).get("j_and_f") or {}
-    rows += _lines(_count(summary["objects"], "object"), scores.arms, summary, found.get("mean"))
-    print_table(("", "", "J&F", "J", "F", "ms", "windows", "keys", "difference"), rows, names=2)
+    rows += _lines(counted(summary["objects"], "object"), scores.arms, summary, found.get("mean"))
+    print_table(("", "", *SCORES, "difference"), rows, names=2)
     faster = summary.get("speedup")
     if faster:
         out.print(
             f"{faster['mean']:.2f} times as fast as stock, 95 % interval {faster['low']:.2f} to {faster['high']:.2f}: "
-            f"median {summary['dense']['ms']:.1f} -> {summary['sparse']['ms']:.1f} ms over all frames",
-            highlight=False,
+            f"median {summary['dense']['ms']:.1f} -> {summary['sparse']['ms']:.1f} ms over all frames"
         )
     if found:
         out.print(
             f"J&F of sparse minus dense, mean over {found['sequences']} sequences: {found['mean']:+.4f}, "
-            f"95 % interval {found['low']:+.4f} to {found['high']:+.4f}",
-            highlight=False,
+            f"95 % interval {found['low']:+.4f} to {found['high']:+.4f}"
         )
     elif summary["sequences"] == 1 and scores.sequences[0].get("difference"):
         change = scores.sequences[0]["difference"]["j_and_f"]
-        out.print(f"J&F of sparse minus dense: {change:+.4f}; one sequence gives no interval", highlight=False)
+        out.print(f"J&F of sparse minus dense: {change:+.4f}; one sequence gives no interval")
     if not summary["alternating"]:
-        out.print("ms of a single model, measured beside nothing: not for comparing", style="dim", highlight=False)
+        out.print("ms of a single model, measured beside nothing: not for comparing", style="dim")
     for reason in dict.fromkeys(item["reason"] for item in scores.not_scored):
         left = {(item["sequence"], item["object"]) for item in scores.not_scored if item["reason"] == reason}
-        out.print(f"without a score: {_count(len(left), 'object')} ({reason})", markup=False, highlight=False)
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"
+        out.print(f"without a score: {counted(len(left), 'object')} ({reason})")
 
 
 def _lines(label: str, arms: list[str], rows: dict[str, Any], difference: float | None) -> list[list[str]]:
     shown = "" if difference is None else f"{difference:+.3f}"
     return [
-        [label if arm == arms[0] else "", arm, *_cells(rows[arm]), shown if arm == "sparse" else ""] for arm in arms
+        [label if arm == arms[0] else "", arm, *score_cells(rows[arm]), shown if arm == "sparse" else ""]
+        for arm in arms
     ]
-
-
-def _cells(values: dict[str, Any]) -> list[str]:
-    scores = ["-" if values[name] is None else f"{values[name]:.3f}" for name in ("j_and_f", "j", "f")]
-    ms = "-" if values["ms"] is None else f"{values['ms']:.1f}"
-    kept = ["all" if values[name] is None else f"{values[name]:.0%}" for name in ("windows_kept", "keys_kept")]
-    return [*scores, ms, *kept]

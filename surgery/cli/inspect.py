@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
-from surgery.cli.common import Command, loading, model_options, out, print_json, recipe_options
+from surgery.cli.common import Command, out, print_json
+from surgery.cli.options import listed, load, model_options, recipe_options
 from surgery.cli.tables import print_table
 from surgery.errors import RecipeError
 
 
 @click.command(cls=Command)
 @click.argument("model")
-@recipe_options(default="balanced")
+@recipe_options()
 @model_options
 @click.option("--windows", help="Also count these shares of the windows, whatever the recipe allows: 0.25,0.5.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def inspect(
     model: str, recipe: str, overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None,
     windows: str | None, as_json: bool,
@@ -28,51 +28,40 @@ def inspect(
     Counted at the recipe's own point: as many windows as its budget allows.
     """
     from surgery.api import sparsify
-    from surgery.engine import require_view
-    from surgery.loading import load_model
+    from surgery.engine import require_surgery
+    from surgery.operations.window_routing.bound import WindowRouter
     from surgery.recipe import Recipe
 
-    chosen, shares = Recipe.load(recipe, overrides), _shares(windows)
-    with loading(model):
-        # Only an adapter asks for the weights: it is checked against them.
-        loaded = load_model(model, host, device, weights=adapter is not None)
+    chosen = Recipe.load(recipe, overrides)
+    shares = listed("--windows", windows, _share, "a share above 0 and up to 1") if windows else []
+    # Only an adapter asks for the weights: it is checked against them.
+    loaded = load(model, host, device, weights=adapter is not None)
     sparsify(loaded, chosen, adapter=adapter)
-    view = require_view(loaded)
-    if shares and view.binding.grid is None:
+    surgery = require_surgery(loaded)
+    if shares and surgery.find(WindowRouter) is None:
         raise RecipeError(f"recipe {chosen.metadata.name!r} routes no windows; leave --windows out")
-    facts = describe(view, shares)
+    facts = describe(surgery, shares)
     print_json({"model": model, **facts}) if as_json else _print(model, facts)
 
 
-def _shares(text: str | None) -> list[float]:
-    found = []
-    for part in text.split(",") if text else []:
-        try:
-            found.append(float(part))
-        except ValueError:
-            found.append(math.nan)
-        if not 0 < found[-1] <= 1:
-            raise click.BadParameter(f"{part.strip()!r} is not a share above 0 and up to 1", param_hint="--windows")
-    return found
+def _share(text: str) -> float:
+    if not 0 < float(text) <= 1:
+        raise ValueError
+    return float(text)
 
 
-def describe(view: Any, shares: Sequence[float] = ()) -> dict[str, Any]:
+def describe(surgery: Any, shares: Sequence[float] = ()) -> dict[str, Any]:
     """Everything `inspect` shows, as plain data. `shares`: of the windows, counted beside the recipe's own."""
     from surgery.api import status
     from surgery.describe import described
-    from surgery.hosts.late import LateBlock
+    from surgery.operations.window_routing.bound import WindowRouter
 
-    state, span, grid = status(view.model), view.span_info, view.binding.grid
+    host, router = surgery.host, surgery.find(WindowRouter)
+    state, grid = status(host.model), router.grid if router is not None else None
     blocks = []
-    for index, block in enumerate(view.blocks()):
-        info = view.block_info(index)
-        role = "dense"
-        if span is not None and index in span.routed:
-            role = "routed"
-        elif span is not None and index == span.exit:
-            role = "merge"
-        elif isinstance(block, LateBlock):
-            role = "routed"
+    for index in range(len(host.blocks())):
+        info = host.block_info(index)
+        role = router.role(index) if router is not None else "dense"
         blocks.append(
             {
                 "block": index,
@@ -84,61 +73,58 @@ def describe(view: Any, shares: Sequence[float] = ()) -> dict[str, Any]:
             }
         )
     return {
-        "host": view.name,
-        "image_size": view.image_size(),
+        "host": host.name,
+        "image_size": host.image_size(),
         "recipe": state.recipe.metadata.name if state.recipe else None,
         "does": described(state.recipe) if state.recipe else None,
         "operations": list(state.operations),
         "windows": None
         if grid is None
         else {"rows": grid.rows, "columns": grid.cols, "side": grid.window, "count": grid.count},
-        "parameters": sum(parameter.numel() for parameter in view.model.parameters()) - state.parameters_added,
+        "parameters": sum(parameter.numel() for parameter in host.model.parameters()) - state.parameters_added,
         "parameters_added": state.parameters_added,
         "blocks": blocks,
-        "gflop_per_frame": _costs(view, shares),
+        "gflop_per_frame": _costs(surgery, shares),
     }
 
 
-def _costs(view: Any, shares: Sequence[float]) -> list[dict[str, Any]]:
+def _costs(surgery: Any, shares: Sequence[float]) -> list[dict[str, Any]]:
     """GFLOP of encoder and memory attention: the recipe at its own point, stock, then the forced shares."""
-    from surgery.bench.flops import encoder_gflop, memory_attention_gflop
+    from surgery.core.cost import CostModel
+    from surgery.operations.window_routing.bound import WindowRouter
 
-    binding, grid = view.binding, view.binding.grid
-    stock = {"encoder": encoder_gflop(view), "memory_attention": memory_attention_gflop(view)}
-    retrieval, queries, routing = binding.retrieval, binding.queries, binding.routing
-    keep = retrieval.keep if retrieval is not None and min(retrieval.keep, retrieval.keep_conditioning) < 1 else None
+    model, router = CostModel(surgery), surgery.find(WindowRouter)
+    stock = model.stock
 
     def row(what: str, windows: int | None, at_most: bool = False) -> dict[str, Any]:
-        share = None if windows is None or grid is None else windows / grid.count
-        asked = None if queries is None or share is None else max(share, queries.budget)
-        cost = {
-            "encoder": stock["encoder"] if share in (None, 1.0) else encoder_gflop(view, range(windows or 0)),
-            "memory_attention": memory_attention_gflop(view, keep=keep, queries=asked),
-        }
+        kept = {} if windows is None or router is None else {"windows": windows / router.grid.count}
+        cost = model.parts(kept)
         ratio = sum(stock.values()) / sum(cost.values())
-        return {"what": what, "windows": windows, "at_most": at_most, **cost, "ratio": ratio}
+        return {"what": what, "windows": windows, "at_most": at_most, "ratio": ratio, **_named(cost)}
 
-    if grid is None or routing is None:
-        own = row("recipe", None)
-    elif routing.windows == "all":
-        own = row("recipe", grid.count)
+    if router is None:
+        own, forced = row("recipe", None), []
     else:
-        own = row("recipe", max(1, round(routing.budget * grid.count)), at_most=not routing.fill)
-    forced = [row("forced", max(1, round(share * grid.count))) for share in shares] if grid is not None else []
-    return [own, {"what": "stock", "windows": None, "at_most": False, **stock, "ratio": 1.0}, *forced]
+        count, settings = router.grid.count, router.settings
+        routed = settings.windows == "object"
+        most = max(1, round(settings.budget * count)) if routed else count
+        own = row("recipe", most, at_most=routed and not settings.fill)
+        forced = [row("forced", max(1, round(share * count))) for share in shares]
+    return [own, {"what": "stock", "windows": None, "at_most": False, "ratio": 1.0, **_named(stock)}, *forced]
+
+
+def _named(cost: Mapping[Any, float]) -> dict[str, float]:
+    return {str(part): value for part, value in cost.items()}
 
 
 def _print(model: str, facts: dict[str, Any]) -> None:
-    def line(text: str) -> None:
-        out.print(text, markup=False, highlight=False)
-
-    line(f"{model}, {facts['host']} host, {facts['image_size']} px, recipe {facts['recipe']}")
+    out.print(f"{model}, {facts['host']} host, {facts['image_size']} px, recipe {facts['recipe']}")
     own, stock, *_ = rows = facts["gflop_per_frame"]
     mine, whole = (row["encoder"] + row["memory_attention"] for row in (own, stock))
     point = _point(own, facts["windows"])
-    line(f"{point}: {mine:.1f} GFLOP per frame, stock {whole:.1f}: {own['ratio']:.2f} times fewer")
-    line(f"The recipe: {facts['does']}")
-    line("Counted, not timed: encoder and memory attention, one object, seven memory frames, multiply-add = 2.")
+    out.print(f"{point}: {mine:.1f} GFLOP per frame, stock {whole:.1f}: {own['ratio']:.2f} times fewer")
+    out.print(f"The recipe: {facts['does']}")
+    out.print("Counted, not timed: encoder and memory attention, one object, seven memory frames, multiply-add = 2.")
     names = [_point(row, facts["windows"]) if row["what"] != "stock" else "stock" for row in rows]
     print_table(
         ("windows computed", "encoder", "memory attention", "sum", "stock / this"),
@@ -150,7 +136,7 @@ def _print(model: str, facts: dict[str, Any]) -> None:
             for name, row in zip(names, rows, strict=True)
         ],
     )  # fmt: skip
-    line(f"{facts['parameters']:,} parameters, {facts['parameters_added']:,} added")
+    out.print(f"{facts['parameters']:,} parameters, {facts['parameters_added']:,} added")
     blocks = []
     for first, last in _runs(facts["blocks"]):
         name = str(first["block"]) if first is last else f"{first['block']}..{last['block']}"
@@ -158,7 +144,7 @@ def _print(model: str, facts: dict[str, Any]) -> None:
     print_table(("blocks", "channels", "heads", "attention", "under this recipe"), blocks)
     if facts["windows"] is not None:
         windows = facts["windows"]
-        line(f"{windows['count']} windows of {windows['side']} ({windows['rows']} x {windows['columns']})")
+        out.print(f"{windows['count']} windows of {windows['side']} ({windows['rows']} x {windows['columns']})")
 
 
 def _point(row: dict[str, Any], windows: dict[str, Any] | None) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-
 import click
 
 from surgery import __version__
@@ -18,14 +15,15 @@ from surgery.cli.inspect import inspect
 from surgery.cli.recipes import recipes
 from surgery.cli.report import report
 from surgery.cli.track import track
+from surgery.hosts import hosts
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="surgery")
 def main() -> None:
     """Make SAM 2 video models faster without retraining, and see what it does to them."""
-    logging.getLogger("sam2").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="cannot import name '_C' from 'sam2'")
+    for host in hosts():
+        host.loader.quiet()
 
 
 for command in (

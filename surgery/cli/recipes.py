@@ -7,13 +7,14 @@ from rich.table import Table
 from rich.text import Text
 
 from surgery.cli.common import Command, out, print_json
+from surgery.cli.options import set_option
 from surgery.recipe import Recipe, list_recipes
 
 
 @click.command(cls=Command)
 @click.argument("name", required=False)
-@click.option("--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a field before printing.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@set_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def recipes(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """List the built-in recipes, or print recipe NAME (a name or a YAML path) with every field spelt out."""
     if name is not None:

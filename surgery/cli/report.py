@@ -22,4 +22,4 @@ def report(files: tuple[str, ...], target: str, frames: str | None, title: str) 
     from surgery.report.build import write_report
 
     path = write_report(files, target, frames=frames, title=title)
-    out.print(noted(path, f"{path.stat().st_size / 1024:.0f} kB"), soft_wrap=True)
+    out.print(noted(path, f"{path.stat().st_size / 1024:.0f} kB"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from surgery.errors import VideoError
+from surgery.files import hold, write_whole
 from surgery.validation import read_as
-from surgery.video.atomic import replacing
 from surgery.video.frames import Video
 from surgery.video.masks import Labels, read_label_png, write_label_png
 
@@ -99,14 +98,9 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            busy = "another process is writing there, expected none: wait for it, or choose another folder"
             self._lock = os.open(self.path, os.O_RDONLY)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise VideoError(
-                    f"{self.path}: another process is writing there, expected none: wait for it, or choose another "
-                    "folder"
-                ) from None
+            hold(self._lock, VideoError(f"{self.path}: {busy}"))
             if self.overwrite and self.masks.exists():
                 # In one step: half a set of old masks must never look like one to go on with.
                 old = self.path / f".{uuid.uuid4().hex[:12]}.part"
@@ -143,8 +137,7 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         try:
-            with replacing(self.note) as part:
-                part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            write_whole(self.note, json.dumps(summary, indent=2) + "\n")
         except OSError as error:
             raise VideoError(f"{self.note}: cannot be written ({error}), expected a writable folder") from error
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.cells import cell_len
 from rich.table import Column, Table
@@ -11,6 +12,7 @@ from rich.text import Text
 from surgery.cli.common import out
 
 _GAP = 2
+SCORES = ("J&F", "J", "F", "ms", "windows", "keys")
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> None:
@@ -33,6 +35,14 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], names: int =
         out.print(Text(", ".join(named)), soft_wrap=True)
         for line in _folded([f"{title} {cell}" for title, cell in zip(head, row, strict=True) if cell][len(named) :]):
             out.print(Text(line), soft_wrap=True)
+
+
+def score_cells(values: Mapping[str, Any]) -> list[str]:
+    """The figures under `SCORES`."""
+    scores = ["-" if values[name] is None else f"{values[name]:.3f}" for name in ("j_and_f", "j", "f")]
+    ms = "-" if values["ms"] is None else f"{values['ms']:.1f}"
+    kept = ["all" if values[name] is None else f"{values[name]:.0%}" for name in ("windows_kept", "keys_kept")]
+    return [*scores, ms, *kept]
 
 
 def _folded(figures: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from itertools import islice
@@ -11,19 +10,20 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, OutPath, model_options, out, print_json, recipe_options
-from surgery.cli.display import Display
+from surgery.cli.common import Command, OutPath, out, print_json
+from surgery.cli.options import SAVED, chosen_recipe, model_options, recipe_options
 from surgery.cli.run_folder import RunFolder
 from surgery.cli.stops import held
 from surgery.cli.track_summary import document, head_of, row_of
 from surgery.errors import VideoError
+from surgery.progress import Bars, progress_bar
 from surgery.video.prompts import Prompt
 
 
 @click.command(cls=Command)
 @click.argument("video", type=click.Path())
-@click.option("--model", "spec", required=True, help="Hub id, folder, CONFIG.yaml+CHECKPOINT.pt, random:SIZE or demo.")
-@recipe_options(default=None)
+@click.option("--model", "spec", required=True, help=f"Model: {SAVED}, random:SIZE or demo.")
+@recipe_options(stock=True)
 @model_options
 @click.option("--mask", "masks", multiple=True, metavar="PNG[@FRAME]", help="Label PNG: one object per value.")
 @click.option("--box", "boxes", multiple=True, metavar="X0,Y0,X1,Y1[@FRAME][#ID]", help="Box in pixels.")
@@ -40,7 +40,7 @@ from surgery.video.prompts import Prompt
 @click.option("--fps", type=click.FloatRange(min=0.1), help="Overlay frame rate; default the video's, else 24.")
 @click.option("--show-windows", is_flag=True, help="Darken the windows that were not computed in the overlay.")
 @click.option("--overlay/--no-overlay", default=True, help="Write overlay.mp4.", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def track(
     video: str, spec: str, recipe: str | None, overrides: tuple[str, ...], adapter: str | None, host: str | None,
     device: str | None, masks: tuple[str, ...], boxes: tuple[str, ...], points: tuple[str, ...], folder: str,
@@ -60,24 +60,21 @@ def track(
     started = time.perf_counter()
     if resume and overwrite:
         raise click.UsageError("--resume goes on and --overwrite starts over: expected one of them")
-    with Display() as display:
-        if not display.live:
-            # Hosts draw bars of their own; tqdm reads this when it is first imported.
-            os.environ.setdefault("TQDM_DISABLE", "1")
-        with display.stage("starting"):
+    with progress_bar(True) as bars:
+        with bars.stage("starting"):
             from surgery.video import check, open_video
 
             source = open_video(video)
             prompts = _prompts(masks, boxes, points, source.names)
             check(prompts, source.size, source.num_frames)
             place = RunFolder(Path(folder), source, min(prompt.frame for prompt in prompts), resume, overwrite)
-        with display.stage(f"loading {spec}"):
+        with bars.stage(f"loading {spec}"):
             model = _model(spec, host, device, recipe, overrides, adapter)
         head = head_of(model, spec, video, source, prompts)
         place.check_same(head)
         run = _Run(place, model, source, prompts, head, started)
         try:
-            run.track(display, max_frames, (fps or source.fps or 24.0) if overlay else None, show_windows)
+            run.track(bars, max_frames, (fps or source.fps or 24.0) if overlay else None, show_windows)
         finally:
             place.end()
     print_json(run.summary) if as_json else _say(run.summary, place)
@@ -99,17 +96,10 @@ def _model(
 ) -> Any:
     from surgery.api import sparsify
     from surgery.loading import load_model
-    from surgery.recipe import Recipe
 
-    chosen = None if recipe in (None, "none") else Recipe.load(str(recipe), overrides)
-    if chosen is None and overrides:
-        raise click.UsageError("--set needs --recipe")
+    chosen = chosen_recipe(recipe, overrides, adapter)
     model = load_model(spec, host, device)
-    if recipe == "none":
-        if adapter is not None:
-            raise click.UsageError("--recipe none runs the stock model: it takes no --adapter")
-        return model
-    return sparsify(model, chosen, adapter=adapter)
+    return model if recipe == "none" else sparsify(model, chosen, adapter=adapter)
 
 
 class _Run:
@@ -130,7 +120,7 @@ class _Run:
         if place.last is not None:
             self._take_up(place.last)
 
-    def track(self, display: Display, max_frames: int | None, fps: float | None, show_windows: bool) -> None:
+    def track(self, bars: Bars, max_frames: int | None, fps: float | None, show_windows: bool) -> None:
         """Track, write, and say what was written if that is cut short.
 
         Args:
@@ -147,7 +137,7 @@ class _Run:
         stop = min((end for end in ends if end is not None), default=None)
         left = None if stop is None else max(stop - after - 1, 0)
         if place.last is not None and left != 0:
-            display.say(
+            bars.say(
                 f"going on after frame {self.run['after']} from its masks and the first prompts; "
                 "what the model remembered of other frames is lost"
             )
@@ -159,36 +149,36 @@ class _Run:
         with ExitStack() as stack:
             writer: VideoWriter | None = None
             try:
-                with display.stage(f"tracking {self.video.name}", left) as step:
+                with bars.stage(f"tracking {self.video.name}", left) as step:
                     for result in islice(results, limit):
                         if not self.rows:
                             place.begin(fps is not None)
                             self._summarise(complete=False)
                             if fps is not None:
                                 writer = stack.enter_context(VideoWriter(place.overlay, fps))
-                                self._redraw(display, writer)
+                                self._redraw(bars, writer)
                         with held():
                             self._write(result, writer, show_windows)
                         step()
             except BaseException as error:
                 if not self.rows:
-                    display.say("no new mask was written")
+                    bars.say("no new mask was written")
                     raise
                 # What is there is finished first; then the error goes on its way.
                 cause = error
             if writer is not None:
-                with display.stage("finishing overlay.mp4"):
+                with bars.stage("finishing overlay.mp4"):
                     stack.close()
         if self.rows:
             self._summarise(cause is None, None if cause is None else str(cause) or type(cause).__name__)
         elif place.before is None:
             raise VideoError(f"{self.video.name}: no frame was tracked")
         else:
-            display.say("nothing left to track")
+            bars.say("nothing left to track")
             self.summary = place.before
         if cause is not None:
-            display.say(_written(self.summary, place))
-            display.say("the same command goes on with --resume, and starts over with --overwrite")
+            bars.say(_written(self.summary, place))
+            bars.say("the same command goes on with --resume, and starts over with --overwrite")
             raise cause
 
     def _take_up(self, last: int) -> None:
@@ -215,12 +205,12 @@ class _Run:
             windows = show_windows and result.record is not None
             self._draw(writer, windows_drawn(result.frame, result.record) if windows else result.frame, labels)
 
-    def _redraw(self, display: Display, writer: Any) -> None:
+    def _redraw(self, bars: Bars, writer: Any) -> None:
         """The overlay of a run that goes on starts with what was tracked before; its windows are not known any more."""
         if self.place.last is None:
             return
         first, stop = self.place.first, self.place.last + 1
-        with display.stage("drawing what was tracked before", stop - first) as step:
+        with bars.stage("drawing what was tracked before", stop - first) as step:
             for index, frame in enumerate(islice(self.video, stop)):
                 if index >= first:
                     self._draw(writer, frame, self.place.read(index))
@@ -261,7 +251,7 @@ def _say(summary: dict[str, Any], place: RunFolder) -> None:
         *(f"dense frames, {reason}: {count}" for reason, count in (summary["dense_frames"] or {}).items()),
     ]
     for line in lines:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(line)
 
 
 def _written(summary: dict[str, Any], place: RunFolder) -> str:

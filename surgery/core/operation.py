@@ -1,23 +1,35 @@
 """What an operation of a recipe is, and the registry in which recipes find it.
 
 An operation is the pydantic model that its YAML entry is. It checks a host's model by itself, before anything is
-touched, and says what it needs beside it in a recipe. `register` is all that a new type has to call.
+touched, and says what it needs beside it in a recipe. Bound to a model it says what runs at which seam. `register` is
+all that a new type has to call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from surgery.core.evidence import EvidenceSettings
+from surgery.core.moved import at_new_places, told_as_written
+from surgery.core.parts import ENCODER, Part
+from surgery.core.windows import WindowGrid
 from surgery.errors import RecipeError
 
 if TYPE_CHECKING:
+    from pydantic.functional_validators import ModelWrapValidatorHandler
     from torch import nn
+    from typing_extensions import Self
 
-    from surgery.hosts.base import HostView
+    from surgery.core.frame import FrameContext
+    from surgery.core.host import HostView
+    from surgery.core.simulation import Simulation
+    from surgery.core.surgery import Surgery
 
 MOST = 1_000_000
 """The largest count a field takes."""
@@ -30,15 +42,51 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _sequences(cls, value: Any) -> Any:
+        # What YAML and JSON call a list; a field that cannot be changed is a tuple.
+        return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What runs at a seam (`surgery.core.seams`).
+
+    run: None where the host's class in front does it all. index: which module of the seam, by number, or a part by
+    name; None: every one.
+    """
+
+    seam: str
+    run: Callable[..., Any] | None
+    index: int | str | None = None
+
 
 class Operation(Settings):
     """One entry of a recipe. A subclass narrows `type` to a literal with a default and adds its fields.
 
-    alias: short name for overrides and `calibration.search`.
+    alias: short name for overrides and `calibration.search`. order: operations of a lower one run outside of those of a
+    higher one where they share a seam. share: name of what it keeps a share of, for status and calibration; by_frame:
+    it is the same for all objects of a frame. moved: dotted names that fields had in older recipes, to those of now.
     """
 
     type: str
     alias: ClassVar[str]
+    order: ClassVar[int] = 0
+    share: ClassVar[str | None] = None
+    by_frame: ClassVar[bool] = False
+    moved: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_of_now(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not (cls.moved and isinstance(data, Mapping)):
+            return handler(data)
+        found, written = at_new_places(data, cls.moved)
+        try:
+            return handler(found)
+        except ValidationError as error:
+            raise told_as_written(error, written) from None
 
     @property
     def approximate(self) -> bool:
@@ -50,27 +98,115 @@ class Operation(Settings):
         """What it does with these settings, as a part of a sentence."""
         return self.type.replace("_", " ")
 
+    @property
+    def evidence(self) -> EvidenceSettings | None:
+        """What it needs to know of the objects on the frame before, if anything."""
+        return None
+
     def beside(self, others: Sequence[Operation]) -> None:
         """Raises ValueError when the other operations of the recipe are not those it needs."""
+
+    @classmethod
+    def unasked(cls) -> Operation | None:
+        """What runs in recipes that do not name this operation, if anything."""
+        return None
 
     @classmethod
     def neutral(cls) -> Operation:
         """Settings that no other operation's and no searched value can clash with."""
         return cls()  # type: ignore[call-arg]
 
-    def check(self, view: HostView) -> list[nn.Module]:
+    def check(self, host: HostView) -> list[nn.Module]:
         """Whether the model can be operated on, before anything is touched.
 
         Returns:
-            Modules that must not carry a forward of their own, which would bypass the surgery.
+            Modules whose weights must be there and finite, and that must not carry a forward of their own, which would
+            bypass the surgery.
 
         Raises:
             UnsupportedModelError, ModelStateError, WeightsError, RecipeError: whatever is wrong with the model.
         """
         return []
 
+    def bind(self, surgery: Surgery, before: Bound[Any] | None) -> Bound[Any]:
+        """What it does in the model of `surgery`; nothing is touched yet.
+
+        before: the same operation in the surgery that this one replaces, whose trained weights it goes on with.
+        """
+        return Bound(self, surgery)
+
+    @classmethod
+    def simulate(cls, surgery: Surgery, candidates: Sequence[Any]) -> Simulation | None:
+        """Predict from dense passes what each of these settings would do; None: settings are compared by real runs."""
+        return None
+
+    def structure(self) -> dict[str, Any]:
+        """The settings that decide what a share costs; two with the same are counted once."""
+        return self.model_dump(mode="json")
+
+    def allowed(self, kept: Mapping[str, float]) -> float | None:
+        """The share that the settings allow on a frame, given those of operations before it; None: it is not known."""
+        return None
+
+    def weighed(self, parts: dict[Part, float]) -> dict[Part, float]:
+        """What the operations of every part weigh when settings are ranked, half as much where they are twice as fast.
+
+        parts: GFLOP, or shares of a frame's.
+        """
+        return parts
+
 
 _O = TypeVar("_O", bound=Operation)
+
+
+class Bound(Generic[_O]):
+    """An operation in one model.
+
+    settings: the entry of the recipe. surgery: which it is a part of. saves_in: the part that its share is of. steps:
+    its share changes by one in so many. needs_memory_frames: whether hosts note which
+    frames they hand to memory attention. learned: a module whose weights calibration fits and adapters hold, with the
+    module of the host it is added to and its name there. grid: windows by which it computes the encoder's map.
+    """
+
+    needs_memory_frames = False
+    saves_in: ClassVar[Part] = ENCODER
+    steps: int = 1
+
+    def __init__(self, settings: _O, surgery: Surgery) -> None:
+        self.settings, self.surgery = settings, surgery
+        self.learned: tuple[nn.Module, str, nn.Module] | None = None
+        self.grid: WindowGrid | None = None
+
+    def patches(self) -> Iterable[Patch]:
+        """What runs at which seam."""
+        return ()
+
+    def applied(self) -> None:
+        """The model is about to be patched: what must be changed besides is changed."""
+
+    def undone(self) -> None:
+        """The surgery was undone: what `applied` changed is put back."""
+
+    def pretend(self, context: FrameContext, kept: Mapping[str, float]) -> None:
+        """Leave in the context and in its video what a late frame would find there, with these shares kept, so that
+        what runs on it can be counted. A share that is absent is what the settings allow; 1 means nothing is left out.
+        """
+
+    def inside(self, part: Part, device: str) -> AbstractContextManager[None]:
+        """What to enter for work of other operations with the modules of a part, between the host's calls."""
+        return nullcontext()
+
+    def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:
+        """What kind of call a part gets on this frame, as far as this operation decides: every kind is compiled apart.
+
+        fixed: sizes that differ make kinds of their own; else they are marked as symbols.
+        """
+        return ()
+
+    def own(self, context: FrameContext, part: Part) -> None:
+        """Copy what was noted inside of a compiled part out of memory that its next call may use again."""
+
+
 _KINDS: dict[str, type[Operation]] = {}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from surgery.errors import nearest
 
-ENCODER, ATTENTION, MEMORY, DECODER = "encoder", "memory_attention", "memory_encoder", "mask_decoder"
 Part = Literal["encoder", "memory_attention", "memory_encoder", "mask_decoder"]
+ENCODER: Final = "encoder"
+ATTENTION: Final = "memory_attention"
+MEMORY: Final = "memory_encoder"
+DECODER: Final = "mask_decoder"
 PARTS: tuple[Part, ...] = get_args(Part)
 """The parts of a model that `precision` and `compile` act on."""
 

@@ -16,6 +16,7 @@ from surgery.demo.clips import HELD_OUT, Clip, make_clip
 from surgery.errors import PromptError, nearest
 from surgery.evaluation import boundary_f, region_j
 from surgery.recipe import Recipe
+from surgery.video.rgb import Frame
 
 PROMPTS = ("mask", "box", "point")
 ABSENT = -1000.0
@@ -24,7 +25,6 @@ ABSENT = -1000.0
 FPS = 12.0
 """Frames per second at which a clip is shown."""
 
-Picture = npt.NDArray[np.uint8]
 CAPTIONS = ("stock", "under surgery")
 
 
@@ -72,9 +72,9 @@ class DemoRun:
     dense: Score
     sparse: Score
     dense_frames: dict[str, int]
-    pictures: list[Picture]
+    pictures: list[Frame]
     also: list[Score] = field(default_factory=list)
-    frames: list[Picture] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
     trace: dict[str, Any] = field(default_factory=dict)
 
 
@@ -183,7 +183,7 @@ def prompt_for(kind: str, mask: npt.NDArray[np.bool_], obj_id: int) -> Any:
     return PointPrompt(((float(column), float(row)),), (1,), obj_id)
 
 
-def _overlay(result: Any) -> Picture:
+def _overlay(result: Any) -> Frame:
     """Masks over the frame, enlarged, with windows that were not computed darkened."""
     from surgery.tracking import windows_drawn
     from surgery.video import draw_masks, labels_from_logits

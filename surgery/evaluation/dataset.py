@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from surgery.errors import DatasetError, nearest
-from surgery.evaluation.truth import Mask, frame_size, read_binary, read_labels, read_merged
-from surgery.video.masks import MAX_ID, Labels
+from surgery.evaluation.truth import frame_size, read_binary, read_labels, read_merged
+from surgery.video.masks import MAX_ID, Labels, Mask
 
 
 def frame_number(path: Path) -> int:

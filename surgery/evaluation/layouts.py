@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -134,13 +134,9 @@ def _sav(name: str, root: Path, split: str | None) -> Dataset:
     split = lists[0].stem
     sequences = []
     for seq in _read_list(lists, root):
-        frames = _frames(root / "JPEGImages_24fps" / seq)
+        frames = _files(root / "JPEGImages_24fps" / seq, "frames")
         masks = root / "Annotations_6fps" / seq
-        by_number = {frame_number(path): index for index, path in enumerate(frames)}
-        objects = {}
-        for thing in _children(masks):
-            files = _pngs(masks / thing)
-            objects[thing] = {_frame_of(path, by_number): path for path in files}
+        objects = {thing: _masks(masks / thing, frames) for thing in _children(masks)}
         if not objects:
             raise DatasetError(f"{masks}: no object folder, expected one per object such as 000")
         sequences.append(Sequence(seq, frames, object_masks=objects, fps=24.0))
@@ -170,9 +166,8 @@ DATASETS: dict[str, Callable[[str, Path, str | None], Dataset]] = {
 
 def _labelled(name: str, frames_at: Path, masks_at: Path, complete: bool) -> Sequence:
     """A sequence with one label PNG per annotated frame, named as the frame."""
-    frames = _frames(frames_at)
-    by_number = {frame_number(path): index for index, path in enumerate(frames)}
-    masks = {_frame_of(path, by_number): path for path in _pngs(masks_at)}
+    frames = _files(frames_at, "frames")
+    masks = _masks(masks_at, frames)
     if complete and len(masks) != len(frames):
         missing = next(index for index in range(len(frames)) if index not in masks)
         raise DatasetError(
@@ -182,35 +177,27 @@ def _labelled(name: str, frames_at: Path, masks_at: Path, complete: bool) -> Seq
     return Sequence(name, frames, masks)
 
 
-def _frames(folder: Path) -> list[Path]:
+def _files(folder: Path, what: str, kinds: Collection[str] = KINDS) -> list[Path]:
     if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder, expected the frames of a sequence")
+        raise DatasetError(f"{folder}: no such folder, expected the {what} of a sequence")
     try:
-        files = natural_sort(path for path in _visible(folder) if path.suffix.lower() in KINDS)
+        files = natural_sort(path for path in _visible(folder) if path.suffix.lower() in kinds)
     except VideoError as error:
         raise DatasetError(str(error)) from error
     if not files:
-        raise DatasetError(f"{folder}: no frames, expected .jpg or .png files")
+        raise DatasetError(f"{folder}: no {what}, expected {' or '.join(kinds)} files")
     return files
 
 
-def _pngs(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder, expected the masks of a sequence")
-    try:
-        files = natural_sort(path for path in _visible(folder) if path.suffix.lower() == ".png")
-    except VideoError as error:
-        raise DatasetError(str(error)) from error
-    if not files:
-        raise DatasetError(f"{folder}: no masks, expected .png files")
-    return files
-
-
-def _frame_of(path: Path, by_number: dict[int, int]) -> int:
-    index = by_number.get(frame_number(path))
-    if index is None:
-        raise DatasetError(f"{path}: a mask without a frame, expected a frame file of the same number")
-    return index
+def _masks(folder: Path, frames: list[Path]) -> dict[int, Path]:
+    """The label PNGs of a folder, by the index of the frame of the same number."""
+    indices = {frame_number(path): index for index, path in enumerate(frames)}
+    found = {}
+    for path in _files(folder, "masks", (".png",)):
+        if frame_number(path) not in indices:
+            raise DatasetError(f"{path}: a mask without a frame, expected a frame file of the same number")
+        found[indices[frame_number(path)]] = path
+    return found
 
 
 def _children(folder: Path) -> list[str]:

@@ -10,11 +10,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from surgery.errors import VideoError
+from surgery.video.masks import Mask
 
-Mask = npt.NDArray[np.bool_]
 TOLERANCE = 0.008
 
 

@@ -13,7 +13,7 @@ import PIL
 from surgery.api import sparsify, status
 from surgery.bench.machine import machine
 from surgery.digests import code_digest, weights_digest
-from surgery.engine import current_view, desparsify
+from surgery.engine import current_surgery, desparsify
 from surgery.errors import DatasetError
 from surgery.evaluation.dataset import Dataset, Sequence
 from surgery.evaluation.layouts import open_dataset
@@ -77,7 +77,8 @@ def evaluate(
     settings = _settings(arms, chosen, name, max_frames, rule, tolerance, record)
     store = Store(Path(out), settings, chosen.tree) if out is not None else None
     try:
-        rows, not_scored = _run_all(arms, chosen, rule, tolerance, max_frames, record, store, progress or _silent)
+        shown = progress or (lambda done, total, sequence: None)
+        rows, not_scored = _run_all(arms, chosen, rule, tolerance, max_frames, record, store, shown)
     finally:
         if store is not None:
             store.close()
@@ -111,14 +112,14 @@ def _check_numbers(max_frames: int | None, tolerance: float, record: bool, out: 
 def _arms(model: Any, recipe: Any, adapter: Any, dense_too: bool) -> dict[str, Any]:
     """The models to run. Stock goes first; nothing the caller holds is changed."""
     if recipe is None and adapter is None:
-        if current_view(model) is None:
+        if current_surgery(model) is None:
             return {"dense": model}
         sparse = model
     else:
         sparse = sparsify(copy.deepcopy(model), recipe, adapter=adapter)
     if not dense_too:
         return {"sparse": sparse}
-    return {"dense": model if current_view(model) is None else desparsify(copy.deepcopy(model)), "sparse": sparse}
+    return {"dense": model if current_surgery(model) is None else desparsify(copy.deepcopy(model)), "sparse": sparse}
 
 
 def _settings(
@@ -209,7 +210,3 @@ def _head(
             head["traces"] = str(store.traces.relative_to(store.out))
         head["predictions"] = {arm: str(store.predictions(arm).relative_to(store.out)) for arm in arms}
     return head
-
-
-def _silent(done: int, total: int, sequence: str) -> None:
-    pass

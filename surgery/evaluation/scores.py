@@ -105,13 +105,7 @@ class Scores:
             return None
         ratio, interval = speedup(*clips)
         assert interval is not None
-        return {
-            "mean": ratio,
-            "low": interval[0],
-            "high": interval[1],
-            "confidence": _CONFIDENCE,
-            "sequences": len(clips),
-        }
+        return _spread(ratio, interval, len(clips))
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for row in self.sequences:
@@ -133,12 +127,8 @@ def _over(average: Any, values: list[float | None]) -> float | None:
 def _interval(values: list[float]) -> dict[str, Any] | None:
     """None for fewer than two sequences: one says nothing of how much they differ."""
     interval = mean_interval(values, _CONFIDENCE) if values else None
-    if interval is None:
-        return None
-    return {
-        "mean": statistics.fmean(values),
-        "low": interval[0],
-        "high": interval[1],
-        "confidence": _CONFIDENCE,
-        "sequences": len(values),
-    }
+    return None if interval is None else _spread(statistics.fmean(values), interval, len(values))
+
+
+def _spread(mean: float, interval: tuple[float, float], sequences: int) -> dict[str, Any]:
+    return {"mean": mean, "low": interval[0], "high": interval[1], "confidence": _CONFIDENCE, "sequences": sequences}

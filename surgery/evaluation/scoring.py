@@ -10,7 +10,7 @@ from typing import Any
 from surgery.errors import DatasetError, nearest
 from surgery.evaluation.dataset import Annotated, Sequence, frame_number
 from surgery.evaluation.metrics import TOLERANCE, boundary_f, region_j, statistics
-from surgery.evaluation.truth import Mask
+from surgery.video.masks import Mask
 
 FIELDS = ("j", "f", "j_and_f", "j_recall", "f_recall", "j_decay", "f_decay")
 
@@ -76,7 +76,7 @@ class Scorer:
         # Where every annotated frame is one on which an object is prompted, no truth was published.
         prompts = {thing.first for thing in objects}
         self.hidden = all(set(thing.frames) <= prompts for thing in objects)
-        start = sequence_start(objects)
+        start = min(thing.frames[0] for thing in objects)
         for thing in objects:
             if self.hidden:
                 self._skip(thing, "no masks besides those it was prompted with")
@@ -115,11 +115,6 @@ class Scorer:
 
     def _skip(self, thing: Annotated, reason: str) -> None:
         self.reasons[thing.name], self.frames[thing.name] = reason, frozenset()
-
-
-def sequence_start(objects: list[Annotated]) -> int:
-    """Index of the first annotated frame of a sequence."""
-    return min(thing.frames[0] for thing in objects)
 
 
 def mean_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:

@@ -15,9 +15,9 @@ from surgery.errors import DatasetError, VideoError, about
 from surgery.evaluation.dataset import Annotated, Sequence
 from surgery.evaluation.scoring import FIELDS, Scorer
 from surgery.evaluation.trace import Trace
-from surgery.evaluation.truth import Mask
 from surgery.tracking import TrackedFrame, track
 from surgery.video import MaskPrompt, Video, first_frames, labels_from_logits, open_video, write_label_png
+from surgery.video.masks import Mask
 
 
 class SequenceRun:

@@ -6,50 +6,33 @@ Every file is written beside its place and moved there, so it is there whole or 
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from surgery.bench.settings import digest
 from surgery.errors import DatasetError
+from surgery.files import hold, write_whole
 
-_TEMPORARY = ".unfinished-"
 PREDICTIONS, TRACES, SEQUENCES, PARTIAL = "predictions", "traces", "sequences", "partial"
-
-
-def settings_key(settings: dict[str, Any]) -> str:
-    """Sixteen hex digits that change with anything in `settings`."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, with its folder. Raises DatasetError when it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write_whole(path, text)
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be written ({error}), expected a writable folder for results") from error
+        raise _not_writable(path, error) from error
 
 
 class Store:
     """One run's folder under `out`.
 
     Args:
-        out: folder of all runs. settings: everything that can change a result; see `settings_key`. tree: of the
+        out: folder of all runs. settings: everything that can change a result; the key is a digest of it. tree: of the
             predictions; for "ytvos" the sequences lie in `Annotations`, as its server wants them.
 
     Raises:
@@ -58,13 +41,20 @@ class Store:
     """
 
     def __init__(self, out: Path, settings: dict[str, Any], tree: str = "labels") -> None:
-        self.out, self.key = out, settings_key(settings)
+        self.out, self.key = out, digest(settings)
         self._inside = "Annotations" if tree == "ytvos" else ""
         self.folder = out / "runs" / self.key
         self.traces = self.folder / TRACES
-        self._lock = _take(self.folder)
+        busy = "another process is writing this run, expected none: wait for it, or choose another folder"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("wb")
+        except OSError as error:
+            raise _not_writable(self.folder, error) from error
+        # Two runs in one folder would delete each other's work.
+        hold(self._lock, DatasetError(f"{self.folder}: {busy}"))
         shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
-        for left in self.folder.glob(f"**/{_TEMPORARY}*"):
+        for left in self.folder.glob("**/.*.part"):
             left.unlink(missing_ok=True)
         note = self.folder / "settings.json"
         if note.is_file() and _read_json(note) != json.loads(json.dumps(settings)):
@@ -117,21 +107,8 @@ class Store:
         return self.folder / SEQUENCES / f"{sequence}.json"
 
 
-def _take(folder: Path) -> IO[bytes]:
-    """Hold the folder for this process: two runs in one would delete each other's work. The system frees it at exit."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("wb")
-    except OSError as error:
-        raise DatasetError(f"{folder}: cannot be written ({error}), expected a writable folder for results") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise DatasetError(
-            f"{folder}: another process is writing this run, expected none: wait for it, or choose another folder"
-        ) from None
-    return file
+def _not_writable(path: Path, error: OSError) -> DatasetError:
+    return DatasetError(f"{path}: cannot be written ({error}), expected a writable folder for results")
 
 
 def _read_json(path: Path) -> Any:

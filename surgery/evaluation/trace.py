@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from surgery.engine import current_view
-from surgery.evaluation.truth import Mask
-from surgery.session import SessionStats
+from surgery.engine import current_surgery
+from surgery.operations.memory_retrieval.bank import ObjectMemory
 from surgery.tracking import TrackedFrame
+from surgery.video.masks import Mask
 
 
 def run_lengths(mask: Mask) -> list[int]:
@@ -104,13 +104,10 @@ class Trace:
 
 def _totals(model: Any) -> tuple[int, dict[str, tuple[float, int]]]:
     """Which session the model ran last, and its totals: fractions kept, and calls of memory attention they are over."""
-    view = current_view(model) if model is not None else None
-    found = view.binding.stats if view is not None else None
-    known, stats = id(found), found or SessionStats()
-    return known, {
-        "keys_kept": (stats.keys_kept, stats.key_calls),
-        "queries_kept": (stats.queries_kept, stats.query_calls),
-    }
+    surgery = current_surgery(model) if model is not None else None
+    stats = surgery.stats if surgery is not None else None
+    kept = stats.kept if stats is not None else {}
+    return id(stats), {f"{name}_kept": kept.get(name, (0.0, 0)) for name in ("keys", "queries")}
 
 
 def _tokens_kept(model: Any, frame: int) -> tuple[list[int], int] | None:
@@ -118,12 +115,13 @@ def _tokens_kept(model: Any, frame: int) -> tuple[list[int], int] | None:
 
     None where the frame was not measured.
     """
-    view = current_view(model) if model is not None else None
-    if view is None:
+    surgery = current_surgery(model) if model is not None else None
+    if surgery is None:
         return None
-    state = next((state for state in view.binding.states if state.stats is view.binding.stats), None)
-    memories = state.memories.items() if state is not None else ()
-    found = [memory.frames[frame][0] for (_, reverse), memory in memories if not reverse and frame in memory.frames]
+    video = next((video for video in surgery.states if video.stats is surgery.stats), None)
+    known = video.objects.items() if video is not None else ()
+    memories = [states.get(ObjectMemory) for (_, reverse), states in known if not reverse]
+    found = [each.frames[frame][0] for each in memories if isinstance(each, ObjectMemory) and frame in each.frames]
     if not found:
         return None
-    return sorted({token for ids in found for token in ids.tolist()}), view.frame_side()
+    return sorted({token for ids in found for token in ids.tolist()}), surgery.host.frame_side()

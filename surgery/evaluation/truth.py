@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from surgery.errors import DatasetError, PromptError
 from surgery.video.folder import BROKEN_PICTURE
-from surgery.video.masks import Labels, read_with_mode
+from surgery.video.masks import Labels, Mask, read_with_mode
 
 VOID = 255
-Mask = npt.NDArray[np.bool_]
 
 
 def read_labels(path: Path, size: tuple[int, int]) -> Labels:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from surgery.errors import UnsupportedModelError
+from surgery.errors import ModelLoadError, UnsupportedModelError, nearest
+from surgery.missing import first_present, require
 
 if TYPE_CHECKING:
-    from surgery.hosts.base import HostView
+    from surgery.core.host import HostView
+    from surgery.core.loader import Loader
 
 _HOSTS: list[str | type[HostView]] = [
     "surgery.hosts.transformers.view:TransformersView",
@@ -32,6 +34,34 @@ def hosts() -> Iterator[type[HostView]]:
             yield getattr(import_module(module), name)
         else:
             yield host
+
+
+def builders() -> dict[str, Loader]:
+    """Every host's loader by the host's name, in the order in which they are tried where none is named."""
+    return {host.name: host.loader for host in sorted(hosts(), key=lambda host: not host.loader.default)}
+
+
+def loader_of(name: str | None = None, vos: bool = False) -> Loader:
+    """The loader of the host of that name, or of the first that can be used.
+
+    Args:
+        vos: it must build a predictor that compiles itself whole.
+
+    Raises:
+        ModelLoadError: no such host, or none of that name that can build such a predictor.
+        MissingLibraryError: the host's library is not installed.
+    """
+    known = builders()
+    able = {host: loader for host, loader in known.items() if loader.vos or not vos}
+    if name is None:
+        first = first_present(loader.library for loader in able.values())
+        return next(loader for loader in able.values() if loader.library == first)
+    if name not in known:
+        raise ModelLoadError(f"host {name!r} is not one of {', '.join(known)}{nearest(name, known)}")
+    if name not in able:
+        raise ModelLoadError(f"vos=True needs host={' or '.join(map(repr, able))}: {name} has no VOS predictor")
+    require(able[name].library)
+    return able[name]
 
 
 def view_of(model: object) -> HostView:

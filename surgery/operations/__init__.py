@@ -2,21 +2,33 @@
 
 from surgery.core.operation import register
 from surgery.operations.compile import CompileMode, CompileParts
+from surgery.operations.exact_savings import ExactSavings
 from surgery.operations.memory_retrieval import SparseMemoryRetrieval
 from surgery.operations.precision import Precision
 from surgery.operations.query_routing import SparseQueryRouting
 from surgery.operations.trim_caches import TrimCaches
-from surgery.operations.window_routing import RefreshSettings, ShortcutSettings, SparseWindowRouting
+from surgery.operations.window_routing import (
+    ObjectSettings,
+    RefreshSettings,
+    ShortcutSettings,
+    SkippedSettings,
+    SparseWindowRouting,
+    StageSettings,
+)
 
 __all__ = [
     "CompileMode",
     "CompileParts",
+    "ExactSavings",
+    "ObjectSettings",
     "Precision",
     "RefreshSettings",
     "ShortcutSettings",
+    "SkippedSettings",
     "SparseMemoryRetrieval",
     "SparseQueryRouting",
     "SparseWindowRouting",
+    "StageSettings",
     "TrimCaches",
 ]
 
@@ -27,5 +39,6 @@ for _kind in (
     Precision,
     TrimCaches,
     CompileParts,
+    ExactSavings,
 ):
     register(_kind)

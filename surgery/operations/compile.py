@@ -12,22 +12,20 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from surgery.core.operation import Operation
+from surgery.core.host import HostView
+from surgery.core.operation import Bound, Operation, Patch
 from surgery.core.parts import ATTENTION, DECODER, ENCODER, MEMORY, PARTS, Part, each_part_once
+from surgery.core.patching import own_forward
+from surgery.core.surgery import Surgery
+from surgery.core.weights import require_unquantised
 from surgery.errors import ModelStateError, RecipeError, nearest
-from surgery.graft import own_forward
-
-if TYPE_CHECKING:
-    from surgery.hosts.base import Binding, HostView
-    from surgery.routing.span import Route
-    from surgery.routing.windows import Packing, WindowGrid
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 Kind = tuple[Hashable, ...]
@@ -64,11 +62,11 @@ class CompileParts(Operation):
         """See `Operation.clause`."""
         return "compiled"
 
-    def check(self, view: HostView) -> list[nn.Module]:
+    def check(self, host: HostView) -> list[nn.Module]:
         """See `Operation.check`: a backend that torch knows, and parts whose forward is their own."""
         _check_backend(self)
         for part in self.parts:
-            module = view.parts()[part]
+            module = host.parts()[part]
             if must_keep_forward(module):
                 raise ModelStateError(
                     f"{type(module).__name__} carries its own forward (accelerate dispatch or another patch), which "
@@ -76,6 +74,10 @@ class CompileParts(Operation):
                     "compile"
                 )
         return []
+
+    def bind(self, surgery: Surgery, before: Bound[Any] | None) -> Compilation:
+        """See `Operation.bind`."""
+        return Compilation(self, surgery)
 
 
 @dataclass
@@ -87,77 +89,114 @@ class Spent:
     kinds: int = 0
 
 
-class Compilation:
-    """The compiled forwards of one model, made on first use. Never copied: a copy of the model makes its own."""
+class Compilation(Bound[CompileParts]):
+    """The compiled forwards of one model, made on first use. Never copied: a copy of the model makes its own.
 
-    def __init__(self, settings: CompileParts) -> None:
-        self.settings = settings
-        self.spent: dict[str, Spent] = {part: Spent() for part in settings.parts}
+    spent: by part.
+    """
+
+    def __init__(self, settings: CompileParts, surgery: Surgery) -> None:
+        super().__init__(settings, surgery)
+        self._start()
+
+    def _start(self) -> None:
+        self.spent: dict[str, Spent] = {part: Spent() for part in self.settings.parts}
         self._entries: dict[tuple[str, Kind], Callable[..., Any]] = {}
+        self._parked = ParkedForwards()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings, "surgery": self.surgery, "learned": None, "grid": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def patches(self) -> Iterator[Patch]:
+        """See `Bound.patches`."""
+        yield from (Patch("forward", self._run, part) for part in self.settings.parts)
+
+    def applied(self) -> None:
+        """See `Bound.applied`: forwards that the host compiled itself are put out of the way."""
+        for part in self.settings.parts:
+            module = self.surgery.host.parts()[part]
+            if not own_forward(module):
+                self._parked.take(module)
+
+    def undone(self) -> None:
+        """See `Bound.undone`."""
+        self._parked.give_back()
 
     @property
     def reuses_memory(self) -> bool:
-        """Whether a compiled call may overwrite what an earlier one returned (CUDA graphs)."""
+        """Whether a compiled call may overwrite what an earlier one returned: CUDA graphs, of fixed shapes."""
         return self.settings.mode in ("reduce-overhead", "max-autotune")
 
-    def fixes_shapes(self, grid: WindowGrid) -> bool:
-        """Whether every number of windows has a graph of its own, as CUDA graphs, recorded of fixed shapes, need.
-
-        Not on a padded grid: its border windows hold fewer tokens, so that the number does not fix the shape.
-        """
-        return self.reuses_memory and not grid.padded
-
-    def wanted(self, part: str, binding: Binding) -> bool:
+    def _wanted(self, part: str) -> bool:
         """Whether a call of `part` runs compiled now.
 
-        Not inside `disabled` or `uncompiled`, while a watcher looks on, with gradients, or inside somebody else's
-        compilation. Prompted frames run the decoder as it is: every number of clicks is another shape.
+        Not while an observer looks on, with gradients, or inside somebody else's compilation. Prompted frames run the
+        decoder as it is: every number of clicks is another shape.
         """
-        if part not in self.spent or torch.compiler.is_compiling() or torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return False
-        if not binding.enabled or binding.eager or binding.watcher is not None:
+        context = self.surgery.context
+        if self.surgery.observer is not None:
             return False
-        return part != DECODER or (binding.step is not None and not binding.step.prompted)
+        return part != DECODER or (context is not None and context.step is not None and not context.step.prompted)
 
-    def run(
-        self, part: str, binding: Binding, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    def _run(
+        self, part: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], proceed: Callable[..., Any]
     ) -> Any:
-        """Call `forward` compiled, for the kind of call that `binding` says it is."""
-        kind = self._kind(part, binding, args)
+        """A part's forward, compiled for the kind of call that the operations say it is."""
+        if not self._wanted(part):
+            return proceed(args, kwargs)
+        kind = self._kind(part, args)
         entry = self._entries.get((part, kind))
         spent = self.spent[part]
         if entry is None:
-            entry = self._entries[part, kind] = self._entry(part, kind, forward)
+            entry = self._entries[part, kind] = self._entry(part, kind, proceed)
             spent.kinds += 1
         if part == ENCODER:
             # Frames come as views, as inference tensors or not; torch would compile for each.
             args = tuple(each.clone(memory_format=torch.contiguous_format) for each in args)
         before, start = _graphs(), perf_counter()
-        out = entry(*args, **kwargs)
+        out = require_unquantised(module, part, "compiled", lambda: entry(args, kwargs))
         made = _graphs() - before
         if made:
             spent.graphs += made
             spent.seconds += perf_counter() - start
         if self.reuses_memory:
-            own_notes(part, binding)
+            self._own_notes(part)  # type: ignore[arg-type]
             out = tree_map_only(Tensor, torch.clone, out)
         return out
 
-    def _kind(self, part: str, binding: Binding, args: tuple[Any, ...]) -> Kind:
-        if part == ENCODER:
-            grid = binding.grid
-            return encoder_kind(binding.route, grid, grid is not None and self.fixes_shapes(grid))
-        if part == ATTENTION:
-            plan = binding.plan
-            read = (None,) if plan is None else (plan.index[0] is not None, len(plan.measures), plan.bias is not None)
-            return (*read, binding.query is not None, binding.inputs is not None)
+    def _kind(self, part: Part | str, args: tuple[Any, ...]) -> Kind:
         if part == MEMORY:
             return (mark_batch(args),)
-        return (binding.taps is not None,)
+        context = self.surgery.context
+        if context is None:
+            return ("plain",)
+        if part == DECODER:
+            return (context.decoder_inputs is not None,)
+        return tuple(
+            each
+            for bound in self.surgery.bound
+            for each in bound.kind(context, part, self.reuses_memory)  # type: ignore[arg-type]
+        )
 
-    def _entry(self, part: str, kind: Kind, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return forward(*args, **kwargs)
+    def _own_notes(self, part: Part) -> None:
+        context = self.surgery.context
+        if context is None:
+            return
+        for bound in self.surgery.bound:
+            bound.own(context, part)
+        if part == DECODER and context.decoder_inputs is not None:
+            inputs = context.decoder_inputs
+            inputs[:] = [None if each is None else (each[0].clone(), each[1].clone()) for each in inputs]
+
+    def _entry(self, part: str, kind: Kind, proceed: Callable[..., Any]) -> Callable[..., Any]:
+        def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return proceed(args, kwargs)
 
         name = "_".join([part, *(str(each) for each in kind)])
         own = FunctionType(run.__code__.replace(co_name=name), run.__globals__, name, None, run.__closure__)
@@ -175,57 +214,6 @@ def inductor_options(mode: str) -> dict[str, Any]:
     return options
 
 
-def encoder_kind(route: Route | None, grid: WindowGrid | None, fixed: bool) -> Kind:
-    """What kind of call an encoder call under `route` is; its sizes are marked as symbols unless they are `fixed`."""
-    if route is None:
-        return ("plain",)
-    if route.dense:
-        return ("dense", route.observe, route.tiles is not None, route.late is not None)
-    assert route.packing is not None and grid is not None
-    if not fixed:
-        settle_route(route, grid)
-    count = route.packing.ids.shape[0]
-    pieces = 0 if route.tiles is None or route.tiles.pieces is None else route.tiles.pieces.shape[0]
-    rest = 0 if route.rest is None else 1 if route.rest_packing is None else route.rest_packing.ids.shape[0]
-    return (
-        "routed",
-        # torch makes a graph of its own for size one, and for size zero.
-        count if fixed else min(count, 2),
-        rest if fixed else min(rest, 2),
-        route.memory is not None,
-        route.real is not None,
-        # A window may be a single piece.
-        pieces if fixed else min(pieces, 2),
-        route.late is not None,
-    )
-
-
-def settle_route(route: Route, grid: WindowGrid) -> None:
-    """Make a route look like others to a compiled encoder: sizes that follow the number of windows are symbols."""
-    for packing in _packings(route):
-        # Chosen windows that are all full by chance would be another kind of call.
-        if packing.slots is None and grid.padded and route.real is None:
-            packing.slots = torch.arange(packing.ids.shape[0] * packing.area, device=packing.ids.device)
-    for tensor in _route_indices(route):
-        torch._dynamo.maybe_mark_dynamic(tensor, 0)
-
-
-def _packings(route: Route) -> Iterator[Packing]:
-    late = route.late.packing if route.late is not None else None
-    yield from (packing for packing in (route.packing, route.rest_packing, late) if packing is not None)
-
-
-def _route_indices(route: Route) -> Iterator[Tensor]:
-    tiles, late = route.tiles, route.late
-    given = [route.chosen, route.rest, route.real]
-    given += [each for packing in _packings(route) for each in (packing.ids, packing.slots)]
-    if tiles is not None:
-        given += [tiles.pieces, tiles.tokens, tiles.order]
-    if late is not None:
-        given.append(late.chosen)
-    yield from (tensor for tensor in given if tensor is not None)
-
-
 def mark_batch(args: tuple[Any, ...]) -> bool:
     """Mark the batch of objects as a symbol; whether there is more than one object."""
     several = False
@@ -234,32 +222,6 @@ def mark_batch(args: tuple[Any, ...]) -> bool:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
             several = True
     return several
-
-
-def own_notes(part: str, binding: Binding) -> None:
-    """Copy what a compiled call noted for the surgery out of memory that the next call may use again."""
-    if part == ENCODER and binding.route is not None:
-        route = binding.route
-        route.seen_input, route.seen_output = _own(route.seen_input), _own(route.seen_output)
-        route.chosen_branch = _own(route.chosen_branch)
-        if route.tiles is not None:
-            tiles = route.tiles
-            tiles.kept[:], tiles.latest = [_own(each) for each in tiles.kept], _own(tiles.latest)
-        if route.late is not None:
-            route.late.seen = _own(route.late.seen)
-    elif part == ATTENTION:
-        for item in binding.plan.measures if binding.plan is not None else ():
-            item.picked[:], item.offset[:] = [_own(each) for each in item.picked], [_own(each) for each in item.offset]
-        if binding.query is not None:
-            binding.query.inputs[:] = [each.clone() for each in binding.query.inputs]
-        if binding.inputs is not None:
-            binding.inputs[:] = [_own(each) for each in binding.inputs]
-    elif part == DECODER and binding.taps is not None:
-        binding.taps[:] = [None if tap is None else (tap[0].clone(), tap[1].clone()) for tap in binding.taps]
-
-
-def _own(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.clone()
 
 
 def _graphs() -> int:

@@ -6,25 +6,32 @@ code between the parts, its sessions and the user never meet another one.
 
 from __future__ import annotations
 
+import math
+import statistics
+import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from surgery.core.operation import Operation
-from surgery.core.parts import PARTS, Part, each_part_once
+from surgery.core.host import HostView
+from surgery.core.operation import Bound, Operation, Patch
+from surgery.core.parts import ENCODER, PARTS, Part, each_part_once
+from surgery.core.simulation import Prediction, Simulation
+from surgery.core.surgery import Surgery
+from surgery.core.weights import require_unquantised
 from surgery.errors import ModelStateError, PrecisionWarning, UnsupportedModelError, WeightsError
-
-if TYPE_CHECKING:
-    from surgery.hosts.base import Binding, HostView
 
 _NAMES = {"bfloat16": "bf16", "float16": "fp16"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _HALVES = frozenset(DTYPES.values())
+BROKEN = 10.0
+"""Relative error that stands for an output that is not finite."""
 
 
 class Precision(Operation):
@@ -56,110 +63,192 @@ class Precision(Operation):
         half = [part.replace("_", " ") for part in PARTS if part not in self.keep_fp32]
         return f"{self.dtype} in {', '.join(half) or 'no part'}"
 
-    def check(self, view: HostView) -> list[nn.Module]:
+    @classmethod
+    def simulate(cls, surgery: Surgery, candidates: Sequence[Any]) -> PrecisionSimulation:
+        """See `Operation.simulate`."""
+        return PrecisionSimulation(candidates)
+
+    def weighed(self, parts: dict[Part, float]) -> dict[Part, float]:
+        """See `Operation.weighed`: half as much in half precision."""
+        return {part: value if part in self.keep_fp32 else value / 2 for part, value in parts.items()}
+
+    def check(self, host: HostView) -> list[nn.Module]:
         """See `Operation.check`: weights that are fp32, and fit the half-precision type."""
-        _require_castable(view, self)
+        _require_castable(host, self)
         return []
 
-
-def is_half(binding: Binding, name: str) -> bool:
-    """Whether part `name` runs in half precision now."""
-    settings = binding.precision
-    return settings is not None and binding.enabled and binding.watcher is None and name not in settings.keep_fp32
+    def bind(self, surgery: Surgery, before: Bound[Any] | None) -> BoundPrecision:
+        """See `Operation.bind`."""
+        return BoundPrecision(self, surgery)
 
 
-def run_part(
-    binding: Binding, name: str, module: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Call a part of the model in the precision the recipe gives it.
+@dataclass(frozen=True, eq=False)
+class PartSeen:
+    """Told to an observer after every call of a part. exact: what it returned; run: the same in another precision."""
 
-    Args:
-        binding: of the model. name, module: the part. call, args, kwargs: the host's own call of it.
+    part: str
+    exact: Any
+    run: Callable[[Precision], Any]
 
-    Returns:
-        What the host's call returns; half-precision tensors in the dtype of the first floating-point tensor given.
 
-    Raises:
-        ModelStateError: the weights are no longer fp32.
+class BoundPrecision(Bound[Precision]):
+    """Half precision in one model.
+
+    halves: half-precision copies of weights by part, made again when they are missing. lock: held while a part has
+    other weights than its own. warned: the caller's autocast was noticed.
     """
-    if binding.precision is None or not binding.enabled:
-        return call(*args, **kwargs)
-    if binding.watcher is not None:
 
-        def run(settings: Precision | None) -> Any:
-            return (
-                call(*args, **kwargs) if settings is None else _run(binding, name, module, settings, call, args, kwargs)
+    def __init__(self, settings: Precision, surgery: Surgery) -> None:
+        super().__init__(settings, surgery)
+        self._start()
+
+    def _start(self) -> None:
+        self._halves: dict[str, HalfWeights] = {}
+        self._lock = threading.RLock()
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings, "surgery": self.surgery, "learned": None, "grid": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def patches(self) -> Iterator[Patch]:
+        """See `Bound.patches`: every part, those that stay fp32 as well, under whatever autocast the caller has."""
+        yield Patch("part", self._run)
+
+    def undone(self) -> None:
+        """See `Bound.undone`."""
+        self._halves.clear()
+
+    def inside(self, part: Part, device: str) -> AbstractContextManager[None]:
+        """See `Bound.inside`."""
+        return self._inside(part, device) if self.surgery.observer is None else nullcontext()
+
+    @contextmanager
+    def _inside(self, part: Part, device: str) -> Iterator[None]:
+        with self._entered(part, self.surgery.host.parts()[part], self.settings, device):
+            yield
+
+    def _run(
+        self, part: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], proceed: Callable[..., Any]
+    ) -> Any:
+        """A part in the precision the recipe gives it; half-precision tensors come back in the dtype of the first
+        floating-point tensor given.
+
+        Raises:
+            ModelStateError: the weights are no longer fp32.
+        """
+        context, observer = self.surgery.context, self.surgery.observer
+        if observer is None:
+            if part == ENCODER and context is not None and part not in self.settings.keep_fp32:
+                context.rounded = True
+            return self._cast(part, module, self.settings, args, kwargs, proceed)
+        exact = proceed(args, kwargs)
+
+        def run(settings: Precision) -> Any:
+            with self.surgery.within(None):
+                return self._cast(part, module, settings, args, kwargs, proceed)
+
+        observer.noted(PartSeen(part, exact, run))
+        return exact
+
+    def _cast(
+        self, part: str, module: nn.Module, settings: Precision, args: tuple[Any, ...], kwargs: dict[str, Any],
+        proceed: Callable[..., Any],
+    ) -> Any:  # fmt: skip
+        first = next(tensors((args, kwargs)))
+        given = first.dtype
+        with self._entered(part, module, settings, first.device.type) as dtype:
+            # Weights of one type take only tensors of that type; autocast takes fp32 and its own.
+            whole = settings.cast == "weights" and dtype in _HALVES
+            args, kwargs = _cast(
+                (args, kwargs), lambda found: dtype if whole else found if found == dtype else torch.float32
+            )
+            out = require_unquantised(module, part, "in half precision", lambda: proceed(args, kwargs))
+        return _cast(out, lambda found: given if found in _HALVES else found)
+
+    @contextmanager
+    def _entered(self, part: str, module: nn.Module, settings: Precision, device: str) -> Iterator[torch.dtype]:
+        reference = next(module.parameters())
+        if reference.dtype != torch.float32:
+            raise ModelStateError(
+                f"part {part} has {_name(reference.dtype)} weights, and the recipe's precision needs fp32 ones; "
+                "convert the model back (.float()), or desparsify it and take a recipe without precision"
+            )
+        dtype = torch.float32 if part in settings.keep_fp32 else DTYPES[settings.dtype]
+        self._notice_the_caller(part, device, dtype)
+        if dtype == torch.float32:
+            with torch.autocast(device, enabled=False):
+                yield dtype
+        elif settings.cast == "autocast":
+            # Autocast's cache knows weights, not types: under a caller's autocast of another type it would mix them.
+            with torch.autocast(device, dtype=dtype, cache_enabled=False):
+                yield dtype
+        else:
+            # The lock, because another thread would meet half-precision weights where the model's own should be.
+            with (
+                self._lock,
+                torch.autocast(device, enabled=False),
+                self._half_weights(part, module, dtype).bound(),
+            ):
+                yield dtype
+
+    def _notice_the_caller(self, part: str, device: str, dtype: torch.dtype) -> None:
+        if self._warned or not torch.is_autocast_enabled(device):
+            return
+        outer = torch.get_autocast_dtype(device)
+        if outer != dtype:
+            self._warned = True
+            warnings.warn(
+                f"called under {_name(outer)} autocast, while the recipe asks for {_name(dtype)} in part {part}: "
+                "inside the parts the recipe's precision holds, between them the caller's",
+                PrecisionWarning,
+                stacklevel=2,
             )
 
-        return binding.watcher.part(name, run)
-    return _run(binding, name, module, binding.precision, call, args, kwargs)
+    def _half_weights(self, part: str, module: nn.Module, dtype: torch.dtype) -> HalfWeights:
+        held = self._halves.get(part)
+        if held is None or held.dtype != dtype or not held.current():
+            _require_present(part, module)
+            held = self._halves[part] = HalfWeights(module, dtype)
+        return held
 
 
-def _run(
-    binding: Binding, name: str, module: nn.Module, settings: Precision, call: Callable[..., Any],
-    args: tuple[Any, ...], kwargs: dict[str, Any],
-) -> Any:  # fmt: skip
-    first = next(tensors((args, kwargs)))
-    given = first.dtype
-    with _entered(binding, name, module, settings, first.device.type) as dtype:
-        # Weights of one type take only tensors of that type; autocast takes fp32 and its own.
-        whole = settings.cast == "weights" and dtype in _HALVES
-        args, kwargs = _cast(
-            (args, kwargs), lambda found: dtype if whole else found if found == dtype else torch.float32
-        )
-        out = call(*args, **kwargs)
-    return _cast(out, lambda found: given if found in _HALVES else found)
+class PrecisionSimulation(Simulation):
+    """Runs every part a second time in each precision of the candidates. errors: relative, of its outputs."""
+
+    def __init__(self, settings: Sequence[Precision]) -> None:
+        self.settings = list(dict.fromkeys(_bare(each) for each in settings))
+        self.errors: dict[tuple[str, Precision], list[float]] = {}
+
+    def noted(self, what: Any) -> None:
+        """See `Observer.noted`."""
+        if not isinstance(what, PartSeen):
+            return
+        exact = list(tensors(what.exact))
+        for settings in self.settings:
+            rounded = tensors(what.run(settings))
+            error = max(_relative(one, other) for one, other in zip(rounded, exact, strict=True))
+            self.errors.setdefault((what.part, settings), []).append(error)
+
+    def predict(self, settings: Precision, lengths: Sequence[int]) -> Prediction:
+        """See `Simulation.predict`: the errors of the parts in half precision are at risk."""
+        half = [part for part in PARTS if part not in settings.keep_fp32]
+        errors = [self.errors.get((part, _bare(settings)), []) for part in half]
+        return Prediction(None, sum(statistics.fmean(each) for each in errors if each))
 
 
-@contextmanager
-def inside(binding: Binding, name: str, module: nn.Module, device: str) -> Iterator[None]:
-    """The precision of a part, for what the surgery computes with its modules between the host's calls."""
-    if binding.precision is None or not binding.enabled or binding.watcher is not None:
-        yield
-        return
-    with _entered(binding, name, module, binding.precision, device):
-        yield
+def _bare(settings: Precision) -> Precision:
+    return settings.model_copy(update={"keep_fp32": ()})
 
 
-@contextmanager
-def _entered(binding: Binding, name: str, module: nn.Module, settings: Precision, device: str) -> Iterator[torch.dtype]:
-    reference = next(module.parameters())
-    if reference.dtype != torch.float32:
-        raise ModelStateError(
-            f"part {name} has {_name(reference.dtype)} weights, and the recipe's precision needs fp32 ones; convert "
-            "the model back (.float()), or desparsify it and take a recipe without precision"
-        )
-    dtype = torch.float32 if name in settings.keep_fp32 else DTYPES[settings.dtype]
-    _notice_the_caller(binding, name, device, dtype)
-    if dtype == torch.float32:
-        with torch.autocast(device, enabled=False):
-            yield dtype
-    elif settings.cast == "autocast":
-        # Autocast's cache knows weights, not types: under a caller's autocast of another type it would mix them.
-        with torch.autocast(device, dtype=dtype, cache_enabled=False):
-            yield dtype
-    else:
-        # The lock, because another thread would meet half-precision weights where the model's own should be.
-        with (
-            binding.weights,
-            torch.autocast(device, enabled=False),
-            _half_weights(binding, name, module, dtype).bound(),
-        ):
-            yield dtype
-
-
-def _notice_the_caller(binding: Binding, name: str, device: str, dtype: torch.dtype) -> None:
-    if binding.warned or not torch.is_autocast_enabled(device):
-        return
-    outer = torch.get_autocast_dtype(device)
-    if outer != dtype:
-        binding.warned = True
-        warnings.warn(
-            f"called under {_name(outer)} autocast, while the recipe asks for {_name(dtype)} in part {name}: inside "
-            "the parts the recipe's precision holds, between them the caller's",
-            PrecisionWarning,
-            stacklevel=2,
-        )
+def _relative(rounded: Tensor, exact: Tensor) -> float:
+    """|rounded - exact| / |exact|, at most BROKEN."""
+    size = float(exact.float().norm().clamp_min(1e-12))
+    error = float((rounded.float() - exact.float()).norm()) / size
+    return min(error, BROKEN) if math.isfinite(error) else BROKEN
 
 
 class HalfWeights:
@@ -198,14 +287,6 @@ class HalfWeights:
                 home[name] = own
 
 
-def _half_weights(binding: Binding, name: str, module: nn.Module, dtype: torch.dtype) -> HalfWeights:
-    held = binding.halves.get(name)
-    if held is None or held.dtype != dtype or not held.current():
-        _require_present(name, module)
-        held = binding.halves[name] = HalfWeights(module, dtype)
-    return held
-
-
 def _require_present(name: str, module: nn.Module) -> None:
     if any(weight.device.type == "meta" for weight in module.parameters()):
         raise ModelStateError(
@@ -218,7 +299,7 @@ def _mark(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
-def _require_castable(view: HostView, settings: Precision) -> None:
+def _require_castable(host: HostView, settings: Precision) -> None:
     """Whether the parts of a model can run as `settings` ask; nothing is touched.
 
     Raises:
@@ -226,7 +307,7 @@ def _require_castable(view: HostView, settings: Precision) -> None:
         UnsupportedModelError: torch has no autocast for the device.
         WeightsError: a weight is larger than the half-precision type can hold.
     """
-    for name, module in view.parts().items():
+    for name, module in host.parts().items():
         if name in settings.keep_fp32:
             continue
         owned = [(key, value) for key, value in module.named_parameters() if ".shortcut." not in f".{key}"]

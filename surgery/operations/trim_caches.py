@@ -1,21 +1,20 @@
-"""What a host keeps of a video and will not read again, given back: the part that both hosts share."""
+"""What a host keeps of a video and will not read again, given back."""
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
-from surgery.core.operation import MOST, Operation
+from surgery.core.host import HostView
+from surgery.core.operation import MOST, Bound, Operation, Patch
+from surgery.core.session import SessionHandle, State
+from surgery.core.surgery import Surgery
 from surgery.errors import RecipeError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from surgery.hosts.base import HostView
 
 _BLANK = torch.empty(0)
 
@@ -50,15 +49,59 @@ class TrimCaches(Operation):
         """See `Operation.clause`."""
         return "caches trimmed"
 
-    def check(self, view: HostView) -> list[nn.Module]:
+    def check(self, host: HostView) -> list[nn.Module]:
         """See `Operation.check`: no frame is dropped that the model reads again."""
-        horizon = view.memory_horizon()
+        horizon = host.memory_horizon()
         if self.frames is not None and self.frames < horizon:
             raise RecipeError(
                 f"trim_caches: frames {self.frames}: this model reads up to {horizon} frames back; expected {horizon} "
                 "or more, or null to keep all"
             )
         return []
+
+    def bind(self, surgery: Surgery, before: Bound[Any] | None) -> CacheTrimmer:
+        """See `Operation.bind`."""
+        return CacheTrimmer(self, surgery)
+
+
+@dataclass(eq=False)
+class KeptPositions(State):
+    """The one position code of all memory frames of a video."""
+
+    code: Tensor | None = None
+
+
+class CacheTrimmer(Bound[TrimCaches]):
+    """Trimming in one model."""
+
+    def patches(self) -> Iterator[Patch]:
+        """See `Bound.patches`."""
+        yield Patch("stored", self._trim)
+
+    def _trim(self, handle: SessionHandle, frame: int, obj_ids: Sequence[int]) -> None:
+        """Drop what the session keeps of a frame whose memory was stored, and of frames far from it.
+
+        Nothing far is dropped after a call that only prompts.
+        """
+        settings, video = self.settings, self.surgery.state_of(handle)
+        positions, outputs = video.state(KeptPositions), handle.outputs()
+        for obj_id in obj_ids:
+            for stored in (outputs[obj_id][0].get(frame), outputs[obj_id][1].get(frame)):
+                if stored is None:
+                    continue
+                if settings.high_res_masks and handle.mask_key is not None:
+                    stored.pop(handle.mask_key, None)
+                key = handle.position_key
+                if settings.positions and key is not None and key in stored:
+                    stored[key] = positions.code = one_copy(stored[key], positions.code)
+        if settings.frames is None or video.cursor is None or video.cursor[0] != frame:
+            return
+        for obj_id in obj_ids:
+            drop_far(outputs[obj_id][1], frame, settings.frames)
+            drop_far(outputs[obj_id][2], frame, settings.frames)
+        images = handle.images()
+        if settings.images and images is not None:
+            blank_images(images, frame, settings.frames, video.cursor[1])
 
 
 def drop_far(frames: MutableMapping[int, Any], frame: int, keep: int) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from surgery.files import write_whole
 
 Cell = str | float | int | None
 SCRIPTS = ("charts.js", "page.js", "player.js")
@@ -141,12 +142,7 @@ class Document:
 
     def write(self, path: Path) -> None:
         """Write the page to `path`, whole or not at all. Raises OSError."""
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            scratch.write_text(self.render(), encoding="utf-8")
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_whole(path, self.render())
 
     def raw(self, text: str) -> None:
         """Markup made by this package."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -53,13 +54,14 @@ class Video:
         self.size = reader.size
         self.num_frames = reader.num_frames
         self.names = reader.names
+        self._stop: int | None = None
 
     def name_of(self, index: int) -> str:
         """What files that belong to frame `index` are called: the frame's name, or five digits where it has none."""
         return f"{index:05d}" if self.names is None else self.names[index]
 
     def __iter__(self) -> Iterator[Frame]:
-        return self._same_size(self._reader.frames())
+        return self._same_size(islice(self._reader.frames(), self._stop))
 
     def __repr__(self) -> str:
         length = "?" if self.num_frames is None else self.num_frames
@@ -113,22 +115,14 @@ def open_video(source: VideoSource) -> Video:
     return Video(FileReader(path))
 
 
-class _Head:
-    def __init__(self, video: Video, count: int) -> None:
-        self.name, self.size = video.name, video.size
-        # No clock: the count is certain, where that of a file with a frame rate is only declared.
-        self.fps: float | None = None
-        self.num_frames: int | None = count
-        self.names = None if video.names is None else video.names[:count]
-        self._video, self._count = video, count
-
-    def frames(self) -> Iterator[Frame]:
-        return islice(iter(self._video), self._count)
-
-
 def first_frames(video: Video, count: int) -> Video:
     """The first `count` frames of `video`, which must have that many, as a video of its own."""
-    return Video(_Head(video, count))
+    head = copy.copy(video)
+    head.num_frames = head._stop = count
+    # No clock: the count is certain, where that of a file with a frame rate is only declared.
+    head.fps = None
+    head.names = None if video.names is None else video.names[:count]
+    return head
 
 
 def _near(path: Path) -> str:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from surgery.errors import PromptError, VideoError
-from surgery.video.atomic import replacing
+from surgery.files import replacing
 from surgery.video.folder import BROKEN_PICTURE
 
 Labels = npt.NDArray[np.uint8]

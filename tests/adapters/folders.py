@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import surgery
-from surgery.engine import require_view
 from tests.hosts.drive import UNPADDED, Driver, make
+from tests.hosts.routes import router_of
 
 CONFIG, WEIGHTS, RECIPE, CARD = "adapter_config.json", "adapter_model.safetensors", "recipe.yaml", "README.md"
 FILES = {CONFIG, WEIGHTS, RECIPE, CARD}
@@ -25,11 +25,9 @@ def fitted(host: str, recipe: str | surgery.Recipe = "balanced", windows: tuple[
     """A small model under surgery whose shortcut does something, the same in both hosts."""
     driver = make(host, windows)
     surgery.sparsify(driver.model, recipe)
-    view = require_view(driver.model)
-    assert view.span_info is not None
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
-        for _, parameter in sorted(view.shortcut_module(view.span_info).named_parameters()):
+        for _, parameter in sorted(router_of(driver.model).shortcut.named_parameters()):
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return driver
 

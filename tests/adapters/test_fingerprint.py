@@ -22,7 +22,7 @@ from surgery import AdapterMismatchError
 from surgery.adapters import RoundedBaseWarning, UnprovenBaseWarning, read_adapter
 from surgery.adapters.fingerprint import SKETCHES, Fingerprint, compare, fingerprint
 from surgery.hosts import view_of
-from surgery.hosts.base import SpanInfo
+from surgery.operations.window_routing.geometry import SpanInfo, span_of
 from tests.adapters.folders import edit_config
 from tests.hosts.drive import Driver, make
 
@@ -132,7 +132,7 @@ def test_any_step_in_full_precision_is_refused(seed: int, relative: float, share
 def test_a_thousandth_on_every_weight_is_refused_on_a_whole_model(there: str) -> None:
     """Where rounding could explain most: the adapter's base and the model rounded to different formats."""
     view = view_of(make("sam2").model)
-    span = view.span()
+    span = span_of(view)
     base: Any = Weights({index: view.block_tensors(index) for index in range(span.entry, span.exit + 1)})
     recorded = fingerprint(base.changed(ROUNDINGS[there]), span)
     for seed, here in enumerate(ROUNDINGS):

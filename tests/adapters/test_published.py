@@ -19,10 +19,11 @@ from surgery import AdapterError, AdapterMismatchError, Recipe
 from surgery.adapters import UnprovenBaseWarning, import_published, read_adapter
 from surgery.adapters import published as module
 from surgery.adapters.published import _Release
-from surgery.routing.shortcut import SHORTCUTS
+from surgery.hosts.sam21 import Sam21
+from surgery.operations.window_routing.shortcut import SHORTCUTS
 from tests.adapters.folders import CARD, content
 from tests.conftest import shared
-from tests.hosts.drive import make
+from tests.hosts.drive import BLOCKS, GLOBALS, UNPADDED, make
 
 SIZES = {"base": ("base-plus", 448, 202_272, 14), "large": ("large", 576, 333_792, 16)}
 
@@ -75,7 +76,7 @@ def test_made_up_files_of_that_form(size: str, channels: int, tmp_path: Path) ->
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small test model in the place of base+."""
-    release = _Release("published-large", "facebook/sam2.1-hiera-large", "x.pth", "0" * 64, 3, 8, 96, 4)
+    release = _Release(Sam21("large", 24, 1, BLOCKS, GLOBALS, UNPADDED), "x.pth", "0" * 64)
     monkeypatch.setattr(module, "_RELEASES", (release,))
 
 

@@ -13,19 +13,17 @@ from safetensors.torch import load_file
 import surgery
 from surgery import AdapterMismatchError, ModelStateError, Recipe
 from surgery.adapters import Adapter, read_adapter
-from surgery.engine import require_view
-from surgery.routing.shortcut import make_shortcut
+from surgery.operations.window_routing.shortcut import make_shortcut
 from tests.adapters.folders import CARD, CONFIG, FILES, PREFIX, WEIGHTS, content, edit_config, fitted, untouched
 from tests.hosts.drive import PADDED, Driver, make, video
+from tests.hosts.routes import router_of
 
 HOSTS = ("sam2", "transformers")
 FRAMES = 6
 
 
 def shortcut_state(driver: Driver) -> dict[str, torch.Tensor]:
-    view = require_view(driver.model)
-    assert view.span_info is not None
-    return view.shortcut_module(view.span_info).state_dict()
+    return router_of(driver.model).shortcut.state_dict()
 
 
 @pytest.mark.parametrize("host", HOSTS)

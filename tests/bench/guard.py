@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import surgery
 from benchmarks.work import OperatorCounter, SyncCounter
-from surgery.bench.modules import forced_windows
-from surgery.engine import require_view
+from surgery.bench.modules import fixed_windows
+from surgery.core.driver import follow
+from surgery.engine import require_surgery
 from surgery.hosts import view_of
-from surgery.hosts.driver import follow
 from surgery.recipe import Recipe
 from tests.hosts.drive import make, square, video
 from tests.hosts.test_compile import encoder
@@ -67,7 +67,7 @@ def observed(host: str, recipe: str | None) -> Frame:
     with torch.inference_mode(), ExitStack() as stack:
         if recipe is not None:
             surgery.sparsify(model, Recipe.load(RECIPES[recipe]))
-            stack.enter_context(forced_windows(require_view(model), SHARE))
+            stack.enter_context(fixed_windows(require_surgery(model), SHARE))
         for _ in range(WARM):
             next(run)
         with OperatorCounter() as work:
@@ -103,7 +103,7 @@ def graphs(host: str, recipe: str) -> int:
     run = tracked(model, len(SCHEDULE) + 2)
     with torch.inference_mode():
         for share in (SHARE, SHARE, *SCHEDULE):
-            with forced_windows(require_view(model), share):
+            with fixed_windows(require_surgery(model), share):
                 next(run)
     return counter.frame_count
 

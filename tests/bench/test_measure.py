@@ -13,18 +13,16 @@ import surgery
 from surgery.bench import BenchmarkError, Settings, benchmark, frame_count
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
-from surgery.bench.flops import encoder_gflop
-from surgery.bench.modules import forced_windows, middle_first, module_names, probed
-from surgery.bench.pair import uncompiled
+from surgery.bench.modules import fixed_windows, module_names, probed
+from surgery.bench.pair import plain, twins
 from surgery.bench.probe import REST, Probe, TimeMeter
-from surgery.engine import current_view, require_view
-from surgery.hosts import control, query, view_of
-from surgery.hosts.choice import FramePreview
-from surgery.hosts.driver import follow
+from surgery.core.cost import gflop, stock_gflop
+from surgery.core.driver import follow
+from surgery.engine import current_surgery, require_surgery
+from surgery.hosts import view_of
+from surgery.operations.window_routing.bound import require_router
+from surgery.operations.window_routing.policy import by_evidence
 from surgery.recipe import Recipe
-from surgery.retrieval.queries import QueryRoute
-from surgery.routing.tiles import TileRoute
-from surgery.session import VideoState
 from tests.hosts.drive import make
 
 SHORT = {"frames": 3, "warm": 9, "module_frames": 1}
@@ -58,22 +56,29 @@ def test_a_case_holds_every_figure_it_should(host: str) -> None:
     assert row["compile_s"] is None
     assert row["peak_memory_mb"] > 0 and "resident" in row["memory_kind"]
     names = [part["name"] for part in row["modules"]]
-    assert set(names) <= set(module_names(view_of(model)))
-    for wanted in ("encoder: stage 3", "memory attention: layer 3", "router", "shortcut", "mask decoder", REST):
+    cut = require_surgery(surgery.sparsify(small(host), "balanced"))
+    assert set(names) <= set(module_names(cut.host, cut))
+    for wanted in (
+        "encoder: stage 3",
+        "memory attention: layer 3",
+        "mask decoder",
+        "sparse window routing",
+        "shortcut",
+        REST,
+    ):
         assert wanted in names
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_counted_gflop_are_those_of_the_flop_model(host: str) -> None:
     row = benchmark(small(host), "balanced", settings=Settings(windows=0.25, **SHORT)).row
-    view = require_view(surgery.sparsify(small(host), "balanced"))
-    grid = view.binding.grid
-    assert grid is not None
-    kept = middle_first(grid.rows, grid.cols)[:4]
-    for side, windows in (("dense", None), ("sparse", kept)):
+    cut = require_surgery(surgery.sparsify(small(host), "balanced"))
+    for side, expected in (
+        ("dense", stock_gflop(cut.host, "encoder")), ("sparse", gflop(cut, "encoder", {"windows": 0.25})),
+    ):  # fmt: skip
         parts = [part for part in row["modules"] if part["name"].startswith(("encoder", "shortcut"))]
         counted = sum(part[f"{side}_gflop"] for part in parts)
-        assert counted == pytest.approx(encoder_gflop(view, windows), rel=0.01)
+        assert counted == pytest.approx(expected, rel=0.01)
     assert row["predicted"] > 1
     by_name = {part["name"]: part for part in row["modules"]}
     # Transformers' encoder also computes a product it never reads; under surgery it does not.
@@ -84,7 +89,7 @@ def test_counted_gflop_are_those_of_the_flop_model(host: str) -> None:
         host == "transformers"
     )
     assert by_name["encoder: stage 3"]["dense_gflop"] > by_name["encoder: stage 3"]["sparse_gflop"]
-    assert by_name["router"]["dense_ms"] == 0 < by_name["router"]["sparse_ms"]
+    assert by_name["sparse window routing"]["dense_ms"] == 0 < by_name["sparse window routing"]["sparse_ms"]
     assert by_name["encoder: stage 1"]["dense_gb_per_s"] > 0
 
 
@@ -94,12 +99,12 @@ def test_the_model_is_left_as_it_was(host: str) -> None:
     before = {name: id(tensor) for name, tensor in model.named_parameters()}
     benchmark(model, "balanced", settings=BRIEF)
     assert {name: id(tensor) for name, tensor in model.named_parameters()} == before
-    assert current_view(model) is None
+    assert current_surgery(model) is None
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     surgery.sparsify(model, "memory-only")
     row = benchmark(model, settings=BRIEF).row
     assert row["recipe"] == "memory-only" and row["windows"] is None
-    assert require_view(model).recipe.metadata.name == "memory-only"  # type: ignore[union-attr]
+    assert require_surgery(model).recipe.metadata.name == "memory-only"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -156,18 +161,23 @@ def test_a_long_run_records_memory_over_time_for_each_model() -> None:
     assert row["long"] == 14 and row["dense"]["frames"] == 14 - 5
 
 
-def test_forced_windows_still_pay_for_the_router(monkeypatch: pytest.MonkeyPatch) -> None:
-    view = require_view(surgery.sparsify(small("sam2"), "balanced"))
-    answers: list[Any] = [([1], None), (None, "scene cut"), (None, "prompted frame")]
+def test_fixed_windows_still_pay_for_the_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    from surgery.operations.window_routing import policy
 
-    def choose(*_: Any) -> Any:
-        return answers.pop(0)
+    cut = require_surgery(surgery.sparsify(small("sam2"), "balanced"))
+    router, asked = require_router(cut), []
 
-    monkeypatch.setattr(control, "choose_windows", choose)
-    with forced_windows(view, 0.25) as windows:
-        forced = [control.choose_windows(view.binding, view, VideoState(None)) for _ in range(3)]  # type: ignore[call-arg]
-    assert forced == [(list(windows or ()), None)] * 2 + [(None, "prompted frame")]
-    assert not answers and view.binding.forced is None and control.choose_windows is choose
+    def rules(*given: Any) -> Any:
+        asked.append(given)
+        return None, "scene cut"
+
+    monkeypatch.setattr(policy, "by_rules", rules)
+    clip = LoopingClip(256, 4, 1, torch.device("cpu"))
+    with fixed_windows(cut, 0.25) as windows, torch.inference_mode():
+        run = follow(cut.host, clip, clip.masks)
+        found = [(next(run), cut.stats and cut.stats.last)[1] for _ in range(4)]
+    assert [record.windows for record in found if record is not None and record.frame] == [windows] * 3
+    assert len(asked) == 3 and router.policy is by_evidence
 
 
 @pytest.mark.parametrize(
@@ -194,17 +204,21 @@ def test_windows_cannot_be_forced_on_a_recipe_that_routes_none() -> None:
 
 
 def test_spans_leave_nothing_behind() -> None:
-    view = view_of(surgery.sparsify(make("sam2").model, Recipe.load(TILES)))
-    before = TileRoute.gather, TileRoute.merge, QueryRoute.renewed, query._subset, FramePreview.remembered
-    with probed(view, Probe(TimeMeter(Clock(torch.device("cpu"))))):
-        assert TileRoute.gather is not before[0]
-    assert (TileRoute.gather, TileRoute.merge, QueryRoute.renewed, query._subset, FramePreview.remembered) == before
+    cut = require_surgery(surgery.sparsify(make("sam2").model, Recipe.load(TILES)))
+    before = cut.root_runs("encode")
+    with probed(cut.host, cut, Probe(TimeMeter(Clock(torch.device("cpu"))))):
+        assert cut.root_runs("encode") != before
+    assert cut.root_runs("encode") == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in cut.host.model.modules())
 
 
 def test_operations_are_counted_in_eager_code() -> None:
     model = make("sam2").model
     compiled = torch.compile(model.memory_encoder.forward)
     model.memory_encoder.forward = compiled
-    with uncompiled([view_of(model)]):
-        assert "forward" not in vars(model.memory_encoder)
-    assert model.memory_encoder.forward is compiled
+    pair = twins(model, "balanced", None, Settings())
+    pair.dense.model.memory_encoder.forward = compiled
+    with plain(pair):
+        assert "forward" not in vars(pair.dense.model.memory_encoder)
+        assert pair.sparse.plain
+    assert pair.dense.model.memory_encoder.forward is compiled and not pair.sparse.plain

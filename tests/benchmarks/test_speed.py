@@ -17,6 +17,8 @@ from benchmarks.tables import SECTIONS, filled, limits, plot, sections, speed_ta
 from surgery.bench import BenchmarkError, Settings
 from surgery.core.parts import PARTS
 from surgery.operations import CompileParts
+from surgery.operations.compile import Compilation
+from surgery.operations.window_routing.bound import WindowRouter
 from surgery.recipe import Recipe
 from tests.hosts.drive import make
 
@@ -53,22 +55,28 @@ def test_every_share_of_every_arm_is_a_row(host: str) -> None:
         assert tiles["queries"]["share"] == pytest.approx(share + 1 / 16)
         assert tiles["predicted"] > published["predicted"]
         names = {part["name"]: part for part in tiles["modules"]}
-        assert names["query routing"]["sparse_ms"] > 0 == names["query routing"]["dense_ms"]
-        assert names["pack and unpack"]["sparse_ms"] > 0
+        assert names["sparse query routing"]["sparse_ms"] > 0 == names["sparse query routing"]["dense_ms"]
+        assert names["sparse window routing"]["sparse_ms"] > 0
     assert found[0.25][0]["predicted"] > found[0.5][0]["predicted"]
     assert found[0.25][0]["latency"][0] == found[0.25][1]["latency"][0], "all arms share the stock frames"
 
 
 def test_arms_refuse_what_they_cannot_do() -> None:
     model = make("sam2").model
-    with pytest.raises(BenchmarkError, match="memory-only"):
-        Arms(model, [Recipe.load("memory-only")], QUICK)
     with pytest.raises(BenchmarkError, match="shares from run"):
         Arms(model, [Recipe.load("fast")], Settings(windows=0.5))
     with pytest.raises(BenchmarkError, match="use bf16"):
         Arms(model, [Recipe.load("fast")], Settings(precision="fp16"))
     with pytest.raises(BenchmarkError, match=r"windows 1\.5"):
         Arms(model, [Recipe.load("fast")], QUICK).run([1.5], lambda *_: None)
+
+
+def test_the_script_forces_windows_and_wants_recipes_that_route_some(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "speed.json"
+    assert speed.main(["--miniature", "--recipes", "fast,memory-only", "--out", str(out)]) == 2
+    assert "'memory-only' routes no windows" in capsys.readouterr().err and not out.exists()
 
 
 def test_the_script_resumes_and_keeps_every_finished_share(
@@ -119,11 +127,12 @@ def test_stock_and_sparse_arms_are_compiled_by_the_same_operation(monkeypatch: p
     settings = replace(QUICK, compile="all")
     found: list[Any] = []
     arms = Arms(make("sam2").model, [Recipe.load("fast")], settings)
-    assert [view.binding.compiled for view in arms.views] == [CompileParts(), CompileParts()]
-    assert arms.views[0].binding.routing is None
+    compilations: list[Any] = [surgery.find(Compilation) for surgery in arms.surgeries if surgery is not None]
+    assert [each.settings for each in compilations] == [CompileParts(), CompileParts()]
+    assert arms.surgeries[0] is not None and arms.surgeries[0].find(WindowRouter) is None
     arms.run([0.25], lambda _, rows: found.extend(rows))
-    assert [set(view.binding.compilation.spent) for view in arms.views] == [set(PARTS)] * 2
-    assert all(spent.kinds > 0 for view in arms.views for spent in view.binding.compilation.spent.values())
+    assert [set(each.spent) for each in compilations] == [set(PARTS)] * 2
+    assert all(spent.kinds > 0 for each in compilations for spent in each.spent.values())
     assert found[0]["compile"] == "all" and "compile" not in found[0]["operations"] and found[0]["predicted"] > 1
 
 
@@ -151,8 +160,8 @@ def row(**changes: Any) -> dict[str, Any]:
         "compile": "none", "objects": 1, "recipe": "fast", "windows": {"share": 0.25}, "queries": None,
         "keys": {"share": 0.1}, "windows_share": 0.25, "whole_frame_speedup": 1.5, "interval": [1.4, 1.6],
         "predicted": 2.0, "measured_over_predicted": 0.75, "dense": side, "sparse": side, "settings": {"precision": ""},
-        "modules": [{"name": "encoder: stage 3", **part}, {"name": "router", **dict.fromkeys(part, 0.0)}], "date": "d",
-        **changes,
+        "modules": [{"name": "encoder: stage 3", **part}, {"name": "shortcut", **dict.fromkeys(part, 0.0)}],
+        "date": "d", **changes,
     }  # fmt: skip
 
 

@@ -19,9 +19,10 @@ from surgery.calibration.clips import gather_clips
 from surgery.calibration.search import settings_of
 from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.demo.show import prompt_for
-from surgery.engine import require_view
+from surgery.engine import require_surgery
 from surgery.errors import CalibrationError, ModelStateError, RecipeError
 from surgery.operations import CompileParts, SparseWindowRouting
+from surgery.operations.window_routing.bound import require_router
 from surgery.recipe import Recipe
 from surgery.tracking import track
 from surgery.video import open_video
@@ -69,7 +70,7 @@ def test_both_hosts_choose_the_same_setting(both: dict[str, tuple[Any, Any]]) ->
     assert one.search.chosen.values == two.search.chosen.values
     for mine, theirs in zip(one.search.settings, two.search.settings, strict=True):
         assert mine.values == theirs.values
-        assert mine.windows == pytest.approx(theirs.windows, abs=0.02)
+        assert mine.kept == pytest.approx(theirs.kept, abs=0.02)
     assert one.explained == pytest.approx(two.explained, rel=1e-4)
     assert one.record.against_dense.drop == pytest.approx(two.record.against_dense.drop, abs=0.01)
 
@@ -126,9 +127,9 @@ def test_predicted_windows_are_those_computed(calibrated: tuple[str, Any, Any]) 
     for setting in report.search.settings:
         if setting.scores:
             measured = np.mean([score.windows_kept for score in setting.scores])
-            assert setting.windows == pytest.approx(measured, abs=0.08)
+            assert setting.kept["windows"] == pytest.approx(measured, abs=0.08)
             keys = np.mean([score.keys_kept for score in setting.scores])
-            assert setting.keys == pytest.approx(keys, abs=0.02)
+            assert setting.kept["keys"] == pytest.approx(keys, abs=0.02)
 
 
 def test_both_hosts_find_the_same_closed_form() -> None:
@@ -137,10 +138,8 @@ def test_both_hosts_find_the_same_closed_form() -> None:
         model = surgery.sparsify(demo.load(host=host), recipe())
         clips, _ = gather_clips([clip_of(number, 6) for number in range(2)])
         fit_shortcut(model, clips, FitSettings(steps=0))
-        view = require_view(model)
-        assert view.span_info is not None
-        shortcut = view.shortcut_module(view.span_info)
-        x = torch.randn(64, view.span_info.channels, generator=torch.Generator().manual_seed(0))
+        shortcut = require_router(require_surgery(model)).shortcut
+        x = torch.randn(64, shortcut.channels, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             weights.append(shortcut(x) - shortcut(x.flip(0)))
     # The map is unique; the directions of its factors are not, so the map is compared.
@@ -152,9 +151,7 @@ def test_same_seed_same_result_and_a_resumed_fit_equals_an_uninterrupted_one(tmp
     clips, _ = gather_clips([clip_of(number, 6) for number in range(2)])
     for stop in (None, 2):
         model = surgery.sparsify(demo.load(host="sam2"), recipe())
-        view = require_view(model)
-        assert view.span_info is not None
-        shortcut = view.shortcut_module(view.span_info)
+        shortcut = require_router(require_surgery(model)).shortcut
         path = tmp_path / f"fit-{stop}.pt"
         settings = FitSettings(steps=4, segment=3)
         if stop is not None:
@@ -205,9 +202,8 @@ def test_a_missed_promise_says_so_and_leaves_the_model_as_it_was() -> None:
 
 def test_too_few_clips_and_a_broken_teacher_leave_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     model = surgery.sparsify(demo.load(host="sam2"), "fast")
-    view = require_view(model)
-    assert view.span_info is not None
-    before = {name: value.clone() for name, value in view.shortcut_module(view.span_info).state_dict().items()}
+    shortcut = require_router(require_surgery(model)).shortcut
+    before = {name: value.clone() for name, value in shortcut.state_dict().items()}
     with pytest.raises(CalibrationError, match="expected at least one of each"):
         calibrate(model, [clip_of(0, 5)], recipe(), progress=False)
     import surgery.calibration.fit as fit
@@ -216,11 +212,9 @@ def test_too_few_clips_and_a_broken_teacher_leave_the_model_as_it_was(monkeypatc
     with pytest.raises(CalibrationError, match="step 1 is not finite"):
         calibrate(model, [clip_of(0, 5), clip_of(1, 5)], recipe(), progress=False, fit=FitSettings(segment=3, steps=1))
     assert surgery.status(model).recipe == Recipe.load("fast")
-    view = require_view(model)
-    assert view.span_info is not None
-    for name, value in view.shortcut_module(view.span_info).state_dict().items():
+    for name, value in require_router(require_surgery(model)).shortcut.state_dict().items():
         assert torch.equal(value, before[name])
-    assert view.binding.watcher is None
+    assert require_surgery(model).observer is None
 
 
 def test_clips_without_prompts_are_looked_at_for_objects_and_one_held_out_gives_no_interval(tmp_path: Path) -> None:
@@ -266,7 +260,7 @@ def test_memory_only_recipes_calibrate_without_a_shortcut() -> None:
     report = calibrate(model, [clip_of(0), clip_of(1)], Recipe.from_dict(data), runs=2, progress=False)
     assert report.record.fit == "identity"
     assert report.record.windows_kept is None
-    risks = [setting.risk_keys for setting in sorted(report.search.settings, key=lambda item: item.keys)]
+    risks = [each.risks["keys"] for each in sorted(report.search.settings, key=lambda item: item.kept["keys"])]
     assert risks[0] > risks[1] > 0
     with pytest.raises(ModelStateError, match="no shortcut to fit"):
         fit_shortcut(model, [clip_of(0)])

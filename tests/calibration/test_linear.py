@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from surgery.calibration.linear import RIDGES, ResidualRegression, start_from
 from surgery.errors import CalibrationError
-from surgery.routing.shortcut import BottleneckShortcut, FeedForwardShortcut, make_shortcut
+from surgery.operations.window_routing.shortcut import BottleneckShortcut, FeedForwardShortcut, make_shortcut
 
 CPU = torch.device("cpu")
 C = 12

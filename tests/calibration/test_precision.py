@@ -12,9 +12,8 @@ import surgery
 import surgery.demo as demo
 from surgery.calibration import PromiseError, calibrate
 from surgery.calibration.fidelity import reference_of
-from surgery.calibration.observe import Observer
-from surgery.calibration.search import Setting, _non_negative, half_parts, settings_of
-from surgery.engine import require_view
+from surgery.calibration.search import _non_negative, settings_of
+from surgery.engine import require_surgery
 from surgery.operations import Precision
 from surgery.recipe import Recipe
 from surgery.tracking import track
@@ -60,7 +59,7 @@ def test_a_precision_that_overflows_is_noticed_and_another_chosen(host: str) -> 
     assert surgery.status(model).recipe.find(Precision) == Precision(dtype="bf16")  # type: ignore[union-attr]
     by_dtype = {setting.values["precision.dtype"]: setting for setting in report.search.settings}
     assert by_dtype["fp16"].against_dense.drop > 0.3  # type: ignore[union-attr]
-    assert by_dtype["fp16"].risk_precision > 1 > by_dtype["bf16"].risk_precision > 0
+    assert by_dtype["fp16"].risks["precision"] > 1 > by_dtype["bf16"].risks["precision"] > 0
 
     report = calibrate(model, clips, alone(keep_fp32=[[], ["encoder"], ["memory_attention"]]), runs=4, progress=False)
     assert report.kept and report.search.chosen.recipe.find(Precision).keep_fp32 == ("memory_attention",)
@@ -97,9 +96,10 @@ def test_a_precision_on_trial_leaves_the_teacher_alone(host: str, cast: str) -> 
     model = demo.load(host=host)  # type: ignore[arg-type]
     stock = [result.logits for result in track(model, clip.video, prompts)]
     surgery.sparsify(model, alone().with_values({"precision.cast": cast}))
-    view, trial = require_view(model), Precision(cast=cast)  # type: ignore[arg-type]
-    view.binding.watcher = observer = Observer(view, [], [], [trial])
-    teacher = [result.logits for result in track(model, clip.video, prompts)]
+    trial = Precision(cast=cast)  # type: ignore[arg-type]
+    observer = Precision.simulate(require_surgery(model), [trial])
+    with require_surgery(model).observed_by(observer):
+        teacher = [result.logits for result in track(model, clip.video, prompts)]
     for one, other in zip(teacher, stock, strict=True):
         assert all(np.array_equal(one[obj_id], other[obj_id]) for obj_id in other)
     errors = observer.errors["memory_attention", trial]
@@ -117,7 +117,7 @@ def test_a_shortcut_is_fitted_in_the_stock_precision_and_measured_in_its_own() -
     assert (one.explained, one.feature_error, one.loss) == (two.explained, two.feature_error, two.loss)
     assert one.record.against_dense.drop != two.record.against_dense.drop
     assert surgery.status(model).recipe.find(Precision) == Precision(cast="weights")  # type: ignore[union-attr]
-    assert require_view(model).binding.watcher is None
+    assert require_surgery(model).observer is None
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,7 @@ def test_a_shortcut_is_fitted_in_the_stock_precision_and_measured_in_its_own() -
 )
 def test_half_precision_counts_half(keep: tuple[str, ...], effort: float) -> None:
     shares = {"encoder": 0.6, "memory_attention": 0.4}
-    halved = sum(shares.get(name, 0.0) for name in half_parts(Precision(keep_fp32=keep)))
-    assert Setting({}, alone(), halved=halved).effort == pytest.approx(effort)
+    assert sum(Precision(keep_fp32=keep).weighed(shares).values()) == pytest.approx(effort)  # type: ignore[arg-type]
 
 
 def test_coefficients_are_those_of_the_risks_that_explain_the_drops() -> None:

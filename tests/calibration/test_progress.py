@@ -10,9 +10,10 @@ from rich.console import Console
 
 import surgery.demo as demo
 from surgery.calibration import calibrate
-from surgery.calibration import progress as shown
-from surgery.calibration.progress import Bars, Counter, Estimate, Work
+from surgery.calibration import estimate as estimated
+from surgery.calibration.estimate import Estimate, Work
 from surgery.errors import CalibrationError
+from surgery.progress import Bars, Counter
 from tests.calibration.test_calibrate import clip_of, recipe
 
 
@@ -41,7 +42,7 @@ def test_every_stage_ends_and_the_time_is_told_first(capsys: pytest.CaptureFixtu
 
 def test_an_estimate_is_of_the_work_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now, told = [0.0], []
-    monkeypatch.setattr(shown.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(estimated.time, "perf_counter", lambda: now[0])
     estimate = Estimate(Work(held_out=100, fitted=100, errors=3, replayed=400, runs=8), told.append)
     for _ in range(6):
         now[0] += 2.0
@@ -56,9 +57,9 @@ def test_a_stage_that_stops_early_is_full_on_a_terminal_and_in_lines() -> None:
     count = Counter(bars, "real runs [8]", 12)
     for _ in range(5):
         count()
-    assert text.getvalue() == ""
+    assert text.getvalue() == "real runs [8]\n"
     count.finish()
-    assert text.getvalue().startswith("real runs [8]: 5 frames")
+    assert text.getvalue().splitlines()[1].startswith("real runs [8]: 5 frames")
     assert Counter(bars, "none", 0).done == 0 and "none" not in text.getvalue()
 
 

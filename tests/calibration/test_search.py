@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from surgery.adapters.record import Fidelity
 from surgery.calibration import search as room
 from surgery.calibration.fidelity import ClipScore
-from surgery.calibration.search import Setting, keys_kept
+from surgery.calibration.search import Setting
 from surgery.core.promise import CalibrationSettings
 from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
+from surgery.operations.memory_retrieval.simulate import keys_kept
 from surgery.recipe import Recipe
 
 RECIPE = Recipe.load("balanced")
+NAMES = ("windows", "keys")
 
 
 def run_search(
@@ -29,7 +31,7 @@ def run_search(
 ) -> tuple[Any, list[int]]:
     """`search` over settings whose true drops are given; returns the result and which were run."""
     made = [
-        Setting({"n": n}, RECIPE, windows=cost, keys=cost, cost=cost, risk_windows=risk, risk_keys=risk)
+        Setting({"n": n}, RECIPE, dict.fromkeys(NAMES, cost), cost, cost, dict.fromkeys(NAMES, risk))
         for n, (cost, risk) in enumerate(zip(costs, risks, strict=True))
     ]
     order: list[int] = []
@@ -37,7 +39,7 @@ def run_search(
     class View:
         recipe = RECIPE
 
-    monkeypatch.setattr(room, "require_view", lambda model: View())
+    monkeypatch.setattr(room, "require_surgery", lambda model: View())
 
     def summarise(scores: list[ClipScore], seed: int) -> tuple[Fidelity, None]:
         setting = next(item for item in made if item.scores is scores)
@@ -116,4 +118,4 @@ def test_every_calibrated_recipe_can_fall_back_to_the_dense_model(name: str) -> 
     ],
 )
 def test_predicted_keys(retrieval: SparseMemoryRetrieval, frames: int, expected: float) -> None:
-    assert keys_kept(retrieval, frames, 7) == pytest.approx(expected, abs=3e-3 if frames == 2000 else 1e-9)
+    assert keys_kept(retrieval, frames, 7, 4096) == pytest.approx(expected, abs=3e-3 if frames == 2000 else 1e-9)

@@ -34,7 +34,7 @@ def test_dense_and_sparse_side_by_side(tmp_path: Path) -> None:
     scores = json.loads((out / "eval.json").read_text())
     assert scores["settings"]["model"] == "demo"
     operations = scores["settings"]["recipe"]["operations"]
-    assert operations[0]["score_gate"] == 3
+    assert operations[0]["object"]["score_gate"] == 3
     assert f"{scores['summary']['sparse']['j_and_f']:.3f}" in shown.output
     assert [row["sequence"] for row in scores["sequences"]] == ["a", "b"]
     again = invoke(*arguments, "--set", "routing.score_gate=3", "--json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -11,16 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from rich.console import Console
 
-from surgery.cli import display as display_module
-from surgery.cli.display import Display
 from surgery.cli.main import main
 from surgery.cli.run_folder import RunFolder
 from surgery.cli.stops import Stopped, held, stoppable
@@ -238,23 +233,3 @@ def test_a_signal_waits_for_what_belongs_together() -> None:
         run()
     assert done == ["written"]
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_plain_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(display_module.time, "monotonic", lambda: now[0])
-
-    def lines(total: int | None, frames: int, seconds: float) -> list[str]:
-        file: Any = io.StringIO()
-        display = Display(Console(file=file))
-        with display, display.stage("tracking [/x]", total) as step:
-            for _ in range(frames):
-                now[0] += seconds
-                step()
-        return file.getvalue().splitlines()
-
-    assert lines(10, 10, 0.1) == ["tracking [/x]", "tracking [/x]: 10/10 frames, 10.0 a second, 0:00:00 left"]
-    assert len(lines(10, 10, 5.0)) == 11
-    assert lines(1000, 400, 1.0)[1] == "tracking [/x]: 60/1000 frames, 1.0 a second, 0:15:40 left"
-    assert len(lines(None, 100, 30.0)) == 51
-    assert lines(None, 0, 1.0) == ["tracking [/x]"]

@@ -68,4 +68,4 @@ def test_a_recipe_without_an_adapter_stays_itself() -> None:
     assert calibrated("exact") == (Recipe.load("exact"), None)
     recipe, folder = calibrated("balanced", ["routing.dilation=9"])
     assert folder is not None
-    assert recipe.find(SparseWindowRouting) is not None and recipe.find(SparseWindowRouting).dilation == 9
+    assert recipe.find(SparseWindowRouting) is not None and recipe.find(SparseWindowRouting).object.dilation == 9

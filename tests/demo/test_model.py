@@ -13,9 +13,11 @@ from PIL import Image
 pytest.importorskip("sam2")
 pytest.importorskip("transformers")
 
-from surgery.demo import DemoError, build, load, make_clip, processor, write_davis
-from surgery.demo.keymap import KeymapError, to_stock, to_transformers
+from surgery.demo import build, load, make_clip, write_davis
 from surgery.demo.model import BLOCKS, GLOBALS, IMAGE_SIZE
+from surgery.errors import ModelLoadError
+from surgery.hosts.transformers.driver import new_processor
+from surgery.hosts.transformers.keymap import KeymapError, to_stock, to_transformers
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def _track_both(pair: tuple[Any, Any], folder: Path, boxes: bool) -> tuple[torch
     frames = np.stack([np.asarray(Image.open(path)) for path in sorted(images.iterdir())])
     masks = [clip.labels[0] == label for label in (1, 2)]
     state = stock.init_state(str(images))
-    session = processor().init_video_session(
+    session = new_processor(IMAGE_SIZE).init_video_session(
         video=torch.from_numpy(frames).movedim(-1, 1), inference_device="cpu", dtype=torch.float32
     )
     for label, mask in enumerate(masks, start=1):
@@ -113,7 +115,7 @@ def _track_both(pair: tuple[Any, Any], folder: Path, boxes: bool) -> tuple[torch
         else:
             stock.add_new_mask(state, 0, label, torch.from_numpy(mask))
     prompt = {"input_boxes": [[_box(mask) for mask in masks]]} if boxes else {"input_masks": masks}
-    processor().add_inputs_to_inference_session(session, frame_idx=0, obj_ids=[1, 2], **prompt)
+    new_processor(IMAGE_SIZE).add_inputs_to_inference_session(session, frame_idx=0, obj_ids=[1, 2], **prompt)
     hf(session, frame_idx=0)
     ours = torch.stack([logits[:, 0] for _, _, logits in stock.propagate_in_video(state)])
     theirs = torch.stack(
@@ -139,11 +141,11 @@ def test_build_is_seeded_and_leaves_the_global_generator_alone() -> None:
 
 
 def test_unknown_host_and_missing_weights_are_clear_errors(tmp_path: Path) -> None:
-    with pytest.raises(DemoError, match="did you mean 'transformers'"):
+    with pytest.raises(ModelLoadError, match="did you mean 'transformers'"):
         build("transformer")
-    with pytest.raises(DemoError, match="vos=True needs host='sam2'"):
+    with pytest.raises(ModelLoadError, match="vos=True needs host='sam2'"):
         build("transformers", vos=True)
-    with pytest.raises(DemoError, match=r"no demo weights at .*none\.safetensors: expected a safetensors file"):
+    with pytest.raises(ModelLoadError, match=r"no demo weights at .*none\.safetensors: expected a safetensors file"):
         load("sam2", weights=tmp_path / "none.safetensors")
 
 
@@ -159,5 +161,5 @@ def test_weights_load_in_either_host(pair: tuple[Any, Any], tmp_path: Path, host
     assert all(torch.equal(state[key], value.float()) for key, value in stock.items())
     assert not model.training
     save_file({key: value for key, value in stock.items() if "obj_ptr_proj" not in key}, path)
-    with pytest.raises(DemoError, match="does not hold weights of the demo model"):
+    with pytest.raises(ModelLoadError, match="does not hold weights of the demo model"):
         load(host, weights=path)

@@ -18,6 +18,7 @@ from surgery.adapters import read_adapter
 from surgery.cli.main import main
 from surgery.demo import model as demo
 from surgery.demo.clips import make_clip, write_davis
+from surgery.hosts.transformers.driver import new_processor
 from surgery.recipe import Recipe
 from surgery.video import open_video, write_video
 
@@ -48,7 +49,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model and its processor, saved as `from_pretrained` reads them."""
     folder = tmp_path_factory.mktemp("hub") / "model"
     demo.load("transformers").save_pretrained(folder)
-    demo.processor().save_pretrained(folder)
+    new_processor(demo.IMAGE_SIZE).save_pretrained(folder)
     return folder
 
 
@@ -105,7 +106,8 @@ def test_the_readmes_sam2_script_runs(
     (folder,) = write_davis([make_clip(1 << 30, 4, objects=1)], tmp_path / "davis")
     folder.rename(tmp_path / "frames")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sam2.build_sam, "build_sam2_video_predictor", lambda config, weights, device: demo.load("sam2"))
+    model = demo.load("sam2")
+    monkeypatch.setattr(sam2.build_sam, "build_sam2_video_predictor", lambda config, weights, device: model)
     exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
     said = capsys.readouterr().out
     assert "3 [1] (1, 1, 256, 256)" in said

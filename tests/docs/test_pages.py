@@ -11,8 +11,12 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field, create_model
 
-from surgery.operations import SparseWindowRouting
+from surgery import sparsify
+from surgery.bench.modules import module_names
+from surgery.engine import require_surgery
+from surgery.operations import SparseWindowRouting, TrimCaches
 from surgery.recipe import Recipe, list_recipes
+from tests.hosts.drive import make
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -76,7 +80,7 @@ class Toy(BaseModel):
     gate: float = Field(5.0, description="a gate")
     parts: tuple[Literal["x", "y"], ...] = Field(("x",), description="some parts")
     search: dict[str, int] = Field({}, description="by name")
-    group: Group = Group()
+    group: Group = Field(Group(), description="a group")
 
 
 def test_a_table_has_every_field_with_its_default_values_and_description() -> None:
@@ -86,6 +90,7 @@ def test_a_table_has_every_field_with_its_default_values_and_description() -> No
         "| `gate` | `5.0` | a number | a gate |",
         "| `parts` | `[x]` | list of `x`, `y` | some parts |",
         "| `search` | `{}` | a mapping | by name |",
+        "| **`group`** | | | a group |",
         "| `group.type` | `b` | `a`, `b` | of the group |",
     ]
     with pytest.raises(KeyError, match="description"):
@@ -103,3 +108,10 @@ def test_the_recipe_of_the_page_is_one() -> None:
     (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
     recipe = Recipe.from_dict(yaml.safe_load(text))
     assert recipe.find(SparseWindowRouting) is not None and recipe.find(SparseWindowRouting).budget == 0.4
+
+
+def test_every_row_of_a_frame_is_on_the_page_of_speed() -> None:
+    page = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
+    surgery = require_surgery(sparsify(make("sam2").model, Recipe.load("turbo").with_operation(TrimCaches())))
+    names = [name for name in module_names(surgery.host, surgery) if not re.search(r"[3-9]$", name)]
+    assert len(names) > 12 and [name for name in names if f"`{name}`" not in page] == []

@@ -98,7 +98,7 @@ def test_interrupt_and_go_on(tmp_path: Path, how: signal.Signals) -> None:
         for path in (tmp_path / "fresh").rglob(f"predictions/{arm}/*/*.png"):
             twin = folder / "predictions" / arm / path.parent.name / path.name
             assert twin.read_bytes() == path.read_bytes()
-    assert not list(folder.rglob(".unfinished*")) and not list((folder / "partial").rglob("*.png"))
+    assert not list(folder.rglob(".*.part")) and not list((folder / "partial").rglob("*.png"))
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:

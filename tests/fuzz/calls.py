@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgery.demo import model as demo
+from surgery.hosts.transformers.driver import new_processor
 from tests.fuzz.programs import Clear, Prompt
 from tests.hosts.drive import Driver, square
 
@@ -34,7 +35,7 @@ def module_at(driver: Driver, place: str) -> nn.Module:
 def processor() -> Any:
     """The one processor of the transformers host."""
     if not _PROCESSOR:
-        _PROCESSOR.append(demo.processor())
+        _PROCESSOR.append(new_processor(demo.IMAGE_SIZE))
     return _PROCESSOR[0]
 
 

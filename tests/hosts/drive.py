@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery.demo import keymap
 from surgery.demo import model as demo
 from surgery.hosts.sam2.driver import frames_instead_of_files
+from surgery.hosts.transformers.driver import new_processor
+from surgery.hosts.transformers.keymap import to_transformers
 from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
+from surgery.operations.window_routing.policy import WindowState
 from surgery.recipe import Recipe
 
 SIZE = 256
@@ -72,7 +74,7 @@ def _transformers(windows: tuple[int, ...], localised: bool, blocks: tuple[int, 
         model = demo.build("transformers")
     finally:
         demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = saved
-    model.load_state_dict(keymap.to_transformers(_stock(windows, localised, blocks).state_dict()))
+    model.load_state_dict(to_transformers(_stock(windows, localised, blocks).state_dict()))
     return model.eval()
 
 
@@ -146,6 +148,11 @@ class Driver:
         holder = session if isinstance(session, dict) else vars(session)
         return holder[next(iter(self.extras(session)))]
 
+    def window_state(self, session: Any) -> WindowState:
+        """What the session remembers of its windows."""
+        found: WindowState = self.state(session).states[WindowState]
+        return found
+
     def track(self, frames: Tensor, objects: int = 1, **how: Any) -> list[Tensor]:
         """Click `objects` objects on frame 0 and propagate; all masks in order."""
         session = self.session(frames)
@@ -199,7 +206,7 @@ class TransformersDriver(Driver):
         return Sam2VideoInferenceSession(video=frames, video_height=SIZE, video_width=SIZE, dtype=dtype)
 
     def click(self, session: Any, frame: int, points: dict[int, tuple[int, int]]) -> None:
-        demo.processor().add_inputs_to_inference_session(
+        new_processor(SIZE).add_inputs_to_inference_session(
             session,
             frame_idx=frame,
             obj_ids=list(points),
@@ -210,7 +217,7 @@ class TransformersDriver(Driver):
             self.model(session, frame_idx=frame)
 
     def mask(self, session: Any, frame: int, masks: dict[int, Tensor]) -> None:
-        demo.processor().add_inputs_to_inference_session(
+        new_processor(SIZE).add_inputs_to_inference_session(
             session, frame_idx=frame, obj_ids=list(masks), input_masks=list(masks.values())
         )
         self.model(session, frame_idx=frame)

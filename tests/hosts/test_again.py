@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import surgery
-from surgery.engine import require_view
+from surgery.hosts import view_of
 from tests.hosts.drive import Driver, make, video
 from tests.hosts.sessions import begun, gather, same
 
@@ -57,8 +57,8 @@ def test_a_retry_after_an_error_is_as_if_there_was_none(host: str, recipe: str) 
     driver = make(host)
     surgery.sparsify(driver.model, recipe)
     once, _ = frame_by_frame(driver, False, 0)
-    view = require_view(driver.model)
-    parts = [view.blocks()[6], view.memory_attention(), view.decoder_module(), driver.model.memory_encoder]
+    view = view_of(driver.model)
+    parts = [view.blocks()[6], view.memory_attention(), view.mask_decoder(), driver.model.memory_encoder]
     session = driver.session(video(FRAMES))
     driver.click(session, 0, SPOTS)
     masks = gather(driver, session, start=0, count=0)

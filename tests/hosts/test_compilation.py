@@ -15,10 +15,12 @@ from torch._dynamo.utils import counters
 
 import surgery
 from surgery import ModelStateError, Recipe, RecipeError
-from surgery.engine import require_view
+from surgery.engine import require_surgery
+from surgery.hosts import view_of
 from surgery.operations import CompileParts, Precision, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.operations import compile as seam
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
+from tests.hosts.routes import force, router_of
 from tests.hosts.sessions import close, same
 
 HOSTS = ("sam2", "transformers")
@@ -49,20 +51,26 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
+def compilation_of(model: Any) -> seam.Compilation:
+    found = require_surgery(model).find(seam.Compilation)
+    assert found is not None
+    return found
+
+
 def scheduled(driver: Driver, frames: int, objects: int = 1) -> Iterator[Tensor]:
     """Track with another number and choice of windows on every frame from the second on."""
     session = driver.session(video(frames))
     spots = {1: (40, 110), 5: (150, 60), 9: (60, 200)}
     driver.click(session, 0, dict(list(spots.items())[:objects]))
-    binding = require_view(driver.model).binding
-    count = binding.grid.count if binding.grid is not None else 0
+    count = surgery.status(driver.model).windows or 0
     run = driver.propagate(session)
     for number in range(frames):
         if count and number > 1:
             chosen = {(5 * step + number) % count for step in range(1 + 3 * number % (count - 1))}
-            binding.forced = sorted(chosen)
+            force(driver.model, sorted(chosen))
         yield from next(run)[1].values()
-    binding.forced = None
+    if count:
+        force(driver.model, None)
 
 
 def nothing_new(model: Driver, plain: Driver, given: Recipe, settings: CompileParts) -> surgery.WarmUp:
@@ -111,7 +119,7 @@ def test_warm_up_leaves_no_trace(host: str) -> None:
     assert surgery.warm_up(driver.model).frames > 20
     assert surgery.status(driver.model) == status
     assert [set(vars(module)) for module in driver.model.modules()] == attributes
-    assert len(require_view(driver.model).binding.states) == 1
+    assert len(require_surgery(driver.model).states) == 1
     assert same(*([*first, *run] for first, run in zip(begun, runs, strict=True)))
 
 
@@ -159,7 +167,7 @@ def test_objects_of_a_frame_share_nothing_in_compiled_memory_attention(host: str
     surgery.sparsify(driver.model, STEADY, compile=eager("memory_attention"))
     runs = [scheduled(each, 5, objects=3) for each in (driver, plain)]
     assert same(*(list(run) for run in runs))
-    spent = require_view(driver.model).binding.compilation.spent["memory_attention"]
+    spent = compilation_of(driver.model).spent["memory_attention"]
     assert 0 < spent.graphs <= 5, spent
     before = graphs()
     assert same(list(scheduled(driver, 5, objects=3)), list(scheduled(plain, 5, objects=3)))
@@ -173,7 +181,7 @@ def test_early_pieces_and_stage4_have_bounded_graphs(windows: tuple[int, ...]) -
     surgery.sparsify(plain.model, recipe(operation))
     surgery.sparsify(driver.model, recipe(operation), compile=eager("encoder"))
     assert same(list(scheduled(driver, 8)), list(scheduled(plain, 8)))
-    spent = require_view(driver.model).binding.compilation.spent["encoder"]
+    spent = compilation_of(driver.model).spent["encoder"]
     assert spent.kinds <= 3 and spent.graphs <= 5, spent
 
 
@@ -198,8 +206,7 @@ def test_the_model_stays_the_users(host: str, tmp_path: Path) -> None:
     sparse = driver.track(video(4))
     made = graphs()
     for name, twin in copies(model).items():
-        binding = require_view(twin).binding
-        assert binding.compilation is not None and binding.compilation is not require_view(model).binding.compilation
+        assert compilation_of(twin) is not compilation_of(model)
         assert same(type(driver)(twin).track(video(4)), sparse), name
         assert graphs() > made, f"{name}: the copy compiles its own"
         made = graphs()
@@ -271,7 +278,7 @@ def test_window_counts_with_graphs_of_their_own() -> None:
 
         model = make("sam2", windows).model
         surgery.sparsify(model, recipe(SparseWindowRouting(temporal=True, **fields)), compile=mode)
-        return window_counts(require_view(model))
+        return window_counts(require_surgery(model))
 
     assert counts(UNPADDED, "default") == (1, 2, 3, 15)
     assert counts(UNPADDED, "max-autotune") == tuple(range(1, 16))
@@ -329,8 +336,7 @@ def test_sparsify_adds_replaces_and_drops_it(host: str) -> None:
 
 def test_a_patched_part_is_refused_and_the_model_unchanged(host: str) -> None:
     model = make(host).model
-    encoder = require_view(surgery.sparsify(model, STEADY)).parts()["memory_encoder"]
-    surgery.desparsify(model)
+    encoder = view_of(model).parts()["memory_encoder"]
     patched = encoder.forward = lambda *args, **kwargs: None
     with pytest.raises(ModelStateError, match="leave memory_encoder out"):
         surgery.sparsify(model, STEADY, compile=True)
@@ -344,8 +350,7 @@ def test_a_calibrated_recipe_is_the_same_compiled_or_not() -> None:
 
     model = make("sam2").model
     surgery.sparsify(model, STEADY)
-    view = require_view(model)
-    shortcut = view.shortcut_module(view.span_info)
+    shortcut = router_of(model).shortcut
     tensors = {name: value.clone() for name, value in shortcut.state_dict().items()}
     record: Any = object()
     _remember(shortcut, _Origin(record, None, STEADY, tensors))

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 import surgery
-from surgery.engine import require_view
+from surgery.hosts import view_of
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
+from tests.hosts.routes import encoder, force, router_of
 from tests.hosts.sessions import close
-
-
-def encoder(model: Any) -> Any:
-    return model.image_encoder.trunk if hasattr(model, "image_encoder") else model.vision_encoder.backbone
 
 
 def graphs_compiled(
@@ -35,7 +30,7 @@ def graphs_compiled(
     for number in range(len(schedule) + 2):
         forced = schedule[number - 2] if number >= 2 else None
         for driver in (eager, compiled):
-            require_view(driver.model).binding.forced = forced
+            force(driver.model, forced)
         masks = [next(run)[1][1] for run in runs]
         close([masks[0]], [masks[1]], 5e-5)
         graphs.append(counter.frame_count)
@@ -53,7 +48,7 @@ def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tup
     torch._dynamo.reset()
     counter = CompileCounter()
     encoder(compiled.model).compile(backend=counter)
-    count = require_view(eager.model).binding.grid.count
+    count = router_of(eager.model).grid.count
     schedule = [[1], [0, 1], [2, 5, 7], [0, 3, 4, 8], [1, 2, 3, 4, 5], [3], [0, 8], list(range(count - 1)), [2, 4, 6]]
     graphs = graphs_compiled(eager, compiled, frames, schedule, counter)
     assert graphs[-1] <= 6, graphs
@@ -68,7 +63,7 @@ def test_a_compiled_mask_decoder_does_not_recompile_from_frame_to_frame(host: st
         surgery.sparsify(each.model, "balanced")
     torch._dynamo.reset()
     counter = CompileCounter()
-    decoder = require_view(driver.model).decoder_module()
+    decoder = view_of(driver.model).mask_decoder()
     decoder.compile(backend=counter)
     masks = driver.track(video(4))
     graphs = counter.frame_count

@@ -13,16 +13,15 @@ from torch._dynamo.testing import CompileCounter
 
 import surgery
 from surgery.adapters import read_adapter
-from surgery.bench.flops import encoder_gflop
-from surgery.engine import require_view
 from surgery.errors import AdapterMismatchError
+from surgery.hosts import view_of
+from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.recipe import Recipe
-from surgery.routing.shortcut import Shortcut
-from surgery.routing.span import make_route
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
+from tests.hosts.routes import encoder, encoder_gflop, force, levels_of, router_of
 from tests.hosts.sessions import close, gather, interleaved, same
-from tests.hosts.test_compile import encoder, graphs_compiled
-from tests.hosts.test_tiles import STAGE3, TILES, dense_memory, levels_of
+from tests.hosts.test_compile import graphs_compiled
+from tests.hosts.test_tiles import STAGE3, TILES, dense_memory, routed
 
 EARLY = TILES.with_overrides(["routing.early=0.5"])
 CORRECTED = EARLY.with_overrides(["routing.correction=patch"])
@@ -35,9 +34,7 @@ def host(request: pytest.FixtureRequest) -> str:
 
 
 def shortcut_of(driver: Driver) -> Shortcut:
-    view = require_view(driver.model)
-    assert view.span_info is not None
-    return view.shortcut_module(view.span_info)
+    return router_of(driver.model).shortcut
 
 
 def cut(host: str, recipe: Recipe, windows: tuple[int, ...] = UNPADDED) -> Driver:
@@ -64,7 +61,7 @@ def test_with_all_pieces_early_tiles_are_stage3_routing(host: str, windows: tupl
     same_shortcut(other, whole)
     for forced in ([0, 2], [1], [3, 4, 5]):
         for driver in (whole, other):
-            require_view(driver.model).binding.forced = forced
+            force(driver.model, forced)
         close(whole.track(video(6)), other.track(video(6)), 5e-5)
 
 
@@ -72,7 +69,7 @@ def test_extra_pieces_change_what_skipped_windows_return(host: str) -> None:
     few, more = cut(host, TILES), cut(host, EARLY)
     same_shortcut(few, more)
     for driver in (few, more):
-        require_view(driver.model).binding.forced = [0]
+        force(driver.model, [0])
     assert not same(few.track(video(6)), more.track(video(6)))
 
 
@@ -80,15 +77,14 @@ def test_extra_pieces_change_what_skipped_windows_return(host: str) -> None:
 @torch.no_grad()
 def test_a_still_picture_is_not_corrected(host: str, windows: tuple[int, ...]) -> None:
     driver = cut(host, CORRECTED, windows)
-    binding = require_view(driver.model).binding
     corrections = shortcut_of(driver).corrections
-    assert binding.grid is not None and binding.tiles is not None and corrections is not None
+    assert corrections is not None
     pixels = video(2)[:1]
     memory = dense_memory(driver, pixels)
     embedding: list[Tensor] = []
-    first = require_view(driver.model).blocks()[0]
+    first = view_of(driver.model).blocks()[0]
     hook = first.register_forward_pre_hook(lambda module, args: embedding.append(args[0]))
-    last = levels_of(driver, pixels)
+    last = levels_of(driver.model, pixels)
     hook.remove()
     below = embedding[0]
     kept = []
@@ -97,12 +93,7 @@ def test_a_still_picture_is_not_corrected(host: str, windows: tuple[int, ...]) -
         below = level
     memory.levels = tuple(kept)
     for frame, limit in ((pixels, 1e-4), (video(2, seed=4)[1:], None)):
-        route = binding.tiles.route([1], pixels.device, memory)
-        binding.route = make_route(binding.grid, [1], pixels.device, None, tiles=route)
-        try:
-            found = levels_of(driver, frame)
-        finally:
-            binding.route = None
+        found = routed(driver, frame, [1], memory)
         for level in (0, 1):
             moved = float((found[level] - last[level]).abs().max())
             assert moved < limit if limit is not None else moved > 0.1
@@ -113,9 +104,7 @@ def test_every_window_equals_stock_with_corrections(host: str, windows: tuple[in
     driver = make(host, windows)
     stock = driver.track(video(5))
     surgery.sparsify(driver.model, CORRECTED)
-    binding = require_view(driver.model).binding
-    assert binding.grid is not None
-    binding.forced = range(binding.grid.count)
+    force(driver.model, range(router_of(driver.model).grid.count))
     close(driver.track(video(5)), stock, 5e-5)
 
 
@@ -147,7 +136,7 @@ def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tup
 
 def test_operations_grow_with_the_early_share(host: str) -> None:
     few, half, most = (
-        encoder_gflop(require_view(cut(host, TILES.with_overrides([f"routing.early={share}"])).model), [0])
+        encoder_gflop(cut(host, TILES.with_overrides([f"routing.early={share}"])).model, [0])
         for share in (0.0, 0.5, 0.9)
     )
     assert few < half < most
@@ -186,7 +175,9 @@ def test_fields_that_need_tiles(override: str, message: str) -> None:
 
 
 def test_early_works_token_by_token() -> None:
-    with pytest.raises(surgery.RecipeError, match="attention does not; expected bottleneck, ffn or identity"):
+    with pytest.raises(
+        surgery.RecipeError, match=r"early: 0.5 needs skipped\.shortcut\.type: bottleneck, ffn or identity"
+    ):
         EARLY.with_overrides(["routing.shortcut.type=attention"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from torch import nn
 
 import surgery
 from surgery import ModelStateError
-from surgery.engine import require_view
-from surgery.graft import is_grafted
+from surgery.core.patching import is_patched
+from surgery.hosts import view_of
 from tests.hosts.drive import Driver, make, video
+from tests.hosts.routes import router_of
 from tests.hosts.sessions import same
 
 
@@ -30,13 +32,13 @@ def test_a_shared_encoder_is_refused_and_keeps_its_shortcut(driver: Driver) -> N
     other = make(driver.host)
     setattr(other.model, encoder_name(other.model), getattr(driver.model, encoder_name(driver.model)))
     surgery.sparsify(driver.model, "balanced")
-    view = require_view(driver.model)
-    shortcut = view.shortcut_module(view.span_info)
+    entry = _home(driver.model)[router_of(driver.model).span.entry]
+    shortcut = entry.shortcut
     expected = driver.track(video(5))
     with pytest.raises(ModelStateError, match="another model"):
         surgery.sparsify(other.model, "balanced")
     assert not surgery.status(other.model).sparse
-    assert view.shortcut_module(view.span_info) is shortcut
+    assert entry.shortcut is router_of(driver.model).shortcut is shortcut
     surgery.desparsify(other.model)  # not its own to undo
     assert same(driver.track(video(5)), expected)
     surgery.desparsify(driver.model)
@@ -52,8 +54,8 @@ def test_a_part_of_another_sparse_model_is_refused_on_the_next_frame(driver: Dri
     with pytest.raises(ModelStateError, match="memory_attention"):
         driver.track(video(5))
     surgery.desparsify(driver.model)
-    assert is_grafted(other.model.memory_attention)
-    assert not is_grafted(own)
+    assert is_patched(other.model.memory_attention)
+    assert not is_patched(own)
     assert same(other.track(video(5)), expected)
 
 
@@ -63,17 +65,16 @@ def test_a_block_replaced_by_its_copy_is_refused_and_undone(driver: Driver, inde
     model = driver.model
     names, stock = list(model.state_dict()), driver.track(video(5))
     surgery.sparsify(model, "balanced")
-    blocks = require_view(model).blocks
-    assert require_view(model).span_info.entry == 3
+    assert router_of(driver.model).span.entry == 3
     home = _home(model)
     home[index] = copy.deepcopy(home[index])
     for call in (lambda: driver.track(video(5)), lambda: surgery.sparsify(model, "turbo")):
         with pytest.raises(ModelStateError, match=rf"blocks\.{index}"):
             call()
     assert surgery.status(model).recipe.metadata.name == "balanced"
-    assert is_grafted(blocks()[index])
+    assert is_patched(view_of(model).blocks()[index])
     surgery.desparsify(model)
-    assert not any(is_grafted(module) for module in model.modules())
+    assert not any(is_patched(module) for module in model.modules())
     assert list(model.state_dict()) == names
     assert same(driver.track(video(5)), stock)
 
@@ -94,8 +95,23 @@ def test_a_copied_part_in_a_stock_model_is_refused_and_undone(driver: Driver) ->
     with pytest.raises(ModelStateError, match=r"blocks\.4"):
         surgery.sparsify(other.model, "balanced")
     surgery.desparsify(other.model)
-    assert not any(is_grafted(module) for module in other.model.modules())
+    assert not any(is_patched(module) for module in other.model.modules())
     assert same(other.track(video(5)), stock)
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"])
+def test_a_copied_part_brings_no_model_along_and_runs_as_stock(driver: Driver, copier: Any) -> None:
+    other = make(driver.host)
+    stock = other.track(video(5), 2)
+    surgery.sparsify(driver.model, "turbo")
+    own = driver.model.memory_attention
+    weights = sum(tensor.nbytes for tensor in own.state_dict().values())
+    assert len(pickle.dumps(own)) < 1.5 * weights
+    other.model.memory_attention, twin = copier(own), copier(_home(driver.model)[4])
+    _home(other.model)[4] = twin
+    assert same(other.track(video(5), 2), stock)
+    assert not surgery.status(twin).sparse
+    assert not is_patched(surgery.desparsify(twin))
 
 
 class Wrapper(nn.Module):
@@ -114,9 +130,9 @@ class Wrapper(nn.Module):
 def test_a_part_inside_a_wrapper_is_still_there(driver: Driver) -> None:
     """As torch.compile, checkpointing and parallel wrappers leave it."""
     surgery.sparsify(driver.model, "balanced")
-    expected = driver.track(video(5))
+    expected = driver.track(video(5), 2)
     driver.model.memory_attention = Wrapper(driver.model.memory_attention)
-    assert same(driver.track(video(5)), expected)
+    assert same(driver.track(video(5), 2), expected)
 
 
 def test_a_copy_of_a_sparse_model_is_its_own(driver: Driver) -> None:
@@ -126,7 +142,7 @@ def test_a_copy_of_a_sparse_model_is_its_own(driver: Driver) -> None:
     surgery.desparsify(driver.model)
     assert same(type(driver)(twin).track(video(5)), expected)
     assert not surgery.status(surgery.desparsify(twin)).sparse
-    assert not any(is_grafted(module) for module in twin.modules())
+    assert not any(is_patched(module) for module in twin.modules())
     assert torch.equal(next(twin.parameters()), next(driver.model.parameters()))
 
 

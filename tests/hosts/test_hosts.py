@@ -12,10 +12,12 @@ from torch import Tensor
 
 import surgery
 from surgery import ModelStateError, UnsupportedModelError, WeightsError
-from surgery.engine import require_view
-from surgery.graft import is_grafted
-from surgery.routing.windows import WindowGrid
+from surgery.core.patching import is_patched
+from surgery.engine import require_surgery
+from surgery.hosts import view_of
+from surgery.operations import SparseMemoryRetrieval
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, make, square, video
+from tests.hosts.routes import force, router_of
 from tests.hosts.sessions import begun, close, copied, gather, interleaved, same
 
 HOSTS = ("sam2", "transformers")
@@ -47,9 +49,7 @@ def test_every_window_through_the_routed_path_equals_stock(host: str, windows: t
     driver = make(host, windows)
     stock = driver.track(video(5))
     surgery.sparsify(driver.model, STEADY).eval()
-    binding = require_view(driver.model).binding
-    assert isinstance(binding.grid, WindowGrid)
-    binding.forced = range(binding.grid.count)
+    force(driver.model, range(router_of(driver.model).grid.count))
     close(driver.track(video(5)), stock, 2e-5)
     assert surgery.status(driver.model).dense_frames == {"first frame or jump": 1}
 
@@ -82,13 +82,13 @@ def test_desparsify_gives_the_stock_model_back(host: str, recipe: str) -> None:
 
 
 def test_error_in_the_middle_of_sparsify_leaves_nothing(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from surgery import operate
+    from surgery.core import engine
 
     driver = make(host)
     classes = [type(module) for module in driver.model.modules()]
     keys = list(driver.model.state_dict())
     calls = 0
-    original = operate.graft
+    original = engine.patch
 
     def failing(*arguments: Any) -> None:
         nonlocal calls
@@ -97,7 +97,7 @@ def test_error_in_the_middle_of_sparsify_leaves_nothing(host: str, monkeypatch: 
             raise RuntimeError("power cut")
         original(*arguments)
 
-    monkeypatch.setattr(operate, "graft", failing)
+    monkeypatch.setattr(engine, "patch", failing)
     with pytest.raises(RuntimeError, match="power cut"):
         surgery.sparsify(driver.model, "balanced")
     assert [type(module) for module in driver.model.modules()] == classes
@@ -106,12 +106,12 @@ def test_error_in_the_middle_of_sparsify_leaves_nothing(host: str, monkeypatch: 
 
 
 def test_error_in_a_second_sparsify_leaves_the_first(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from surgery import operate
+    from surgery.core import engine
 
     driver = make(host)
     surgery.sparsify(driver.model, "fast")
     expected = driver.track(video(8))
-    original, calls = operate.graft, []
+    original, calls = engine.patch, []
 
     def failing(*arguments: Any) -> None:
         calls.append(1)
@@ -119,7 +119,7 @@ def test_error_in_a_second_sparsify_leaves_the_first(host: str, monkeypatch: pyt
             raise RuntimeError("power cut")
         original(*arguments)
 
-    monkeypatch.setattr(operate, "graft", failing)
+    monkeypatch.setattr(engine, "patch", failing)
     with pytest.raises(RuntimeError, match="power cut"):
         surgery.sparsify(driver.model, "balanced")
     status = surgery.status(driver.model)
@@ -137,7 +137,7 @@ def test_sparsify_again_undoes_first(host: str) -> None:
     surgery.sparsify(driver.model, "fast")
     assert same(driver.track(video(9)), once.track(video(9)))
     surgery.desparsify(driver.model)
-    assert not any(is_grafted(module) for module in driver.model.modules())
+    assert not any(is_patched(module) for module in driver.model.modules())
 
 
 def test_disabled_is_dense_and_comes_back(host: str) -> None:
@@ -187,13 +187,11 @@ def test_temporal_shortcut_is_exact_on_a_still_video(host: str) -> None:
     driver = make(host)
     still = video(1).repeat(6, 1, 1, 1)
     stock = driver.track(still)
-    surgery.sparsify(driver.model, "balanced")
-    binding = require_view(driver.model).binding
-    binding.forced = [5]
-    binding.retrieval = None
+    surgery.sparsify(driver.model, surgery.Recipe.load("balanced").without(SparseMemoryRetrieval))
+    force(driver.model, [5])
     temporal = driver.track(still)
     surgery.sparsify(driver.model, "published-large")
-    require_view(driver.model).binding.forced = [5]
+    force(driver.model, [5])
     forgetful = driver.track(still)
     error = max(float((a - b).abs().max()) for a, b in zip(temporal, stock, strict=True))
     loss = max(float((a - b).abs().max()) for a, b in zip(forgetful, stock, strict=True))
@@ -259,11 +257,10 @@ def test_a_finished_video_is_freed_at_once(host: str) -> None:
     session = driver.session(video(8))
     driver.click(session, 0, {1: (40, 110)})
     gather(driver, session)
-    state = driver.state(session)
-    memory = weakref.ref(state.span.output)
+    memory = weakref.ref(driver.window_state(session).span.output)
     gc.disable()
     try:
-        del session, state
+        del session
         assert memory() is None
     finally:
         gc.enable()
@@ -282,9 +279,9 @@ def test_new_object_in_the_middle_gets_a_dense_frame(host: str) -> None:
     session, run = begun(driver, video(12), 6, {1: (40, 110)})
     run.close()
     state = driver.state(session)
-    assert 5 in state.routed
+    assert 5 in state.sparse
     driver.click(session, 5, {2: (200, 200)})
-    assert 5 not in state.routed, "the prompt must not be answered from routed features"
+    assert 5 not in state.sparse, "the prompt must not be answered from routed features"
     later = dict(driver.propagate(session, start=5))
     assert all(set(masks) == {1, 2} for masks in later.values())
     assert all(torch.isfinite(mask).all() for masks in later.values() for mask in masks.values())
@@ -388,11 +385,11 @@ def test_refresh_interval(host: str) -> None:
 
 
 def test_saliency_maps_are_computed_only_when_the_gate_fires(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from surgery.hosts import choice
+    from surgery.core import evidence
 
     calls = []
-    original = choice.prompt_saliency
-    monkeypatch.setattr(choice, "prompt_saliency", lambda *args: calls.append(1) or original(*args))
+    original = evidence.prompt_saliency
+    monkeypatch.setattr(evidence, "prompt_saliency", lambda *args: calls.append(1) or original(*args))
     driver = make(host)
     surgery.sparsify(driver.model, surgery.Recipe.load(STEADY, ["routing.score_gate=-50"]))
     driver.track(video(6))
@@ -458,15 +455,12 @@ def test_untrained_shortcuts_are_the_identity(host: str, kind: str, temporal: bo
 def test_patched_block_is_refused(host: str) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, "balanced")
-    view = require_view(driver.model)
-    blocks, span = view.blocks(), view.span_info
+    block = view_of(driver.model).blocks()[router_of(driver.model).span.entry + 1]
     surgery.desparsify(driver.model)
-    assert span is not None
-    block = blocks[span.entry + 1]
     block.forward = lambda *args, **kwargs: type(block).forward(block, *args, **kwargs)
     with pytest.raises(ModelStateError, match="carries its own forward"):
         surgery.sparsify(driver.model, "balanced")
-    assert not any(is_grafted(module) for module in driver.model.modules())
+    assert not any(is_patched(module) for module in driver.model.modules())
 
 
 def test_a_forward_that_repeats_the_class_is_not_a_patch(host: str) -> None:
@@ -479,7 +473,7 @@ def test_a_forward_that_repeats_the_class_is_not_a_patch(host: str) -> None:
             module.forward = module.forward
     surgery.sparsify(driver.model, "balanced")
     for module in blocks:
-        if is_grafted(module):
+        if is_patched(module):
             module.forward = module.forward
     assert not same(driver.track(video(5)), stock)
     surgery.desparsify(driver.model)
@@ -489,12 +483,10 @@ def test_a_forward_that_repeats_the_class_is_not_a_patch(host: str) -> None:
 def test_weights_that_are_not_finite_are_refused(host: str) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, "balanced")
-    view = require_view(driver.model)
-    span = view.span_info
+    block = view_of(driver.model).blocks()[router_of(driver.model).span.entry]
     surgery.desparsify(driver.model)
-    assert span is not None
     with torch.no_grad():
-        next(view.blocks()[span.entry].parameters()).view(-1)[0] = float("nan")
+        next(block.parameters()).view(-1)[0] = float("nan")
     with pytest.raises(WeightsError, match="not finite"):
         surgery.sparsify(driver.model, "balanced")
 
@@ -516,7 +508,7 @@ def test_a_budget_is_never_exceeded_and_every_window_is_renewed(host: str) -> No
     driver.click(session, 0, {1: (40, 110)})
     seen: set[int] = set()
     for frame, _ in driver.propagate(session):
-        record = require_view(driver.model).binding.stats.last
+        record = require_surgery(driver.model).stats.last
         if frame:
             assert record.dense is None, "the first tracked frame as well is routed, by the prompted frame's mask"
             assert len(record.windows) == 4

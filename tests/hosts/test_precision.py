@@ -18,11 +18,11 @@ import surgery
 from surgery import ModelStateError, Recipe, RecipeError, WeightsError
 from surgery.adapters.fingerprint import fingerprint
 from surgery.core.parts import PARTS
-from surgery.engine import require_view
+from surgery.core.patching import is_patched
 from surgery.errors import PrecisionWarning
-from surgery.graft import is_grafted
 from surgery.hosts import view_of
 from surgery.operations import Precision, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.operations.window_routing.geometry import span_of
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
 from tests.hosts.sessions import gather, interleaved, same
 
@@ -124,8 +124,7 @@ def test_every_operation_works_in_half_precision(host: str, cast: str, windows: 
     masks = driver.track(video(7), 2)
     assert all(torch.isfinite(mask).all() for mask in masks)
     assert surgery.status(driver.model).windows_kept < 1
-    stats = require_view(driver.model).binding.stats
-    assert stats is not None and stats.query_fraction is not None and stats.query_fraction < 1
+    assert surgery.status(driver.model).queries_kept < 1
 
 
 @pytest.mark.parametrize(
@@ -171,7 +170,7 @@ def test_desparsify_and_disabled_give_stock_bit_for_bit(host: str, cast: str) ->
         assert same(driver.track(video(4), 2), stock)
     assert same(driver.track(video(4), 2), half)
     surgery.desparsify(driver.model)
-    assert not any(is_grafted(module) for module in driver.model.modules())
+    assert not any(is_patched(module) for module in driver.model.modules())
     after = dict(driver.model.named_parameters())
     assert list(after) == list(before)
     for name, (identity, address, value) in before.items():
@@ -205,13 +204,13 @@ def test_features_of_half_precision_are_not_read_by_the_stock_model(host: str, w
 def test_what_is_saved_is_fp32(host: str, cast: str, tmp_path: Any) -> None:
     stock = make(host)
     view = view_of(stock.model)
-    base = fingerprint(view, view.span())
+    base = fingerprint(view, span_of(view))
     driver = cut(host, *STEADY.operations, cast=cast)
     driver.track(video(5))
     state = driver.model.state_dict()
     for name, value in stock.model.state_dict().items():
         assert torch.equal(state[name], value) and state[name].dtype == value.dtype
-    assert fingerprint(require_view(driver.model), view.span()) == base
+    assert fingerprint(view_of(driver.model), span_of(view)) == base
     surgery.save_adapter(driver.model, tmp_path / "adapter")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -334,7 +333,7 @@ def test_a_model_in_half_precision_is_refused_and_unchanged(host: str) -> None:
     driver.model.to(torch.bfloat16)
     with pytest.raises(ModelStateError, match=r"part encoder: .* is bfloat16.*starts from fp32"):
         surgery.sparsify(driver.model, recipe())
-    assert not any(is_grafted(module) for module in driver.model.modules())
+    assert not any(is_patched(module) for module in driver.model.modules())
 
 
 @each_cast
@@ -354,7 +353,7 @@ def test_weights_that_fp16_cannot_hold_are_refused(host: str) -> None:
         layer.weight[0, 0] = -1e5
     with pytest.raises(WeightsError, match=r"part memory_attention: .* weight of 1e\+05, fp16 ends at 6\.55e\+04"):
         surgery.sparsify(driver.model, recipe(dtype="fp16"))
-    assert not any(is_grafted(module) for module in driver.model.modules())
+    assert not any(is_patched(module) for module in driver.model.modules())
     surgery.sparsify(driver.model, recipe(dtype="fp16", keep_fp32=["memory_attention"]))
     surgery.sparsify(driver.model, recipe(dtype="bf16"))
 
@@ -372,7 +371,7 @@ def test_offloaded_weights_can_be_autocast_and_not_copied() -> None:
         ModelStateError, match=r"part memory_encoder has weights that are offloaded.*use cast 'autocast'"
     ):
         surgery.sparsify(other.model, recipe(cast="weights"))
-    assert not any(is_grafted(module) for module in other.model.modules())
+    assert not any(is_patched(module) for module in other.model.modules())
 
 
 # --- the recipe

@@ -10,15 +10,17 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 import surgery
-from surgery import ModelStateError, RecipeError
-from surgery.bench.flops import memory_attention_gflop
-from surgery.engine import require_view
-from surgery.graft import is_grafted
-from surgery.hosts import query as query_seam
+from surgery import ModelStateError
+from surgery.core.cost import gflop, stock_gflop
+from surgery.core.patching import is_patched
+from surgery.engine import require_surgery
+from surgery.hosts import view_of
 from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.operations.query_routing import QueryRouter
+from surgery.operations.query_routing.queries import FrameRegions, QueryMemory, QueryRoute
 from surgery.recipe import Recipe
-from surgery.retrieval.queries import QueryRoute
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, square, video
+from tests.hosts.routes import force, router_of
 from tests.hosts.sessions import begun, close, copied, gather, interleaved, models_copied, same, undone
 
 HOSTS = ("sam2", "transformers")
@@ -43,9 +45,13 @@ def cut(host: str, *operations: Any, windows: tuple[int, ...] = UNPADDED) -> Dri
 
 
 def fraction(driver: Driver) -> float:
-    stats = require_view(driver.model).binding.stats
-    assert stats is not None and stats.query_fraction is not None
-    return stats.query_fraction
+    kept = surgery.status(driver.model).queries_kept
+    assert kept is not None
+    return kept
+
+
+def memory_of(state: Any, obj_id: int, reverse: bool = False) -> QueryMemory | None:
+    return state.objects.get((obj_id, reverse), {}).get(QueryMemory)
 
 
 # --- exactness
@@ -60,13 +66,12 @@ def test_every_token_through_the_routed_path_changes_nothing(
     driver = cut(host, ROUTING, QUERIES, *retrieval, windows=windows)
     calls = []
 
-    def every(binding: Any, state: Any, step: Any, chosen: Any, device: torch.device) -> QueryRoute:
+    def every(self: Any, found: Any, last: Any, step: Any, *_: Any) -> QueryRoute:
         calls.append(step.frame)
-        last = state.queries[step.obj_id, step.reverse]
-        tokens = binding.grid.tokens
+        tokens = found.grid.tokens
         return QueryRoute(torch.arange(tokens), tokens, last.output, list(last.inputs))
 
-    monkeypatch.setattr(query_seam, "_route", every)
+    monkeypatch.setattr(QueryRouter, "_route", every)
     close(driver.track(video(7), 2), expected, 1e-5)
     assert len(calls) >= 8, "two objects, from the second tracked frame on"
 
@@ -97,28 +102,27 @@ def test_queries_are_computed_windows_near_tokens_and_the_longest_waiting(
 ) -> None:
     driver = cut(host)
     seen: list[tuple[int, int]] = []
-    original = query_seam._subset
+    original, grid = QueryRouter._subset, router_of(driver.model).grid
 
-    def watched(binding: Any, current: Tensor, positions: Any, run: Any) -> Tensor:
-        route, step, grid = binding.query, binding.step, binding.grid
-        state = binding.state_of(step.handle)
+    def watched(self: Any, call: Any, route: QueryRoute, proceed: Any) -> Tensor:
+        step, state = self.surgery.context.step, self.surgery.context.video
         chosen = set(route.index.tolist())
         assert set(grid.token_ids(state.stats.last.windows).tolist()) <= chosen
-        near = state.regions[step.obj_id].tokens.nonzero().flatten().tolist()
+        near = state.states[FrameRegions].regions[step.obj_id].tokens.nonzero().flatten().tolist()
         assert near
         assert set(near) <= chosen
         assert route.index.tolist() == sorted(chosen)
-        before = state.queries[step.obj_id, step.reverse]
+        before = memory_of(state, step.obj_id, step.reverse)
         others = [window for window in range(grid.count) if window not in state.stats.last.windows]
         oldest = max(others, key=lambda window: (before.ages[window], -window))
         assert set(grid.token_ids([oldest]).tolist()) <= chosen
-        out = original(binding, current, positions, run)
+        out = original(self, call, route, proceed)
         kept = [token for token in range(grid.tokens) if token not in chosen]
         assert torch.equal(out.reshape(-1, out.shape[-1])[kept], before.output[kept])
         seen.append((step.frame, step.obj_id))
         return out
 
-    monkeypatch.setattr(query_seam, "_subset", watched)
+    monkeypatch.setattr(QueryRouter, "_subset", watched)
     driver.track(video(7), objects)
     assert seen == [(frame, 7 + 2 * number) for frame in range(2, 7) for number in range(objects)]
     assert fraction(driver) < 0.9
@@ -130,7 +134,7 @@ def test_rolling_renews_every_token(host: str) -> None:
     driver.click(session, 0, {1: (40, 110)})
     first = None
     for frame, _ in driver.propagate(session):
-        last = driver.state(session).queries.get((1, False))
+        last = memory_of(driver.state(session), 1)
         first = last.output if frame == 1 else first
     assert fraction(driver) < 0.75
     assert (last.output != first).any(-1).all()
@@ -167,9 +171,47 @@ def test_status_tells_the_share_of_queries(host: str) -> None:
 
 def test_forced_windows_ask_for_near_tokens_as_well(host: str) -> None:
     driver = cut(host)
-    require_view(driver.model).binding.forced = [15]
+    force(driver.model, [15])
     driver.track(video(6))
     assert 16 * 2 / 256 < fraction(driver) < 0.9
+
+
+# --- without window routing
+
+
+ALONE = SparseQueryRouting(margin=1, rolling=1, budget=0.4)
+
+
+@pytest.mark.parametrize("others", [(), (SparseWindowRouting(windows="all"),), (RETRIEVAL,)], ids=["alone", "all", "r"])
+def test_queries_need_no_window_routing(others: tuple[Any, ...]) -> None:
+    """Where nobody says which windows were computed, tokens near the object and those that changed are queries."""
+    masks, kept = {}, {}
+    for host in HOSTS:
+        driver = cut(host, ALONE, *others)
+        session = driver.session(video(9))
+        driver.click(session, 0, {7: (40, 110), 8: (200, 60)})
+        masks[host] = gather(driver, session)
+        kept[host] = fraction(driver)
+        assert surgery.status(driver.model).windows_kept in (None, 1.0)
+    close(masks["sam2"], masks["transformers"], 1e-5)
+    assert kept["sam2"] == pytest.approx(kept["transformers"])
+    assert kept["sam2"] < 0.7
+
+
+def test_alone_a_margin_over_the_whole_picture_is_stock(host: str) -> None:
+    stock = make(host).track(video(7))
+    driver = cut(host, SparseQueryRouting(margin=255))
+    assert same(driver.track(video(7)), stock)
+    assert fraction(driver) == 1.0
+
+
+def test_alone_it_leaves_each_video_to_itself_and_the_model_as_it_was(host: str) -> None:
+    driver = cut(host, ALONE)
+    interleaved(driver, [video(7, seed) for seed in (1, 2)])
+    models_copied(driver)
+    copied(driver)
+    surgery.desparsify(driver.model)
+    undone(driver, recipe(ALONE))
 
 
 # --- the life of a video
@@ -181,11 +223,10 @@ def test_a_jump_and_a_prompt_ask_for_every_token(host: str) -> None:
     driver.click(session, 0, {1: (40, 110)})
     gather(driver, session, count=5)
     stats = driver.state(session).stats
-    before = (stats.query_calls, stats.queries_kept)
+    kept, calls = stats.kept["queries"]
     driver.mask(session, 7, {1: square(60, 90)})
     list(driver.propagate(session, start=8, count=0))
-    assert stats.query_calls - before[0] == 1
-    assert stats.queries_kept - before[1] == 1.0
+    assert stats.kept["queries"] == (kept + 1.0, calls + 1)
 
 
 def test_a_removed_object_is_forgotten() -> None:
@@ -194,7 +235,8 @@ def test_a_removed_object_is_forgotten() -> None:
     run.close()
     driver.model.remove_object(session, 4)
     list(driver.propagate(session, start=5))
-    assert set(driver.state(session).queries) == {(9, False)}
+    state = driver.state(session)
+    assert memory_of(state, 9) is not None and memory_of(state, 4) is None
 
 
 def test_interleaved_and_copied_sessions(host: str) -> None:
@@ -210,37 +252,30 @@ def test_interleaved_and_copied_sessions(host: str) -> None:
 @pytest.mark.parametrize("retrieval", [(), (RETRIEVAL,)], ids=["alone", "with retrieval"])
 def test_desparsify_gives_the_stock_model_back(host: str, retrieval: tuple[Any, ...]) -> None:
     def check(model: Any) -> None:
-        view = require_view(model)
+        view = view_of(model)
         parts = (view.memory_attention(), *view.self_attentions(), *view.cross_attentions())
-        assert all(is_grafted(part) for part in parts)
+        assert all(is_patched(part) for part in parts)
 
     undone(make(host), recipe(ROUTING, QUERIES, *retrieval), check)
 
 
 def test_a_patched_self_attention_is_refused(host: str) -> None:
     driver = cut(host)
-    part = require_view(driver.model).self_attentions()[0]
+    part = view_of(driver.model).self_attentions()[0]
     surgery.desparsify(driver.model)
     kind = type(part)
     part.forward = lambda *args, **kwargs: kind.forward(part, *args, **kwargs)
-    tiles = ROUTING.model_copy(update={"span": "tiles"})
+    tiles = SparseWindowRouting(**{**ROUTING.model_dump(), "stages": {"span": "tiles"}})
     with pytest.raises(ModelStateError, match="carries its own forward"):
         surgery.sparsify(driver.model, recipe(tiles, QUERIES))
-    assert not any(is_grafted(module) for module in driver.model.modules())
-
-
-@pytest.mark.parametrize("operations", [(QUERIES,), (QUERIES, SparseWindowRouting(windows="all"))])
-def test_query_routing_needs_windows_to_follow(operations: tuple[Any, ...]) -> None:
-    with pytest.raises((RecipeError, ValueError), match="needs sparse_window_routing with windows: object"):
-        recipe(*operations)
+    assert not any(is_patched(module) for module in driver.model.modules())
 
 
 def test_the_count_of_operations_sees_fewer_queries(host: str) -> None:
-    view = require_view(cut(host, ROUTING, QUERIES, RETRIEVAL).model)
-    stock, third, tenth = (memory_attention_gflop(view, queries=share) for share in (None, 0.3, 0.1))
-    assert tenth < third < 0.5 * stock
-    assert memory_attention_gflop(view, keep=0.05, queries=0.3) < third
-    assert view.binding.query is None
+    under = require_surgery(cut(host, ROUTING, QUERIES, RETRIEVAL).model)
+    third, tenth = (gflop(under, "memory_attention", {"queries": share, "keys": 1.0}) for share in (0.3, 0.1))
+    assert tenth < third < 0.5 * stock_gflop(under.host, "memory_attention")
+    assert gflop(under, "memory_attention", {"queries": 0.3, "keys": 0.4}) < third
 
 
 @pytest.mark.parametrize("host", ["sam2"], indirect=True)
@@ -249,7 +284,7 @@ def test_compiled_memory_attention_matches_and_does_not_recompile(host: str) -> 
     eager, compiled = cut(host, ROUTING, QUERIES), cut(host, ROUTING, QUERIES)
     torch._dynamo.reset()
     counter = CompileCounter()
-    require_view(compiled.model).memory_attention().compile(backend=counter)
+    view_of(compiled.model).memory_attention().compile(backend=counter)
     runs = []
     for driver in (eager, compiled):
         session = driver.session(video(13))
@@ -259,7 +294,7 @@ def test_compiled_memory_attention_matches_and_does_not_recompile(host: str) -> 
     for number in range(13):
         forced = [[1], [0, 1], [2, 5, 7], [0, 3, 4, 8]][number % 4]
         for driver in (eager, compiled):
-            require_view(driver.model).binding.forced = forced
+            force(driver.model, forced)
         masks = [next(run)[1][1] for run in runs]
         close([masks[0]], [masks[1]], 5e-5)
         graphs.append(counter.frame_count)

@@ -10,9 +10,11 @@ import torch
 import surgery
 from surgery import UnsupportedModelError
 from surgery.demo import model as demo
-from surgery.engine import require_view
+from surgery.engine import require_surgery
 from surgery.operations import CompileParts
+from surgery.operations.compile import Compilation
 from tests.hosts.drive import StockDriver, make, video
+from tests.hosts.routes import force
 from tests.hosts.sessions import close
 
 
@@ -29,8 +31,6 @@ def vos_twin(monkeypatch: pytest.MonkeyPatch) -> StockDriver:
 
     for name in ("BLOCKS", "GLOBALS"):
         monkeypatch.setattr(demo, name, getattr(drive, name))
-    # As build_sam2_video_predictor(..., vos_optimized=True) has it.
-    monkeypatch.setitem(demo._SAM21, "compile_image_encoder", True)
     model = demo.build("sam2", vos=True)
     model.load_state_dict(plain.model.state_dict())
     torch._dynamo.reset()
@@ -39,7 +39,7 @@ def vos_twin(monkeypatch: pytest.MonkeyPatch) -> StockDriver:
 
 
 def test_vos_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """fullgraph compilation of memory attention and decoder goes through the grafts, with a bounded set of graphs."""
+    """fullgraph compilation of memory attention and decoder goes through the patches, with a bounded set of graphs."""
     driver = vos_twin(monkeypatch)
     plain = make("sam2")
     surgery.sparsify(plain.model, "balanced")
@@ -62,9 +62,9 @@ def test_the_encoder_a_vos_predictor_compiled_itself_takes_every_window_count(mo
         vars(getattr(driver.model, name)).pop("forward")
     session = driver.session(video(14))
     driver.click(session, 0, {1: (40, 110)})
-    run, binding = driver.propagate(session), require_view(driver.model).binding
+    run = driver.propagate(session)
     for number in range(14):
-        binding.forced = range(number) if number > 1 else None
+        force(driver.model, range(number) if number > 1 else None)
         next(run)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
 
@@ -83,7 +83,7 @@ def test_operation_compile_takes_over_what_a_vos_predictor_compiled(monkeypatch:
         # What the predictor keeps compiled is proven above.
         vars(driver.model.get_submodule(name)).pop("forward")
     close(driver.track(video(4)), plain.track(video(4)), 2e-5)
-    compilation = require_view(driver.model).binding.compilation
+    compilation = require_surgery(driver.model).find(Compilation)
     assert compilation is not None and all(compilation.spent[part].graphs > 0 for part in parts)
     for name in kept:
         vars(driver.model.get_submodule(name))["forward"] = own[name]

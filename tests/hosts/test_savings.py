@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 import surgery
-from surgery.engine import require_view
-from surgery.graft import host_class, is_grafted
+from surgery.core.patching import host_class, is_patched
+from surgery.engine import require_surgery
 from surgery.hosts import view_of
 from surgery.hosts.transformers.encoder import TransformersEncoderAttention
 from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.operations.exact_savings import SharedWork
+from surgery.operations.exact_savings.shared import SharedSelfAttention
 from surgery.recipe import Recipe
-from surgery.retrieval.shared import SharedSelfAttention
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, square, video
 from tests.hosts.sessions import begun, gather, same
 
@@ -46,8 +47,8 @@ def counted(driver: Driver) -> Iterator[Counter[int]]:
             hook.remove()
 
 
-def shared(driver: Driver, session: Any) -> SharedSelfAttention | None:
-    work: SharedSelfAttention | None = driver.state(session).shared
+def shared(driver: Driver, session: Any) -> SharedWork:
+    work: SharedWork = driver.state(session).state(SharedWork)
     return work
 
 
@@ -63,9 +64,9 @@ def test_objects_share_the_first_self_attention(host: str, recipe: str) -> None:
     driver.click(session, 0, {1: (70, 120), 3: (200, 60), 5: (60, 210)})
     with counted(driver) as runs:
         masks = gather(driver, session)
-    layers = len(require_view(driver.model).self_attentions())
+    layers = len(view_of(driver.model).self_attentions())
     assert runs == {0: 5, **dict.fromkeys(range(1, layers), 15)}, "five tracked frames, three objects"
-    assert shared(driver, session) is None, "nothing is kept after a frame's last object"
+    assert shared(driver, session).work is None, "nothing is kept after a frame's last object"
     if recipe == "exact":
         assert same(masks, stock)
 
@@ -92,15 +93,15 @@ def test_features_encoded_again_are_not_shared(host: str, monkeypatch: pytest.Mo
     """The host forgets a frame's features between two objects, and encodes other ones."""
     driver = make(host)
     surgery.sparsify(driver.model, "exact")
-    view = require_view(driver.model)
     session = driver.session(video(4))
     driver.click(session, 0, {1: (70, 120), 3: (200, 60)})
     seam, changed = "_prepare_memory_conditioned_features", []
     original = getattr(type(driver.model), seam)
 
     def forgetting(model: Any, *args: Any, **kwargs: Any) -> Tensor:
-        step = view.binding.step
-        assert step is not None
+        context = require_surgery(model).context
+        assert context is not None and context.step is not None
+        step = context.step
         out: Tensor = original(model, *args, **kwargs)
         if step.obj_id == 1 and step.frame == 2:
             step.handle.evict(2)
@@ -122,17 +123,22 @@ def test_features_encoded_again_are_not_shared(host: str, monkeypatch: pytest.Mo
         assert same(gather(driver, again), found)
 
 
-def test_a_prompt_and_a_jump_drop_what_was_shared(host: str) -> None:
+def test_after_a_prompt_or_a_jump_nothing_shared_before_is_read(host: str) -> None:
+    """As an error between two objects of a frame leaves it."""
     driver = make(host)
     surgery.sparsify(driver.model, "balanced")
-    session, _run = begun(driver, video(6), 3, {1: (70, 120), 3: (200, 60)}, count=3)
-    stale = SharedSelfAttention.of(2, torch.zeros(1), None)
-    driver.state(session).shared = stale
-    driver.mask(session, 2, {1: square(80, 80)})
-    assert shared(driver, session) is not stale
-    driver.state(session).shared = stale
-    gather(driver, session, start=4, count=1)
-    assert shared(driver, session) is None
+    found = []
+    for stale in (None, SharedSelfAttention.of(2, torch.zeros(256, 1, 256), None)):
+        session, _run = begun(driver, video(6), 3, {1: (70, 120), 3: (200, 60)}, count=3)
+        if stale is not None:
+            stale.output = torch.full((1, 256, 256), torch.nan)
+        shared(driver, session).work = stale
+        driver.mask(session, 2, {1: square(80, 80)})
+        masks = gather(driver, session, start=2, count=1)
+        shared(driver, session).work = stale
+        found.append([*masks, *gather(driver, session, start=4, count=1)])
+        assert shared(driver, session).work is None
+    assert same(*found)
 
 
 def test_query_routing_shares_on_dense_frames_only(host: str) -> None:
@@ -167,9 +173,8 @@ def test_eager_attention_returns_every_objects_weights() -> None:
     driver.model.set_attn_implementation("eager")
     surgery.sparsify(driver.model, "exact")
     seen = []
-    hook = (
-        require_view(driver.model).self_attentions()[0].register_forward_hook(lambda _m, _a, out: seen.append(out[1]))
-    )
+    first = view_of(driver.model).self_attentions()[0]
+    hook = first.register_forward_hook(lambda _m, _a, out: seen.append(out[1]))
     driver.track(video(3), 2)
     hook.remove()
     assert len(seen) == 4
@@ -230,5 +235,5 @@ def test_records_and_undo_of_the_encoder_attention(recipe: str) -> None:
         twin = copy.deepcopy(model)
         assert same(list(twin.vision_encoder(video(1)).fpn_hidden_states), list(stock.fpn_hidden_states))
     surgery.desparsify(model)
-    assert not is_grafted(attention)
+    assert not is_patched(attention)
     assert type(attention) is host_class(attention)

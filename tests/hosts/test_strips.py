@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import surgery
-from surgery.engine import require_view
-from surgery.hosts import strips
-from surgery.hosts.base import BlockInfo
-from surgery.hosts.early import EarlyBlock
-from surgery.hosts.strips import block_in_strips, in_strips
+from surgery.core.layout import BlockInfo
+from surgery.core.seams import BlockCall
+from surgery.engine import require_surgery
+from surgery.hosts import view_of
+from surgery.operations import exact_savings
+from surgery.operations.exact_savings import BoundSavings, before_global_stage, strips
+from surgery.operations.exact_savings.strips import block_in_strips, in_strips
 from surgery.recipe import Recipe
 from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
 from tests.hosts.sessions import close, same
@@ -31,11 +33,18 @@ def host(request: pytest.FixtureRequest) -> str:
 
 
 def early_blocks(driver: Driver) -> list[nn.Module]:
-    return [block for block in require_view(driver.model).blocks() if isinstance(block, EarlyBlock)]
+    host = view_of(driver.model)
+    return [host.blocks()[number] for number in before_global_stage(host)]
 
 
 def layers_of(driver: Driver) -> list[Any]:
     return list(driver.model.memory_attention.layers)
+
+
+def refuse_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strips, "STRIP_BYTES", 1)
+    for module in (strips, exact_savings):
+        monkeypatch.setattr(module, "in_strips", lambda *_: pytest.fail("this must run whole"))
 
 
 def runs_of(driver: Driver, clip: Tensor) -> tuple[list[Tensor], Counter[str]]:
@@ -80,7 +89,7 @@ def test_feed_forward_in_strips_without_window_routing(monkeypatch: pytest.Monke
     whole, once = runs_of(driver, video(4))
     monkeypatch.setattr(strips, "STRIP_BYTES", 20_000)
     found, often = runs_of(driver, video(4))
-    assert early_blocks(driver) == []
+    assert often["attention"] == once["attention"] > 0, "the encoder stays the stock model's"
     assert often["feed-forward"] >= 2 * once["feed-forward"]
     close(found, whole, 1e-4)
 
@@ -88,8 +97,7 @@ def test_feed_forward_in_strips_without_window_routing(monkeypatch: pytest.Monke
 def test_no_strips_where_every_bit_counts(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = make(host)
     stock = driver.track(video(3))
-    monkeypatch.setattr(strips, "STRIP_BYTES", 1)
-    monkeypatch.setattr(strips, "in_strips", lambda *_: pytest.fail("this must run whole"))
+    refuse_strips(monkeypatch)
     surgery.sparsify(driver.model, "exact")
     assert same(driver.track(video(3)), stock)
     surgery.sparsify(driver.model, STEADY)
@@ -108,21 +116,35 @@ def test_a_model_in_training_mode_keeps_its_dropout(monkeypatch: pytest.MonkeyPa
     assert runs_of(driver, video(3))[1]["feed-forward"] > 2 * len(layers_of(driver))
 
 
-def test_strips_are_for_cpus(host: str) -> None:
-    driver = make(host)
+@pytest.mark.parametrize(("device", "strip_count"), [("cpu", 8), ("meta", 1)])
+def test_strips_are_for_cpus(device: str, strip_count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = make("sam2")
     surgery.sparsify(driver.model, STEADY)
-    binding = require_view(driver.model).binding
-    assert strips.strips_pay(binding, torch.zeros(1))
-    assert not strips.strips_pay(binding, torch.zeros(1, device="meta"))
+    monkeypatch.setattr(strips, "STRIP_BYTES", 1)
+    savings = require_surgery(driver.model).find(BoundSavings)
+    assert savings is not None
+    runs: dict[Any, Any] = {(patch.seam, patch.index): patch.run for patch in savings.patches()}
+    seen: list[Tensor] = []
+
+    def run(tokens: Tensor) -> Tensor:
+        seen.append(tokens)
+        return tokens
+
+    runs["strip", None](None, 64, torch.zeros(1, 8, 4, device=device), run, None)
+    assert len(seen) == strip_count
+    window = view_of(driver.model).block_info(0).window
+    block: Any = BlockCall(None, 0, {})  # type: ignore[arg-type]
+    runs["block", 0](None, block, torch.zeros(1, 8 * window, window, 4, device=device), run)
+    assert len(seen) == 2 * strip_count
 
 
 def test_outside_of_a_video_blocks_run_as_stock(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Records of attentions would otherwise hold strips."""
     driver = make(host)
     surgery.sparsify(driver.model, STEADY)
-    monkeypatch.setattr(strips, "in_strips", lambda *_: pytest.fail("this must run whole"))
+    refuse_strips(monkeypatch)
     with torch.no_grad():
-        require_view(driver.model).stride16(video(1))
+        view_of(driver.model).stride16(video(1))
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

@@ -11,17 +11,19 @@ from torch._dynamo.testing import CompileCounter
 
 import surgery
 from surgery import ModelStateError, UnsupportedModelError, WeightsError
-from surgery.bench.flops import encoder_gflop
-from surgery.engine import require_view
-from surgery.graft import is_grafted
-from surgery.hosts.early import EarlyBlock
+from surgery.core.cost import stock_gflop
+from surgery.core.patching import is_patched
+from surgery.engine import require_surgery
+from surgery.hosts import view_of
 from surgery.operations import SparseWindowRouting
+from surgery.operations.window_routing.blocks import EarlyBlock
+from surgery.operations.window_routing.policy import WindowState
+from surgery.operations.window_routing.tiles import TileMemory
 from surgery.recipe import Recipe
-from surgery.routing.span import make_route
-from surgery.routing.tiles import TileMemory
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
+from tests.hosts.routes import blocks_that_run, encoder, encoder_gflop, force, levels_of, router_of
 from tests.hosts.sessions import close, copied, gather, interleaved, models_copied, reset_forgets, same, undone
-from tests.hosts.test_compile import encoder, graphs_compiled
+from tests.hosts.test_compile import graphs_compiled
 
 HOSTS = ("sam2", "transformers")
 TILES = Recipe(
@@ -45,35 +47,23 @@ def tiled(host: str, windows: tuple[int, ...] = UNPADDED, extra: list[str] | Non
     return driver
 
 
-def levels_of(driver: Driver, pixels: Tensor) -> list[Tensor]:
-    """Stage outputs [1, C, H, W] of the trunk, finest first."""
-    out = encoder(driver.model)(pixels)
-    if isinstance(out, list):
-        return out
-    return [level.permute(0, 3, 1, 2) for level in out.intermediate_hidden_states]
-
-
 def dense_memory(driver: Driver, pixels: Tensor) -> TileMemory:
     """What a dense frame leaves behind: the stage outputs, and what the exit block received."""
-    view = require_view(driver.model)
-    assert view.span_info is not None
     received: list[Tensor] = []
-    hook = view.blocks()[view.span_info.exit].register_forward_pre_hook(lambda module, args: received.append(args[0]))
-    levels = levels_of(driver, pixels)
+    exit_ = view_of(driver.model).blocks()[router_of(driver.model).span.exit]
+    hook = exit_.register_forward_pre_hook(lambda module, args: received.append(args[0]))
+    levels = levels_of(driver.model, pixels)
     hook.remove()
     ends = [level.permute(0, 2, 3, 1).contiguous() for level in levels[:2]]
     return TileMemory(received[0].flatten(0, 2), tuple(ends))
 
 
 def routed(driver: Driver, pixels: Tensor, windows: list[int], memory: TileMemory) -> list[Tensor]:
-    binding = require_view(driver.model).binding
-    assert binding.grid is not None and binding.tiles is not None
-    tiles = binding.tiles.route(windows, pixels.device, memory)
-    binding.route = make_route(binding.grid, windows, pixels.device, None, tiles=tiles)
-    try:
-        return levels_of(driver, pixels)
-    finally:
-        binding.route = None
+    """Stage outputs when `windows` are computed and all others return what is remembered."""
+    router = router_of(driver.model)
+    assert router.tiles is not None
+    tiles = router.tiles.route(windows, pixels.device, memory)
+    return levels_of(driver.model, pixels, router.routed(windows, pixels.device, None, tiles))
 
 
 # --- the early blocks
@@ -86,12 +76,10 @@ def test_early_stages_of_computed_tiles_are_the_stock_ones_and_of_skipped_tiles_
 ) -> None:
     """Stages 1 and 2 and the stage change see no other tile, so they are right to rounding in any company."""
     driver = tiled(host, windows)
-    binding = require_view(driver.model).binding
-    grid = binding.grid
-    assert grid is not None
+    grid = router_of(driver.model).grid
     before, now = video(2)[:1], video(2, seed=4)[1:]
-    memory, stock = dense_memory(driver, before), levels_of(driver, now)
-    last = levels_of(driver, before)
+    memory, stock = dense_memory(driver, before), levels_of(driver.model, now)
+    last = levels_of(driver.model, before)
     for chosen in ([0], [1, 2], [grid.count - 1], [0, grid.cols, grid.count - 1]):
         found = routed(driver, now, chosen, memory)
         inside = torch.zeros(grid.tokens)
@@ -109,10 +97,9 @@ def test_early_stages_of_computed_tiles_are_the_stock_ones_and_of_skipped_tiles_
 def test_every_tile_through_the_early_blocks_is_bit_equal(host: str, windows: tuple[int, ...]) -> None:
     """The same windows in the same order go through the same kernels."""
     driver = tiled(host, windows)
-    grid = require_view(driver.model).binding.grid
-    assert grid is not None
+    grid = router_of(driver.model).grid
     before, now = video(2)[:1], video(2, seed=4)[1:]
-    stock = levels_of(driver, now)
+    stock = levels_of(driver.model, now)
     found = routed(driver, now, list(range(grid.count)), dense_memory(driver, before))
     for level in (0, 1):
         assert torch.equal(found[level], stock[level])
@@ -125,9 +112,7 @@ def test_every_window_through_the_routed_path_equals_stock(host: str, windows: t
     driver = make(host, windows)
     stock = driver.track(video(5))
     surgery.sparsify(driver.model, TILES)
-    binding = require_view(driver.model).binding
-    assert binding.grid is not None
-    binding.forced = range(binding.grid.count)
+    force(driver.model, range(router_of(driver.model).grid.count))
     close(driver.track(video(5)), stock, 2e-5)
     assert surgery.status(driver.model).dense_frames == {"first frame or jump": 1}
 
@@ -153,7 +138,7 @@ def test_a_still_video_stays_as_it_was(host: str) -> None:
     forgetful = STAGE3.with_overrides(["routing.temporal=false"])
     for name, recipe in {"tiles": TILES, "forgetful": forgetful}.items():
         surgery.sparsify(driver.model, recipe)
-        require_view(driver.model).binding.forced = [5]
+        force(driver.model, [5])
         masks = driver.track(still)
         errors[name] = max(float((a - b).abs().max()) for a, b in zip(masks, stock, strict=True))
     # The chosen window sees itself only in the global blocks, so it changes a little; skipped ones do not.
@@ -192,14 +177,14 @@ def test_a_prompt_a_cut_and_the_first_frame_renew_every_tile(host: str) -> None:
         state = driver.state(session)
         record = state.stats.last
         dense = frame == 0 or record.dense is not None
-        stock = levels_of(driver, clip[frame : frame + 1])
-        same_map = torch.equal(state.tiles.levels[0].permute(0, 3, 1, 2), stock[0])
+        stock = levels_of(driver.model, clip[frame : frame + 1])
+        same_map = torch.equal(state.states[WindowState].tiles.levels[0].permute(0, 3, 1, 2), stock[0])
         assert same_map == dense, frame
         fresh += [frame] if dense else []
     assert fresh == [0, 1, 6]
     driver.click(session, 8, {2: (200, 200)})
-    now = levels_of(driver, clip[8:9])
-    assert torch.equal(driver.state(session).tiles.levels[1].permute(0, 3, 1, 2), now[1])
+    now = levels_of(driver.model, clip[8:9])
+    assert torch.equal(driver.state(session).states[WindowState].tiles.levels[1].permute(0, 3, 1, 2), now[1])
 
 
 def test_rolling_renews_every_tile(host: str) -> None:
@@ -208,7 +193,7 @@ def test_rolling_renews_every_tile(host: str) -> None:
     driver.click(session, 0, {1: (40, 110)})
     start = None
     for frame, _ in driver.propagate(session):
-        tiles = driver.state(session).tiles
+        tiles = driver.state(session).states[WindowState].tiles
         if frame == 0:
             start = tiles
     assert surgery.status(driver.model).windows_kept == pytest.approx(0.25)
@@ -224,7 +209,7 @@ def test_state_lives_on_the_session_and_goes_with_it(host: str) -> None:
     session = driver.session(video(6))
     driver.click(session, 0, {1: (40, 110)})
     gather(driver, session)
-    memory = [weakref.ref(level) for level in driver.state(session).tiles.levels]
+    memory = [weakref.ref(level) for level in driver.state(session).states[WindowState].tiles.levels]
     for module in driver.model.modules():
         owned = [*vars(module).values(), *vars(vars(module).get("_surgery", module)).values()]
         assert not any(isinstance(value, TileMemory) for value in owned)
@@ -251,16 +236,14 @@ def test_a_reset_forgets_the_tiles(host: str) -> None:
 
 def test_desparsify_gives_the_stock_model_back(host: str) -> None:
     def check(model: Any) -> None:
-        span = require_view(model).span_info
-        assert span is not None
-        assert all(isinstance(block, EarlyBlock) for block in require_view(model).blocks()[: span.entry])
+        assert blocks_that_run(model, EarlyBlock) == list(range(router_of(model).span.entry))
 
     undone(make(host), TILES, check)
 
 
 def test_setting_another_recipe_moves_between_spans(host: str) -> None:
-    """Calibration changes the recipe of a model under surgery; what it grafts is undone with the rest."""
-    from surgery.operate import reconfigure
+    """Calibration changes the recipe of a model under surgery; what it patches is undone with the rest."""
+    from surgery.core.engine import reconfigure
 
     recipes = {"stage3": STAGE3, "tiles": TILES}
     expected = {}
@@ -272,10 +255,10 @@ def test_setting_another_recipe_moves_between_spans(host: str) -> None:
     driver = make(host)
     surgery.sparsify(driver.model, recipes["stage3"])
     for span in ("tiles", "stage3", "tiles"):
-        reconfigure(require_view(driver.model), recipes[span])
+        reconfigure(require_surgery(driver.model), recipes[span])
         assert same(driver.track(video(7)), expected[span]), span
     surgery.desparsify(driver.model)
-    assert not any(is_grafted(module) for module in driver.model.modules())
+    assert not any(is_patched(module) for module in driver.model.modules())
 
 
 def test_windows_that_do_not_nest_are_refused(host: str) -> None:
@@ -283,7 +266,7 @@ def test_windows_that_do_not_nest_are_refused(host: str) -> None:
     driver = make(host, (8, 4, 5, 2))
     with pytest.raises(UnsupportedModelError, match=r"pieces of 2 .* window of 5.*use span: stage3"):
         surgery.sparsify(driver.model, TILES)
-    assert not any(is_grafted(module) for module in driver.model.modules())
+    assert not any(is_patched(module) for module in driver.model.modules())
     surgery.sparsify(driver.model, Recipe.load("balanced"))
     kept = surgery.status(driver.model).recipe
     with pytest.raises(UnsupportedModelError):
@@ -294,8 +277,7 @@ def test_windows_that_do_not_nest_are_refused(host: str) -> None:
 def test_a_patched_or_broken_early_block_is_refused(host: str) -> None:
     driver = make(host)
     recipe = TILES
-    block = require_view(surgery.sparsify(driver.model, recipe)).blocks()[1]
-    surgery.desparsify(driver.model)
+    block = view_of(driver.model).blocks()[1]
     kind = type(block)
     block.forward = lambda *args, **kwargs: kind.forward(block, *args, **kwargs)
     with pytest.raises(ModelStateError, match="carries its own forward"):
@@ -305,11 +287,11 @@ def test_a_patched_or_broken_early_block_is_refused(host: str) -> None:
         next(block.parameters()).view(-1)[0] = float("nan")
     with pytest.raises(WeightsError, match=r"blocks\.1\."):
         surgery.sparsify(driver.model, recipe)
-    assert not any(is_grafted(module) for module in driver.model.modules())
+    assert not any(is_patched(module) for module in driver.model.modules())
 
 
 def test_tiles_need_memory() -> None:
-    with pytest.raises(surgery.RecipeError, match="span 'tiles' needs temporal: true"):
+    with pytest.raises(surgery.RecipeError, match=r"span: tiles needs skipped\.temporal: true"):
         Recipe.load("published-large", ["routing.span=tiles"])
 
 
@@ -327,8 +309,7 @@ def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tup
     torch._dynamo.reset()
     counter = CompileCounter()
     encoder(compiled.model).compile(backend=counter)
-    grid = require_view(eager.model).binding.grid
-    assert grid is not None
+    grid = router_of(eager.model).grid
     # One window or several, full or padded: each kind twice, then other counts.
     schedule = [[1], [0, 1], [2, 5, 7], [8], [0, 3, 4], [2, 8], [3], [5], [0, 8], list(range(grid.count - 1))]
     graphs = graphs_compiled(eager, compiled, frames, schedule, counter)
@@ -338,12 +319,11 @@ def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tup
 
 @pytest.mark.parametrize(("host", "windows"), [("sam2", PADDED), ("transformers", UNPADDED)], indirect=["host"])
 def test_the_count_of_operations_sees_skipped_tiles(host: str, windows: tuple[int, ...]) -> None:
-    view = require_view(tiled(host, windows).model)
-    assert view.binding.grid is not None
-    every = view.binding.grid.count
-    few, half = encoder_gflop(view, [0]), encoder_gflop(view, range(every // 2))
-    stage3 = encoder_gflop(require_view(tiled(host, windows, ["routing.span=stage3"]).model), range(every // 2))
-    assert few < half < 0.85 * stage3 < stage3 < encoder_gflop(view)
+    model = tiled(host, windows).model
+    some = range(router_of(model).grid.count // 2)
+    few, half = encoder_gflop(model, [0]), encoder_gflop(model, some)
+    stage3 = encoder_gflop(tiled(host, windows, ["routing.span=stage3"]).model, some)
+    assert few < half < 0.85 * stage3 < stage3 < stock_gflop(view_of(model), "encoder")
 
 
 @pytest.mark.slow
@@ -353,11 +333,10 @@ def test_predicted_ratio_of_the_released_sizes(size: str, windows: int, ratio: f
     from surgery.bench.modules import middle_first
     from surgery.loading import load_model
 
-    view = require_view(surgery.sparsify(load_model(f"random:{size}"), TILES))
-    grid = view.binding.grid
-    assert grid is not None
+    model = surgery.sparsify(load_model(f"random:{size}"), TILES)
+    grid = router_of(model).grid
     chosen = sorted(middle_first(grid.rows, grid.cols)[:windows])
-    assert encoder_gflop(view) / encoder_gflop(view, chosen) == pytest.approx(ratio, abs=0.01)
+    assert stock_gflop(view_of(model), "encoder") / encoder_gflop(model, chosen) == pytest.approx(ratio, abs=0.01)
 
 
 @pytest.mark.slow
@@ -367,19 +346,15 @@ def test_tiles_of_a_released_size_are_the_stock_ones() -> None:
     from surgery.loading import load_model
 
     model = surgery.sparsify(load_model("random:tiny"), TILES)
-    binding = require_view(model).binding
-    grid, tiles = binding.grid, binding.tiles
-    assert grid is not None and tiles is not None
+    router = router_of(model)
+    grid, tiles = router.grid, router.tiles
+    assert tiles is not None
     pixels = torch.randn(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(0))
-    trunk = model.image_encoder.trunk
-    stock = trunk(pixels)
+    stock = levels_of(model, pixels)
     chosen = [4, 12, 24]
     blank = tiles.blank(384, pixels.device, pixels.dtype)
-    binding.route = make_route(grid, chosen, pixels.device, None, tiles=tiles.route(chosen, pixels.device, blank))
-    try:
-        found = trunk(pixels)
-    finally:
-        binding.route = None
+    route = router.routed(chosen, pixels.device, None, tiles.route(chosen, pixels.device, blank))
+    found = levels_of(model, pixels, route)
     inside = torch.zeros(grid.tokens)
     inside[torch.from_numpy(grid.token_ids(chosen))] = 1
     for level, scale in ((0, 4), (1, 2)):

@@ -14,7 +14,8 @@ from transformers import (
 import surgery
 from surgery import UnsupportedModelError
 from surgery.demo import model as demo
-from tests.hosts.drive import PADDED, STEADY, UNPADDED, TransformersDriver, make, square, video
+from surgery.hosts.transformers.driver import new_processor
+from tests.hosts.drive import PADDED, SIZE, STEADY, UNPADDED, TransformersDriver, make, square, video
 from tests.hosts.sessions import close, same
 
 
@@ -23,7 +24,7 @@ def stream(driver: TransformersDriver, frames: torch.Tensor) -> list[torch.Tenso
     masks = []
     for number, frame in enumerate(frames):
         if number == 0:
-            demo.processor().add_inputs_to_inference_session(
+            new_processor(SIZE).add_inputs_to_inference_session(
                 session, frame_idx=0, obj_ids=[1], input_masks=[square(30, 90)], original_size=(256, 256)
             )
         masks.append(driver.model(session, frame=frame).pred_masks[0].clone())

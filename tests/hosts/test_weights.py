@@ -11,9 +11,9 @@ from torch import nn
 import surgery
 from surgery import ModelStateError, UnsupportedModelError
 from surgery.adapters import save_adapter
+from surgery.core.patching import is_patched
+from surgery.core.weights import quantised_layer
 from surgery.digests import weights_digest
-from surgery.graft import is_grafted
-from surgery.hosts.weights import quantised_layer
 from surgery.operations import CompileParts, Precision, SparseWindowRouting
 from surgery.recipe import Recipe
 from tests.hosts.drive import STEADY, make, video
@@ -33,7 +33,7 @@ def quantised(model: Any, inplace: bool = False) -> Any:
 
 
 def untouched(model: nn.Module) -> bool:
-    return not any(is_grafted(module) for module in model.modules())
+    return not any(is_patched(module) for module in model.modules())
 
 
 @pytest.mark.parametrize(("host", "recipe"), [("sam2", "turbo"), ("transformers", "memory-only")])

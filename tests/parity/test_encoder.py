@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import surgery
-from surgery.engine import require_view
 from tests.conftest import shared
+from tests.hosts.routes import on_route, router_of
 from tests.parity.fixtures import manifest, relative, seeded_input, stock_predictor, tensors
 
 TOLERANCE = 2e-4
@@ -30,9 +30,7 @@ def test_routed_features_match(size: str, fixture: str, recipe: str, weights: st
     assert relative(stock[-1][0, :, ::4, ::4], expected["stock"]) < TOLERANCE
 
     surgery.sparsify(model, recipe)
-    view = require_view(model)
-    assert view.span_info is not None
-    view.shortcut_module(view.span_info).load_state_dict(released)
+    router_of(model).shortcut.load_state_dict(released)
     for case, windows in (("routedA", "windowsA"), ("routedB", "windowsB"), ("routedAll", None)):
         levels = forced_features(model, image, None if windows is None else expected[windows].tolist())
         assert relative(levels[-1][0, :, ::4, ::4], expected[case]) < TOLERANCE, case
@@ -46,14 +44,7 @@ def test_routed_features_match(size: str, fixture: str, recipe: str, weights: st
 
 def forced_features(model: object, image: torch.Tensor, windows: list[int] | None) -> list[torch.Tensor]:
     """Encoder output of a model under surgery with exactly `windows` computed (None: all)."""
-    from surgery.routing.span import make_route
-
-    binding = require_view(model).binding
-    grid, routing = binding.grid, binding.routing
-    assert grid is not None and routing is not None
-    chosen = list(range(grid.count)) if windows is None else windows
-    binding.route = make_route(grid, chosen, image.device, None, routing.padding == "published")
-    try:
+    router = router_of(model)
+    chosen = list(range(router.grid.count)) if windows is None else windows
+    with on_route(model, router.routed(chosen, image.device, None)):
         return model.image_encoder(image)["backbone_fpn"]  # type: ignore[attr-defined]
-    finally:
-        binding.route = None

@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from surgery.graft import graft
-from surgery.hosts.base import Binding
-from surgery.hosts.blocks import LayerPart
-from surgery.hosts.sam2.modules import Sam2CrossAttention
-from surgery.retrieval.bank import ObjectMemory, plan_keys, remember
-from surgery.routing.router import prompt_saliency
+import surgery
+from surgery.core.evidence import prompt_saliency
+from surgery.core.frame import FrameContext
+from surgery.core.session import VideoState
+from surgery.engine import require_surgery
+from surgery.operations import SparseMemoryRetrieval
+from surgery.operations.memory_retrieval.bank import ObjectMemory, plan_keys, remember
+from surgery.recipe import Recipe
 from tests.parity.fixtures import manifest, relative, seeded_input, stock_predictor, tensors
 
 TOKENS, KEPT, MIDDLE = 4096, 204, 5
+RETRIEVAL = SparseMemoryRetrieval()
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def tokens_of(feature_map: torch.Tensor) -> torch.Tensor:
     return feature_map.flatten(2).permute(2, 0, 1)
 
 
-def run_stream(model: Any, name: str, stride: int, frames: int, binding: Binding) -> None:
+def run_stream(model: Any, name: str, stride: int, frames: int) -> None:
     expected, info = tensors(name), manifest(name)
     kinds = {"cur": ((1, 256, 64, 64), "smooth"), "mem": ((1, 64, 64, 64), "smooth"), "ptr": ((1, 256), "normal")}
 
@@ -61,12 +64,13 @@ def run_stream(model: Any, name: str, stride: int, frames: int, binding: Binding
             pointers=len(pointers), layers=4, keep=0.05, query_stride=1, middle=MIDDLE, stride=stride,
             device=memory.device,
         )  # fmt: skip
-        binding.plan = plan
-        output = model.memory_attention(
-            curr=[tokens_of(read("cur", frame))], curr_pos=[current_position], memory=memory, memory_pos=position,
-            num_obj_ptr_tokens=len(pointers),
-        )  # fmt: skip
-        binding.plan = None
+        # A frame of no object: what is planned is read, and nothing else is planned.
+        context = FrameContext(frame, VideoState(None), None, records={RETRIEVAL.type: plan})
+        with require_surgery(model).within(context):
+            output = model.memory_attention(
+                curr=[tokens_of(read("cur", frame))], curr_pos=[current_position], memory=memory, memory_pos=position,
+                num_obj_ptr_tokens=len(pointers),
+            )  # fmt: skip
         rows = [
             len(memory) if plan is None or index is None else len(index)
             for index in (plan.index if plan else [None] * 4)
@@ -91,13 +95,9 @@ def run_stream(model: Any, name: str, stride: int, frames: int, binding: Binding
 )
 @torch.inference_mode()
 def test_memory_stream(predictor: Any, name: str, stride: int, frames: int) -> None:
-    binding = Binding()
-    for layer, module in enumerate(predictor.memory_attention.layers):
-        if not isinstance(module.cross_attn_image, Sam2CrossAttention):
-            graft(module.cross_attn_image, Sam2CrossAttention, LayerPart(binding, layer))
-        else:
-            module.cross_attn_image._surgery.binding = binding
-    run_stream(predictor, name, stride, frames, binding)
+    recipe = Recipe(metadata={"name": "memory", "description": "Published."}, operations=[RETRIEVAL])
+    surgery.sparsify(predictor, recipe)
+    run_stream(predictor, name, stride, frames)
 
 
 @pytest.mark.slow

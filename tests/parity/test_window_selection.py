@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from surgery.routing.router import mask_windows, salient_windows
-from surgery.routing.windows import WindowGrid
+from surgery.core.windows import WindowGrid
+from surgery.operations.window_routing.router import mask_windows, salient_windows
 from tests.parity.fixtures import arrays
 
 

@@ -34,7 +34,10 @@ def test_imports(path: Path) -> None:
     anywhere = imports([node for node in ast.walk(tree) if isinstance(node, ast.stmt)])
     assert "torch" not in {name.split(".")[0] for name in anywhere}
     ours = {name for name in anywhere if name.startswith("surgery")}
-    assert all(name in ("surgery.errors", "surgery.missing") or name.startswith("surgery.video") for name in ours)
+    assert all(
+        name in ("surgery.errors", "surgery.files", "surgery.missing") or name.startswith("surgery.video")
+        for name in ours
+    )
 
 
 def test_every_public_name_is_there() -> None:

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from surgery.hosts.base import HostView
-from surgery.hosts.driver import Driver, FrameSource
+from surgery.core.driver import Driver, FrameSource
+from surgery.core.host import HostView
+from surgery.hosts.sam21 import pixels_of
 
 # Both replace a name in the host's module for a moment; two threads at it would put back each other's replacement.
 _LOCK = threading.RLock()
@@ -51,6 +52,8 @@ def _replaced(name: str, value: Any) -> Iterator[None]:
 
 class Sam2Driver(Driver):
     """`SAM2VideoPredictor`; the session is its `inference_state`."""
+
+    pixels = staticmethod(pixels_of)
 
     def __init__(self, view: HostView, frames: FrameSource, size: tuple[int, int]) -> None:
         super().__init__(view, frames, size)

@@ -1,4 +1,4 @@
-"""Stock `sam2`: the grafts of the parts of a `SAM2VideoPredictor`."""
+"""Stock `sam2`: what is put in front of the parts of a `SAM2VideoPredictor`."""
 
 from __future__ import annotations
 
@@ -7,78 +7,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery.graft import Graft
-from surgery.hosts.base import Binding
-from surgery.hosts.blocks import DecoderTap, HieraBlock, MemoryCrossAttention, SpanBlock
-from surgery.hosts.late import LateBlock
-from surgery.hosts.parts import MemoryAttentionPart
-from surgery.hosts.positions import NeckCodes
-from surgery.hosts.query import MemorySelfAttention
-from surgery.hosts.strips import in_strips, strips_pay
-from surgery.retrieval.attention import Projections
+from surgery.core.attention import AttentionCall, Projections
+from surgery.core.memory import MemoryCall
+from surgery.core.seams import Attention, Block, FeedForward, MemoryAttentionPart, PositionCode, TokenToImage
 
 
-class Sam2Block(HieraBlock):
+class Sam2Block(Block):
     """`MultiScaleBlock`."""
 
     def _norm1(self, tokens: Tensor) -> Tensor:
-        return self.norm1(tokens)  # type: ignore[attr-defined]
+        own: Any = self
+        out: Tensor = own.norm1(tokens)
+        return out
 
     def _norm2(self, tokens: Tensor) -> Tensor:
-        return self.norm2(tokens)  # type: ignore[attr-defined]
+        own: Any = self
+        out: Tensor = own.norm2(tokens)
+        return out
 
 
-class Sam2SpanBlock(Sam2Block, SpanBlock):
-    """`MultiScaleBlock` of the routed span."""
-
-
-class Sam2LateBlock(Sam2Block, LateBlock):
-    """`MultiScaleBlock` of the stage after the span."""
-
-
-class Sam2DecoderTap(DecoderTap):
+class Sam2TokenToImage(TokenToImage):
     """`Attention` of the two-way transformer, token to image."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self._tap(q, k)
+        self._note(q, k)
         return super().forward(q=q, k=k, v=v)  # type: ignore[misc]
 
 
-class Sam2CrossAttention(MemoryCrossAttention):
-    """`RoPEAttention` that reads memory."""
+class Sam2Attention(Attention):
+    """`RoPEAttention` of memory attention: among the tokens of the frame, or from them to memory."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
-        plan, route = self._surgery.binding.plan, self._surgery.binding.query
-        if (plan is not None or route is not None) and q.shape[0] == 1:
-            table = _rotary_table(self, q.shape[1] if route is None else route.tokens, q.device)
-            out = self._planned(q[0], k[0], v[0], table.real, table.imag, plan, route, num_k_exclude_rope)
-            if out is not None:
-                return out[None]
-        return super().forward(q, k, v, num_k_exclude_rope=num_k_exclude_rope)  # type: ignore[misc]
+        own: Any = self
+        forward, site = super().forward, self._surgery  # type: ignore[misc]
 
-    def _projections(self) -> Projections:
-        return Projections(self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.num_heads)  # type: ignore[attr-defined]
-
-
-class Sam2SelfAttention(MemorySelfAttention):
-    """`RoPEAttention` among the tokens of the frame."""
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
-        route = self._surgery.binding.query
-        if route is None:
-            self._note(q[0])
-            work = self._work()
-            if work is not None and work.output is not None:
-                return work.output
-            out: Tensor = super().forward(q, k, v, num_k_exclude_rope=num_k_exclude_rope)  # type: ignore[misc]
-            if work is not None:
-                work.output = out
+        def stock() -> Tensor:
+            out: Tensor = forward(q, k, v, num_k_exclude_rope=num_k_exclude_rope)
             return out
-        table = _rotary_table(self, route.tokens, q.device)
-        return self._routed(q[0], table.real, table.imag, route)[None]
 
-    def _projections(self) -> Projections:
-        return Projections(self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.num_heads)  # type: ignore[attr-defined]
+        if site.context is None or q.shape[0] != 1:
+            return stock()
+
+        def tables(tokens: int) -> tuple[Tensor, Tensor]:
+            table = _rotary_table(self, tokens, q.device)
+            return table.real, table.imag
+
+        parts = Projections(own.q_proj, own.k_proj, own.v_proj, own.out_proj, own.num_heads)
+        call = AttentionCall(q[0], k[0], v[0], parts, tables, site.number, num_k_exclude_rope, own.training)
+        return self._call(call, lambda: stock()[0])[None]
 
 
 def _rotary_table(attention: Any, tokens: int, device: torch.device) -> Tensor:
@@ -89,34 +65,46 @@ def _rotary_table(attention: Any, tokens: int, device: torch.device) -> Tensor:
     return table
 
 
-class Sam2NeckCodes(NeckCodes):
+class Sam2Trunk(PositionCode):
+    """`Hiera`, which interpolates its position code to the map and tiles it on every frame."""
+
+    def _get_pos_embed(self, hw: tuple[int, int]) -> Tensor:
+        make = super()._get_pos_embed  # type: ignore[misc]
+        return self._code((int(hw[0]), int(hw[1])), lambda: make(hw))
+
+
+class Sam2NeckCodes(PositionCode):
     """`PositionEmbeddingSine`, which has its codes but copies one into a new tensor on every call."""
 
     def _pe(self, B: int, device: torch.device, *cache_key: int) -> Tensor:
-        known: Tensor | None = self.cache.get(cache_key) if self._spared() else None  # type: ignore[attr-defined]
-        if known is None:
-            return super()._pe(B, device, *cache_key)  # type: ignore[misc]
-        return known.to(device)[None].expand(B, -1, -1, -1)
+        pe = super()._pe  # type: ignore[misc]
+
+        def stock() -> Tensor:
+            code: Tensor = pe(B, device, *cache_key)
+            return code
+
+        def view() -> Tensor:
+            known: Tensor | None = self.cache.get(cache_key)  # type: ignore[attr-defined]
+            return stock() if known is None else known.to(device)[None].expand(B, -1, -1, -1)
+
+        return self._code((B, device, *cache_key), stock, view)
 
 
-class Sam2MemoryLayer(Graft):
-    """`MemoryAttentionLayer`: on a CPU its feed-forward goes strip by strip. (The layer of transformers has no seam
-    before its feed-forward.)"""
-
-    _surgery: Binding
+class Sam2MemoryLayer(FeedForward):
+    """`MemoryAttentionLayer`. (The layer of transformers has no seam before its feed-forward.)"""
 
     def forward(
         self, tgt: Tensor, memory: Tensor, pos: Tensor | None = None, query_pos: Tensor | None = None,
         num_k_exclude_rope: int = 0,
     ) -> Tensor:  # fmt: skip
-        if self.training or not strips_pay(self._surgery, tgt):  # type: ignore[attr-defined]
+        own: Any = self
+        if own.training or torch.compiler.is_compiling() or self._surgery.context is None:
             return super().forward(tgt, memory, pos, query_pos, num_k_exclude_rope)  # type: ignore[misc]
-        tgt = self._forward_sa(tgt, query_pos)  # type: ignore[attr-defined]
-        tgt = self._forward_ca(tgt, memory, query_pos, pos, num_k_exclude_rope)  # type: ignore[attr-defined]
-        hidden: int = self.linear1.out_features  # type: ignore[attr-defined]
-        return in_strips(self._feed, tgt, 1, 1, hidden)
+        tgt = own._forward_sa(tgt, query_pos)
+        tgt = own._forward_ca(tgt, memory, query_pos, pos, num_k_exclude_rope)
+        return self._feed(tgt, own.linear1.out_features, self._run)
 
-    def _feed(self, tokens: Tensor) -> Tensor:
+    def _run(self, tokens: Tensor) -> Tensor:
         own: Any = self
         out: Tensor = tokens + own.linear2(own.activation(own.linear1(own.norm3(tokens))))
         return out
@@ -126,20 +114,21 @@ class Sam2MemoryAttention(MemoryAttentionPart):
     """`MemoryAttention`. `__call__` and not `forward`, which the VOS predictor replaces by a compiled one."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        stock = super().__call__
+        if self._surgery.context is None:
+            return stock(*args, **kwargs)
         names = ("curr", "memory", "curr_pos", "memory_pos", "num_obj_ptr_tokens")
         given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
-        memory, pointers = given["memory"], given.get("num_obj_ptr_tokens", 0)
         current: Tensor = given["curr"][0] if isinstance(given["curr"], list) else given["curr"]
         positions = given.get("curr_pos")
         positions = positions[0] if isinstance(positions, list) else positions
+        own: Any = self
+        model, layers = self._surgery.surgery.host.model, len(own.layers)
 
-        stock = super().__call__
-
-        def run(taken: Tensor, places: Tensor | None) -> Tensor:
-            if taken is current:
+        def run(call: MemoryCall) -> Tensor:
+            if call.current is current:
                 return stock(*args, **kwargs)
-            return stock(**{**given, "curr": taken, "curr_pos": places})
+            return stock(**{**given, "curr": call.current, "curr_pos": call.positions})
 
-        return self._conditioned(
-            current, positions, memory, pointers, self._surgery.model.memory_temporal_stride_for_eval, run
-        )
+        pointers, stride = given.get("num_obj_ptr_tokens", 0), model.memory_temporal_stride_for_eval
+        return self._conditioned(MemoryCall(current, positions, given["memory"], pointers, stride, layers), run)

@@ -1,4 +1,4 @@
-"""Stock `sam2`: the graft of the predictor itself."""
+"""Stock `sam2`: what is put in front of the predictor itself."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
+from surgery.core.evidence import record_evidence
+from surgery.core.frame import ObjectStep
+from surgery.core.memory import Conditioning, MemoryFrame
+from surgery.core.patching import Patched
+from surgery.core.steps import encode, image_features, step_of, stored
+from surgery.core.surgery import RootSite
+from surgery.core.turns import in_turn, seam
 from surgery.errors import ModelStateError
-from surgery.graft import Graft
-from surgery.hosts.base import HostView, ObjectStep
-from surgery.hosts.control import encode, image_features, record_evidence, step_of
 from surgery.hosts.sam2.session import Sam2Session, TracedFrame, TracedFrames
-from surgery.hosts.seam import in_turn, seam
-from surgery.operations.trim_caches import drop_far
-from surgery.retrieval.bank import Conditioning, MemoryFrame
 
 _CONDITIONING = (
     "frame_idx",
@@ -29,10 +30,10 @@ _CONDITIONING = (
 """Parameters of the host's `_prepare_memory_conditioned_features`, in order."""
 
 
-class Sam2Root(Graft):
+class Sam2Root(Patched):
     """The predictor: some of its own methods, each calling the host's."""
 
-    _surgery: HostView
+    _surgery: RootSite
 
     @seam
     def propagate_in_video(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -48,10 +49,10 @@ class Sam2Root(Graft):
                 inference_state, output_dict, frame_idx, *args, **kwargs
             )
 
-        binding = self._surgery.binding
-        if not binding.enabled:
+        surgery = self._surgery.surgery
+        if not surgery.enabled:
             return run()
-        self._surgery.structure.require()
+        surgery.structure.require()
         names = ("batch_size", "is_init_cond_frame", "point_inputs", "mask_inputs", "reverse", "run_mem_encoder")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         per_object = inference_state["output_dict_per_obj"]
@@ -69,12 +70,10 @@ class Sam2Root(Graft):
             or given["mask_inputs"] is not None
             or not given["run_mem_encoder"],
         )
-        with step_of(binding, step, len(self._surgery.token_to_image())):
+        with step_of(surgery, step):
             outputs = run()
-        keep = binding.caches.frames if binding.caches is not None else None
-        if keep is not None and not step.prompted:
-            drop_far(output_dict["non_cond_frame_outputs"], frame_idx, keep)
-            drop_far(inference_state["frames_tracked_per_obj"][position], frame_idx, keep)
+        if not step.prompted:
+            stored(surgery, step.handle, frame_idx, [step.obj_id])
         return outputs
 
     @seam
@@ -82,19 +81,19 @@ class Sam2Root(Graft):
         def run() -> Any:
             return super(Sam2Root, self)._get_image_feature(inference_state, frame_idx, batch_size)  # type: ignore[misc]
 
-        return image_features(self._surgery.binding, Sam2Session(inference_state), frame_idx, run)
+        return image_features(self._surgery.surgery, Sam2Session(inference_state), frame_idx, run)
 
     @seam
     def forward_image(self, img_batch: Tensor) -> Any:
         def run() -> Any:
             return super(Sam2Root, self).forward_image(img_batch)  # type: ignore[misc]
 
-        return encode(self._surgery, img_batch, run)
+        return encode(self._surgery.surgery, img_batch, run)
 
     @seam
     def _prepare_memory_conditioned_features(self, *args: Any, **kwargs: Any) -> Any:
-        binding = self._surgery.binding
-        if binding.enabled and binding.retrieval is not None and binding.step is not None:
+        context = self._surgery.context
+        if context is not None and self._surgery.surgery.notes_memory_frames:
             args, kwargs = (), {**dict(zip(_CONDITIONING, args, strict=False)), **kwargs}
             outputs = kwargs["output_dict"]
             log: list[MemoryFrame] = []
@@ -104,7 +103,7 @@ class Sam2Root(Graft):
                 "cond_frame_outputs": {t: TracedFrame(out, Conditioning(t), log) for t, out in conditioning.items()},
                 "non_cond_frame_outputs": TracedFrames(outputs["non_cond_frame_outputs"], log),
             }
-            binding.memory_frames = log
+            context.memory_frames = log
         return super()._prepare_memory_conditioned_features(*args, **kwargs)  # type: ignore[misc]
 
     @seam
@@ -121,6 +120,4 @@ class Sam2Root(Graft):
 
     def _record(self, outputs: tuple[Any, ...]) -> None:
         """Outputs of the SAM heads: candidate logits first, IoU third, object score last."""
-        view = self._surgery
-        if view.binding.enabled:
-            record_evidence(view.binding, outputs[0], outputs[2], outputs[-1])
+        record_evidence(self._surgery.context, outputs[0], outputs[2], outputs[-1])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from surgery.retrieval.bank import MemoryFrame
-from surgery.session import SessionHandle
+from surgery.core.memory import MemoryFrame
+from surgery.core.session import SessionHandle, Stores
 
 STATE_KEY = "surgery"
 
@@ -20,6 +20,17 @@ class Sam2Session(SessionHandle):
     def features(self) -> dict[int, Any]:
         found: dict[int, Any] = self.holder["cached_features"]
         return found
+
+    def outputs(self) -> dict[int, Stores]:
+        ids, stores = self.holder["obj_idx_to_id"], self.holder["output_dict_per_obj"]
+        return {
+            ids[place]: (
+                each["cond_frame_outputs"],
+                each["non_cond_frame_outputs"],
+                self.holder["frames_tracked_per_obj"][place],
+            )
+            for place, each in stores.items()
+        }
 
     def keep(self, features: dict[int, Any]) -> None:
         self.holder["cached_features"] = features

@@ -9,24 +9,25 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from surgery.core.host import HostView
+from surgery.core.layout import BlockInfo
+from surgery.core.parts import ATTENTION
+from surgery.core.patching import Patched
+from surgery.core.session import SessionHandle, VideoState
 from surgery.errors import UnsupportedModelError
-from surgery.graft import Graft
-from surgery.hosts.base import BlockInfo, HostView
-from surgery.hosts.positions import Trunk
 from surgery.hosts.sam2.driver import Sam2Driver
+from surgery.hosts.sam2.loader import Sam2Loader
 from surgery.hosts.sam2.modules import (
-    Sam2CrossAttention,
-    Sam2DecoderTap,
-    Sam2LateBlock,
+    Sam2Attention,
+    Sam2Block,
     Sam2MemoryAttention,
     Sam2MemoryLayer,
     Sam2NeckCodes,
-    Sam2SelfAttention,
-    Sam2SpanBlock,
+    Sam2TokenToImage,
+    Sam2Trunk,
 )
 from surgery.hosts.sam2.root import Sam2Root
 from surgery.hosts.sam2.session import STATE_KEY, Sam2Session
-from surgery.session import SessionHandle, VideoState
 
 
 class Sam2View(HostView):
@@ -35,19 +36,21 @@ class Sam2View(HostView):
     name = "sam2"
     models = "sam2 SAM2VideoPredictor"
     driver = Sam2Driver
+    loader = Sam2Loader()
     cannot: ClassVar[Mapping[str, str]] = {
         "weights": "feeds its encoder fp32 frames; use cast 'autocast', or half-precision parts by the recipe's own "
         "operation precision",
         "fp16": "keeps its memory in bf16, which fp16 autocast cannot join with fp16; use bf16, or fp16 parts by the "
         "recipe's own operation precision",
     }
-    span_block = Sam2SpanBlock
-    late_block = Sam2LateBlock
-    cross_attention = Sam2CrossAttention
-    self_attention = Sam2SelfAttention
-    memory_attention_mixin = Sam2MemoryAttention
-    decoder_attention = Sam2DecoderTap
     root = Sam2Root
+    seams: ClassVar[Mapping[str, type[Patched]]] = {
+        "block": Sam2Block,
+        "self_attention": Sam2Attention,
+        "cross_attention": Sam2Attention,
+        "token_to_image": Sam2TokenToImage,
+        ATTENTION: Sam2MemoryAttention,
+    }
 
     @classmethod
     def matches(cls, model: object) -> bool:
@@ -66,7 +69,7 @@ class Sam2View(HostView):
             "sam2.build_sam.build_sam2_video_predictor(config, checkpoint)"
         )
 
-    def sessions_of(self, state: VideoState) -> list[SessionHandle]:
+    def sessions_of(self, state: VideoState, home: Any) -> list[SessionHandle]:
         # A plain dict takes no weak reference, so the garbage collector is asked who holds the state.
         holders = (each for each in gc.get_referrers(state) if isinstance(each, dict))
         return [Sam2Session(each) for each in holders if each.get(STATE_KEY) is state]
@@ -112,6 +115,10 @@ class Sam2View(HostView):
     def bank_size(self) -> int:
         return int(self.model.num_maskmem)
 
+    def pointers(self) -> int:
+        per_frame = self.model.hidden_dim // self.model.mem_dim
+        return int(self.model.max_obj_ptrs_in_encoder) * per_frame
+
     def memory_channels(self) -> int:
         return int(self.model.mem_dim)
 
@@ -148,12 +155,15 @@ class Sam2View(HostView):
     def self_attentions(self) -> list[nn.Module]:
         return [layer.self_attn for layer in self.model.memory_attention.layers]
 
-    def lean(self) -> dict[type, type[Graft]]:
+    def seam_classes(self) -> Mapping[str, Mapping[type, type[Patched]]]:
         from sam2.modeling.backbones.hieradet import Hiera
         from sam2.modeling.memory_attention import MemoryAttentionLayer
         from sam2.modeling.position_encoding import PositionEmbeddingSine
 
-        return {Hiera: Trunk, PositionEmbeddingSine: Sam2NeckCodes, MemoryAttentionLayer: Sam2MemoryLayer}
+        return {
+            "code": {Hiera: Sam2Trunk, PositionEmbeddingSine: Sam2NeckCodes},
+            "strip": {MemoryAttentionLayer: Sam2MemoryLayer},
+        }
 
     def token_to_image(self) -> list[nn.Module]:
         transformer = self.model.sam_mask_decoder.transformer
@@ -166,7 +176,7 @@ class Sam2View(HostView):
         attention: Any = module
         return attention.q_proj, attention.k_proj, attention.num_heads
 
-    def decoder_module(self) -> nn.Module:
+    def mask_decoder(self) -> nn.Module:
         return self.model.sam_mask_decoder
 
     def decoder_calls(self) -> list[nn.Module]:

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from surgery.hosts.base import HostView
-from surgery.hosts.driver import Driver, FrameSource
+from surgery.core.driver import Driver, FrameSource
+from surgery.core.host import HostView
+from surgery.hosts.sam21 import pixels_of
 
 
 def new_session(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Any:
@@ -39,6 +40,8 @@ def new_processor(side: int) -> Any:
 
 class TransformersDriver(Driver):
     """`Sam2VideoModel`; the session is a `Sam2VideoInferenceSession` that holds one image at a time."""
+
+    pixels = staticmethod(pixels_of)
 
     def __init__(self, view: HostView, frames: FrameSource, size: tuple[int, int]) -> None:
         super().__init__(view, frames, size)

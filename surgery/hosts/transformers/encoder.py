@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.sam2.modeling_sam2 import eager_attention_forward
 
-from surgery.graft import Graft
+from surgery.core.patching import Patched
 
 
-class TransformersEncoderAttention(Graft):
+class TransformersEncoderAttention(Patched):
     """`Sam2MultiScaleAttention`."""
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:

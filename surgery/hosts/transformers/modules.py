@@ -1,4 +1,4 @@
-"""`transformers`: the grafts of the parts of a `Sam2VideoModel`."""
+"""`transformers`: what is put in front of the parts of a `Sam2VideoModel`."""
 
 from __future__ import annotations
 
@@ -7,43 +7,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery.hosts.blocks import DecoderTap, HieraBlock, MemoryCrossAttention, SpanBlock
-from surgery.hosts.control import record_evidence
-from surgery.hosts.late import LateBlock
-from surgery.hosts.parts import MaskDecoderPart, MemoryAttentionPart
-from surgery.hosts.positions import NeckCodes
-from surgery.hosts.query import MemorySelfAttention
-from surgery.retrieval.attention import Projections
+from surgery.core.attention import AttentionCall, Projections
+from surgery.core.evidence import record_evidence
+from surgery.core.memory import MemoryCall
+from surgery.core.seams import Attention, Block, MaskDecoderPart, MemoryAttentionPart, PositionCode, TokenToImage
 
 
-class TransformersBlock(HieraBlock):
+class TransformersBlock(Block):
     """`Sam2MultiScaleBlock`."""
 
     def _norm1(self, tokens: Tensor) -> Tensor:
-        return self.layer_norm1(tokens)  # type: ignore[attr-defined]
+        own: Any = self
+        out: Tensor = own.layer_norm1(tokens)
+        return out
 
     def _norm2(self, tokens: Tensor) -> Tensor:
-        return self.layer_norm2(tokens)  # type: ignore[attr-defined]
+        own: Any = self
+        out: Tensor = own.layer_norm2(tokens)
+        return out
 
 
-class TransformersSpanBlock(TransformersBlock, SpanBlock):
-    """`Sam2MultiScaleBlock` of the routed span."""
-
-
-class TransformersLateBlock(TransformersBlock, LateBlock):
-    """`Sam2MultiScaleBlock` of the stage after the span."""
-
-
-class TransformersDecoderTap(DecoderTap):
+class TransformersTokenToImage(TokenToImage):
     """`Sam2VideoAttention`, token to image."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self._tap(query, key)
+        self._note(query, key)
         return super().forward(query, key, value, *args, **kwargs)  # type: ignore[misc]
 
 
-class TransformersCrossAttention(MemoryCrossAttention):
-    """`Sam2VideoRoPEAttention` that reads memory."""
+class TransformersAttention(Attention):
+    """`Sam2VideoRoPEAttention`: among the tokens of the frame, or from them to memory."""
 
     def forward(
         self,
@@ -54,62 +47,64 @@ class TransformersCrossAttention(MemoryCrossAttention):
         num_k_exclude_rope: int = 0,
         **kwargs: Any,
     ) -> Any:
-        plan, route = self._surgery.binding.plan, self._surgery.binding.query
-        if (plan is not None or route is not None) and query.shape[:2] == (1, 1):
+        own: Any = self
+        forward, site, weights = super().forward, self._surgery, [None]  # type: ignore[misc]
+
+        def stock() -> Any:
+            return forward(
+                query=query,
+                key=key,
+                value=value,
+                position_embeddings=position_embeddings,
+                num_k_exclude_rope=num_k_exclude_rope,
+                **kwargs,
+            )
+
+        if site.context is None or query.shape[:2] != (1, 1):
+            return stock()
+
+        def tables(tokens: int) -> tuple[Tensor, Tensor]:
             cos, sin = (table.reshape(-1, table.shape[-1])[:, ::2] for table in position_embeddings)
-            out = self._planned(query[0, 0], key[0, 0], value[0, 0], cos, sin, plan, route, num_k_exclude_rope)
-            if out is not None:
-                return out[None, None], None
-        return super().forward(  # type: ignore[misc]
-            query=query,
-            key=key,
-            value=value,
-            position_embeddings=position_embeddings,
-            num_k_exclude_rope=num_k_exclude_rope,
-            **kwargs,
+            return cos, sin
+
+        parts = Projections(own.q_proj, own.k_proj, own.v_proj, own.o_proj, own.num_attention_heads)
+        call = AttentionCall(
+            query[0, 0],
+            key[0, 0],
+            value[0, 0],
+            parts,
+            tables,
+            site.number,
+            num_k_exclude_rope,
+            own.training,
         )
 
-    def _projections(self) -> Projections:
-        heads: int = self.num_attention_heads  # type: ignore[attr-defined]
-        return Projections(self.q_proj, self.k_proj, self.v_proj, self.o_proj, heads)  # type: ignore[attr-defined]
+        def run() -> Tensor:
+            out, weights[0] = stock()
+            call.returns_weights = weights[0] is not None
+            tokens: Tensor = out[0, 0]
+            return tokens
+
+        return self._call(call, run)[None, None], weights[0]
 
 
-class TransformersSelfAttention(MemorySelfAttention):
-    """`Sam2VideoRoPEAttention` among the tokens of the frame."""
+class TransformersTrunk(PositionCode):
+    """`Sam2HieraDetModel`, which interpolates its position code to the map and tiles it on every frame."""
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, position_embeddings: tuple[Tensor, Tensor], **kwargs: Any
-    ) -> Any:
-        route = self._surgery.binding.query
-        if route is None:
-            self._note(query[0, 0])
-            work = self._work()
-            if work is not None and work.output is not None:
-                return work.output, None
-            out, weights = super().forward(  # type: ignore[misc]
-                query=query, key=key, value=value, position_embeddings=position_embeddings, **kwargs
-            )
-            # Eager attention returns its weights, T x T of them: hooks may want each object's, and nobody keeps them.
-            if work is not None and weights is None:
-                work.output = out
-            return out, weights
-        cos, sin = (table.reshape(-1, table.shape[-1])[:, ::2] for table in position_embeddings)
-        return self._routed(query[0, 0], cos, sin, route)[None, None], None
-
-    def _projections(self) -> Projections:
-        heads: int = self.num_attention_heads  # type: ignore[attr-defined]
-        return Projections(self.q_proj, self.k_proj, self.v_proj, self.o_proj, heads)  # type: ignore[attr-defined]
+    def _get_pos_embed(self, hw: tuple[int, int]) -> Tensor:
+        make = super()._get_pos_embed  # type: ignore[misc]
+        return self._code((int(hw[0]), int(hw[1])), lambda: make(hw))
 
 
-class TransformersNeckCodes(NeckCodes):
+class TransformersNeckCodes(PositionCode):
     """`Sam2SinePositionEmbedding`, whose own cache holds one code, and the neck asks for four in turn."""
 
     def forward(self, shape: Any, device: Any, dtype: torch.dtype, mask: Tensor | None = None) -> Tensor:
         make = super().forward  # type: ignore[misc]
-        if mask is not None or not self._spared():
+        if mask is not None:
             code: Tensor = make(shape, device, dtype, mask)
             return code
-        return self._kept((id(self), tuple(shape), torch.device(device), dtype), lambda: make(shape, device, dtype))
+        return self._code((tuple(shape), torch.device(device), dtype), lambda: make(shape, device, dtype))
 
 
 class TransformersMemoryAttention(MemoryAttentionPart):
@@ -124,18 +119,17 @@ class TransformersMemoryAttention(MemoryAttentionPart):
             "num_object_pointer_tokens",
         )
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        memory, pointers = given["memory"], given.get("num_object_pointer_tokens", 0)
         current, positions = given[names[0]], given.get(names[2])
+        own: Any = self
+        stock, layers = super().__call__, len(own.layers)
 
-        stock = super().__call__
-
-        def run(taken: Tensor, places: Tensor | None) -> Tensor:
-            if taken is current:
+        def run(call: MemoryCall) -> Any:
+            if call.current is current:
                 return stock(*args, **kwargs)
-            subset = {**given, names[0]: taken, names[2]: places}
-            return stock(**subset)
+            return stock(**{**given, names[0]: call.current, names[2]: call.positions})
 
-        return self._conditioned(current, positions, memory, pointers, 1, run)
+        pointers = given.get("num_object_pointer_tokens", 0)
+        return self._conditioned(MemoryCall(current, positions, given["memory"], pointers, 1, layers), run)
 
 
 class TransformersMaskDecoder(MaskDecoderPart):
@@ -146,8 +140,6 @@ class TransformersMaskDecoder(MaskDecoderPart):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super().__call__(*args, **kwargs)
-        view = self._surgery
-        if view.binding.enabled:
-            masks, ious, _, score = outputs[:4]
-            record_evidence(view.binding, masks, ious, score)
+        masks, ious, _, score = outputs[:4]
+        record_evidence(self._surgery.context, masks, ious, score)
         return outputs

@@ -1,4 +1,4 @@
-"""`transformers`: the graft of the model itself."""
+"""`transformers`: what is put in front of the model itself."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from typing import Any
 
 from torch import Tensor
 
-from surgery.graft import Graft
-from surgery.hosts.base import HostView, ObjectStep
-from surgery.hosts.control import encode, image_features, record_evidence, step_of
-from surgery.hosts.seam import seam
-from surgery.hosts.transformers.session import TransformersSession, require_image, trim
-from surgery.retrieval.bank import Conditioning
+from surgery.core.evidence import record_evidence
+from surgery.core.frame import ObjectStep
+from surgery.core.memory import Conditioning
+from surgery.core.patching import Patched
+from surgery.core.steps import encode, image_features, step_of, stored
+from surgery.core.surgery import RootSite
+from surgery.core.turns import seam
+from surgery.hosts.transformers.session import TransformersSession, require_image
 
 
-class TransformersRoot(Graft):
+class TransformersRoot(Patched):
     """The model: some of its own methods, each calling the host's."""
 
-    _surgery: HostView
+    _surgery: RootSite
 
     @seam
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -28,10 +30,10 @@ class TransformersRoot(Graft):
         def run() -> Any:
             return super(TransformersRoot, self)._run_single_frame_inference(*args, **kwargs)  # type: ignore[misc]
 
-        binding = self._surgery.binding
-        if not binding.enabled:
+        surgery = self._surgery.surgery
+        if not surgery.enabled:
             return run()
-        self._surgery.structure.require()
+        surgery.structure.require()
         names = (
             "inference_session",
             "frame_idx",
@@ -58,7 +60,7 @@ class TransformersRoot(Graft):
             or given.get("mask_inputs") is not None,
             shared_prompt=bool(session.obj_with_new_inputs),
         )
-        with step_of(binding, step, len(self._surgery.token_to_image())):
+        with step_of(surgery, step):
             return run()
 
     @seam
@@ -71,14 +73,14 @@ class TransformersRoot(Graft):
                 inference_session, frame_idx, batch_size
             )
 
-        return image_features(self._surgery.binding, session, frame_idx, run)
+        return image_features(self._surgery.surgery, session, frame_idx, run)
 
     @seam
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Any:
         def run() -> Any:
             return super(TransformersRoot, self).get_image_features(pixel_values, **kwargs)  # type: ignore[misc]
 
-        return encode(self._surgery, pixel_values, run)
+        return encode(self._surgery.surgery, pixel_values, run)
 
     @seam
     def _gather_memory_frame_outputs(
@@ -87,12 +89,12 @@ class TransformersRoot(Graft):
         gathered = super()._gather_memory_frame_outputs(  # type: ignore[misc]
             inference_session, obj_idx, frame_idx, track_in_reverse_time
         )
-        binding = self._surgery.binding
-        if binding.enabled and binding.step is not None and binding.retrieval is not None:
+        context = self._surgery.context
+        if context is not None and self._surgery.surgery.notes_memory_frames:
             conditioning = inference_session.output_dict_per_obj[obj_idx]["cond_frame_outputs"]
             held = {id(output): frame for frame, output in conditioning.items()}
             sign = 1 if track_in_reverse_time else -1
-            binding.memory_frames = [
+            context.memory_frames = [
                 Conditioning(held[id(output)]) if id(output) in held else frame_idx + sign * offset
                 for offset, output in gathered
                 if output is not None
@@ -102,15 +104,12 @@ class TransformersRoot(Graft):
     @seam
     def _batch_encode_memories(self, inference_session: Any, frame_idx: int, *args: Any, **kwargs: Any) -> None:
         super()._batch_encode_memories(inference_session, frame_idx, *args, **kwargs)  # type: ignore[misc]
-        binding = self._surgery.binding
-        if binding.enabled and binding.caches is not None:
-            state = binding.state_of(TransformersSession(inference_session))
-            trim(binding.caches, inference_session, state, frame_idx)
+        surgery = self._surgery.surgery
+        if surgery.enabled:
+            stored(surgery, TransformersSession(inference_session), frame_idx, list(inference_session.obj_ids))
 
     @seam
     def _use_mask_as_output(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super()._use_mask_as_output(*args, **kwargs)  # type: ignore[misc]
-        view = self._surgery
-        if view.binding.enabled:
-            record_evidence(view.binding, outputs.pred_masks, None, outputs.object_score_logits)
+        record_evidence(self._surgery.context, outputs.pred_masks, None, outputs.object_score_logits)
         return outputs

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Set
+from collections.abc import MutableMapping, Set
 from typing import Any
 
+from torch import Tensor
+
+from surgery.core.session import SessionHandle, Stores
 from surgery.errors import ModelStateError
-from surgery.operations import TrimCaches
-from surgery.operations.trim_caches import blank_images, drop_far, one_copy
-from surgery.session import SessionHandle, VideoState
 
 STATE_KEY = "_surgery"
 
 
 class TransformersSession(SessionHandle):
     """`Sam2VideoInferenceSession`, an object with a `__dict__`."""
+
+    mask_key, position_key = "high_res_masks", "maskmem_pos_enc"
 
     def __init__(self, session: Any) -> None:
         super().__init__(vars(session), STATE_KEY)
@@ -28,30 +30,23 @@ class TransformersSession(SessionHandle):
         found: dict[int, Any] = self.holder["cache"]._vision_features
         return found
 
+    def outputs(self) -> dict[int, Stores]:
+        session = self._session
+        return {
+            session.obj_idx_to_id(place): (
+                each["cond_frame_outputs"],
+                each["non_cond_frame_outputs"],
+                session.frames_tracked_per_obj[place],
+            )
+            for place, each in session.output_dict_per_obj.items()
+        }
+
+    def images(self) -> MutableMapping[int, Tensor]:
+        found: MutableMapping[int, Tensor] = self._session.processed_frames
+        return found
+
     def keep(self, features: dict[int, Any]) -> None:
         self.holder["cache"]._vision_features = features
-
-
-def trim(settings: TrimCaches, session: Any, state: VideoState, frame: int) -> None:
-    """Drop what the session keeps of `frame`, whose memory has been encoded, and of frames far from it.
-
-    Nothing far is dropped after a call that only prompts.
-    """
-    for outputs in session.output_dict_per_obj.values():
-        for stored in (outputs["cond_frame_outputs"].get(frame), outputs["non_cond_frame_outputs"].get(frame)):
-            if stored is None:
-                continue
-            if settings.high_res_masks:
-                stored.pop("high_res_masks", None)
-            if settings.positions and "maskmem_pos_enc" in stored:
-                stored["maskmem_pos_enc"] = state.positions = one_copy(stored["maskmem_pos_enc"], state.positions)
-    if settings.frames is None or state.cursor is None or state.cursor[0] != frame:
-        return
-    for index, outputs in session.output_dict_per_obj.items():
-        drop_far(outputs["non_cond_frame_outputs"], frame, settings.frames)
-        drop_far(session.frames_tracked_per_obj[index], frame, settings.frames)
-    if settings.images:
-        blank_images(session.processed_frames, frame, settings.frames, state.cursor[1])
 
 
 def require_image(session: Any, cached: Set[int], frame: int) -> None:

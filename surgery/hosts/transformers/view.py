@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from surgery.core.host import HostView
+from surgery.core.layout import BlockInfo
+from surgery.core.parts import ATTENTION, DECODER
+from surgery.core.patching import Patched
+from surgery.core.session import SessionHandle, VideoState
 from surgery.errors import UnsupportedModelError
-from surgery.graft import Graft
-from surgery.hosts.base import BlockInfo, HostView
-from surgery.hosts.positions import Trunk
 from surgery.hosts.transformers.driver import TransformersDriver
+from surgery.hosts.transformers.loader import TransformersLoader
 from surgery.hosts.transformers.modules import (
-    TransformersCrossAttention,
-    TransformersDecoderTap,
-    TransformersLateBlock,
+    TransformersAttention,
+    TransformersBlock,
     TransformersMaskDecoder,
     TransformersMemoryAttention,
     TransformersNeckCodes,
-    TransformersSelfAttention,
-    TransformersSpanBlock,
+    TransformersTokenToImage,
+    TransformersTrunk,
 )
 from surgery.hosts.transformers.root import TransformersRoot
 from surgery.hosts.transformers.session import STATE_KEY, TransformersSession
-from surgery.session import SessionHandle, VideoState
 
 _NEUTRAL_NAMES = (
     ("layer_norm1.", "norm1."),
@@ -43,14 +44,16 @@ class TransformersView(HostView):
     name = "transformers"
     models = "transformers Sam2VideoModel"
     driver = TransformersDriver
-    span_block = TransformersSpanBlock
-    late_block = TransformersLateBlock
-    cross_attention = TransformersCrossAttention
-    self_attention = TransformersSelfAttention
-    memory_attention_mixin = TransformersMemoryAttention
-    decoder_attention = TransformersDecoderTap
+    loader = TransformersLoader()
     root = TransformersRoot
-    decoder = TransformersMaskDecoder
+    seams: ClassVar[Mapping[str, type[Patched]]] = {
+        "block": TransformersBlock,
+        "self_attention": TransformersAttention,
+        "cross_attention": TransformersAttention,
+        "token_to_image": TransformersTokenToImage,
+        ATTENTION: TransformersMemoryAttention,
+        DECODER: TransformersMaskDecoder,
+    }
 
     @classmethod
     def matches(cls, model: object) -> bool:
@@ -74,8 +77,8 @@ class TransformersView(HostView):
             return f"{kind} is for pictures: it has no memory and no previous frame to route by; {expected}"
         return f"{kind} is not a SAM 2 video model; {expected}"
 
-    def sessions_of(self, state: VideoState) -> list[SessionHandle]:
-        session = self.binding.states[state]()
+    def sessions_of(self, state: VideoState, home: Any) -> list[SessionHandle]:
+        session = home()
         held = session is not None and vars(session).get(STATE_KEY) is state
         return [TransformersSession(session)] if held else []
 
@@ -121,6 +124,10 @@ class TransformersView(HostView):
     def bank_size(self) -> int:
         return int(self.model.num_maskmem)
 
+    def pointers(self) -> int:
+        per_frame = self.model.hidden_dim // self.model.mem_dim
+        return int(self.model.config.max_object_pointers_in_encoder) * per_frame
+
     def memory_channels(self) -> int:
         return int(self.model.mem_dim)
 
@@ -152,7 +159,7 @@ class TransformersView(HostView):
     def cross_attentions(self) -> list[nn.Module]:
         return [layer.cross_attn_image for layer in self.model.memory_attention.layers]
 
-    def lean(self) -> dict[type, type[Graft]]:
+    def seam_classes(self) -> Mapping[str, Mapping[type, type[Patched]]]:
         from transformers.models.sam2.modeling_sam2 import (
             Sam2HieraDetModel,
             Sam2MultiScaleAttention,
@@ -162,13 +169,9 @@ class TransformersView(HostView):
         from surgery.hosts.transformers.encoder import TransformersEncoderAttention
 
         return {
-            Sam2MultiScaleAttention: TransformersEncoderAttention,
-            Sam2HieraDetModel: Trunk,
-            Sam2SinePositionEmbedding: TransformersNeckCodes,
+            "code": {Sam2HieraDetModel: TransformersTrunk, Sam2SinePositionEmbedding: TransformersNeckCodes},
+            "product": {Sam2MultiScaleAttention: TransformersEncoderAttention},
         }
-
-    def mask_decoder(self) -> nn.Module | None:
-        return self.model.mask_decoder
 
     def self_attentions(self) -> list[nn.Module]:
         return [layer.self_attn for layer in self.model.memory_attention.layers]
@@ -184,7 +187,7 @@ class TransformersView(HostView):
         attention: Any = module
         return attention.q_proj, attention.k_proj, attention.num_attention_heads
 
-    def decoder_module(self) -> nn.Module:
+    def mask_decoder(self) -> nn.Module:
         return self.model.mask_decoder
 
     def decoder_calls(self) -> list[nn.Module]:

@@ -1,0 +1,123 @@
+"""An attention of memory attention, with positions by explicit index: a subset of the queries, of the rows, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Projections(NamedTuple):
+    """The projections of one attention module, whatever the host calls them."""
+
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    output: nn.Module
+    heads: int
+
+
+Tables = Callable[[int], tuple[Tensor, Tensor]]
+"""Rotary tables (cos, sin), [T, d / 2] each, of a square grid of T tokens."""
+
+
+@dataclass(eq=False)
+class AttentionCall:
+    """One call of a self- or cross-attention of memory attention, for one object.
+
+    query: normed tokens [N, C]. key, value: [M, D], unprojected; the last `pointers` rows have no position. parts: the
+    module's projections. tables: of the token grid. layer: number of the module. training: of the module.
+    places: int64 [N] where the queries sit on the grid; None: token i sits at i. tokens: of the grid, where not all are
+    queries. rows: int64 [n] rows of key and value that are read; None: all. spots: int64 [m] places of those that have
+    one, the first m. on_grid: the keys are the grid's own tokens, in order. bias: fp32 [n] added to the logits, or
+    None. returns_weights: the host's module returned its attention weights as well.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    parts: Projections
+    tables: Tables
+    layer: int
+    pointers: int = 0
+    training: bool = False
+    places: Tensor | None = None
+    tokens: int | None = None
+    rows: Tensor | None = None
+    spots: Tensor | None = None
+    on_grid: bool = False
+    bias: Tensor | None = None
+    returns_weights: bool = False
+    _turned: Tensor | None = None
+    _grid: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the host's own module cannot run it."""
+        return self.places is not None or self.rows is not None
+
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """The tables of the whole grid; made once."""
+        if self._grid is None:
+            self._grid = self.tables(self.query.shape[0] if self.tokens is None else self.tokens)
+        return self._grid
+
+    def turned(self) -> Tensor:
+        """Queries projected and rotated: [heads, N, d]; computed once."""
+        if self._turned is None:
+            cos, sin = self.grid()
+            if self.places is not None:
+                cos, sin = cos.index_select(0, self.places), sin.index_select(0, self.places)
+            self._turned = rotate(split_heads(self.parts.query(self.query), self.parts.heads), cos, sin)
+        return self._turned
+
+    def turned_keys(self, rows: Tensor) -> Tensor:
+        """Keys of one whole memory frame, `rows` int64 [T], projected and rotated: [heads, T, d]."""
+        key = split_heads(self.parts.key(self.key.index_select(0, rows)), self.parts.heads)
+        return rotate(key, *self.grid())
+
+    def attend(self) -> Tensor:
+        """The attention by explicit indices: [N, C] after the output projection.
+
+        Rows are gathered before they are projected; pointers and padding, at the end, are not rotated.
+        """
+        query, (cos, sin) = self.turned(), self.grid()
+        key, value = self.key, self.value
+        if self.rows is not None:
+            key, value = key.index_select(0, self.rows), value.index_select(0, self.rows)
+        keys = split_heads(self.parts.key(key), self.parts.heads)
+        values = split_heads(self.parts.value(value), self.parts.heads)
+        if self.on_grid:
+            keys = rotate(keys, cos, sin)
+        else:
+            if self.spots is not None:
+                placed = self.spots.shape[0]
+                cos, sin = cos.index_select(0, self.spots), sin.index_select(0, self.spots)
+            else:
+                placed = keys.shape[1] - self.pointers
+                frames = placed // cos.shape[0]
+                cos, sin = cos.repeat(frames, 1), sin.repeat(frames, 1)
+            keys = torch.cat([rotate(keys[:, :placed], cos, sin), keys[:, placed:]], dim=1)
+        bias = self.bias
+        if bias is not None:
+            bias = bias.to(query.dtype)[None, None, None].expand(1, query.shape[0], query.shape[1], -1)
+        mixed = F.scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=bias)[0]
+        out: Tensor = self.parts.output(mixed.transpose(0, 1).flatten(-2))
+        return out
+
+
+def rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position: tokens [heads, n, d], cos and sin [n, d / 2]; interleaved pairs, computed in fp32."""
+    pairs = tokens.to(torch.float32).unflatten(-1, (-1, 2))
+    even, odd = pairs[..., 0], pairs[..., 1]
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return turned.flatten(-2).to(tokens.dtype)
+
+
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """[n, heads * d] -> [heads, n, d]."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(0, 1)

@@ -1,0 +1,175 @@
+"""Where each object was on the frame before: masks, score and what the decoder read, noted as the decoder runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from surgery.errors import ModelStateError, RecipeError
+
+if TYPE_CHECKING:
+    from surgery.core.frame import FrameContext, ObjectStep
+    from surgery.core.host import HostView
+
+
+@dataclass(frozen=True)
+class EvidenceSettings:
+    """How an operation wants evidence.
+
+    candidates: which mask candidates count, all or the best by predicted IoU; None: either. motion: frames ahead to
+    which the mask is moved as well, at the object's speed; 0: not; None: either. inputs: also what the decoder's
+    attentions read.
+    """
+
+    candidates: Literal["all", "best"] | None = None
+    motion: float | None = None
+    inputs: bool = False
+
+    def beside(self, other: EvidenceSettings | None) -> EvidenceSettings:
+        """What both want. Raises RecipeError where they want different masks."""
+        if other is None:
+            return self
+        for name in ("candidates", "motion"):
+            mine, its = getattr(self, name), getattr(other, name)
+            if mine is not None and its is not None and mine != its:
+                raise RecipeError(f"two operations want evidence of {name} {mine!r} and {its!r}; expected the same")
+        return EvidenceSettings(
+            self.candidates if self.candidates is not None else other.candidates,
+            self.motion if self.motion is not None else other.motion,
+            self.inputs or other.inputs,
+        )
+
+
+@dataclass(eq=False)
+class Evidence:
+    """Where one object was on one frame.
+
+    mask: bool [h, w], union of the mask candidates at low resolution, or the best by IoU. score: object score logit,
+    one element. decoder_inputs: per token-to-image attention of the decoder, the tokens it read (query, key), kept so
+    that the saliency map is computed only when it is asked for. best: the best candidate as well, only while an
+    observer looks on. centre: of the mask, where motion is asked for.
+    """
+
+    frame: int
+    mask: Tensor
+    score: Tensor
+    decoder_inputs: tuple[tuple[Tensor, Tensor], ...] = ()
+    best: Tensor | None = None
+    centre: Tensor | None = None
+
+
+def record_evidence(context: FrameContext | None, masks: Tensor, ious: Tensor | None, score: Tensor) -> None:
+    """Remember where the object of this step is. Runs outside compiled regions.
+
+    Args:
+        context: of the step. masks: candidate logits [..., M, h, w] (batch 1). ious: [..., M] predicted IoU, used by
+            `candidates: best`. score: object score logit, one element.
+
+    Raises:
+        ModelStateError: the decoder's attentions bypass the surgery.
+    """
+    if context is None or context.step is None or context.evidence is None:
+        return
+    step, settings, inputs = context.step, context.evidence, context.decoder_inputs or []
+    candidates = masks.reshape(-1, *masks.shape[-2:])
+    score = score.reshape(-1)[:1]
+    watched, best = context.observer is not None, None
+    if watched or settings.candidates == "best":
+        best = candidates
+        if ious is not None and candidates.shape[0] > 1:
+            best = candidates.index_select(0, ious.reshape(-1).argmax().reshape(1))
+    union = ((candidates if watched or best is None else best) > 0).any(0) & (score > 0)
+    noted = tuple(each for each in inputs if each is not None)
+    if len(noted) < len(inputs):
+        raise ModelStateError(
+            f"the mask decoder ran {len(noted)} of its {len(inputs)} token-to-image attentions under the surgery; was "
+            "the model compiled before sparsify? Call sparsify first, then compile"
+        )
+    known = context.video.evidence
+    middle, ahead = None, union
+    if settings.motion:
+        middle = centre(union)
+        ahead = _ahead(known.get(step.obj_id), union, middle, step, settings.motion)
+    known[step.obj_id] = Evidence(
+        step.frame,
+        ahead,
+        score,
+        noted,
+        (best[0] > 0) & (score > 0) if watched and best is not None else None,
+        middle,
+    )
+
+
+def _ahead(before: Evidence | None, mask: Tensor, middle: Tensor, step: ObjectStep, frames: float) -> Tensor:
+    """The mask, and where it would be after `frames` at the speed since the frame before, if that is known."""
+    if before is None or before.frame != step.previous or before.centre is None:
+        return mask
+    return mask if before.centre.device != middle.device else moved(mask, (middle - before.centre) * frames)
+
+
+def dilated(mask: Tensor, kernel: int) -> Tensor:
+    """A bool [h, w] mask under an odd max-pool kernel in its pixels; 1 leaves it as it is."""
+    if kernel == 1:
+        return mask
+    return F.max_pool2d(mask.to(torch.float32)[None, None], kernel, 1, kernel // 2)[0, 0] > 0
+
+
+def centre(mask: Tensor) -> Tensor:
+    """Mean (row, column) of a bool [h, w] mask in its pixels: fp32 [2], not finite for an empty one."""
+    weight = mask.to(torch.float32)
+    rows = torch.arange(mask.shape[0], device=mask.device, dtype=torch.float32)
+    columns = torch.arange(mask.shape[1], device=mask.device, dtype=torch.float32)
+    return torch.stack([(weight.sum(1) * rows).sum(), (weight.sum(0) * columns).sum()]) / weight.sum()
+
+
+def moved(mask: Tensor, offset: Tensor) -> Tensor:
+    """A bool [h, w] mask and itself shifted by `offset` (rows, columns; fp32 [2]), what leaves the map cut off.
+
+    The offset stays on the device. One that is not finite (an object that is or was out of sight) shifts nothing.
+    """
+    offset = torch.where(torch.isfinite(offset).all(), offset, torch.zeros_like(offset)).round().to(torch.int64)
+    shifted = mask
+    for axis, size in enumerate(mask.shape):
+        source = torch.arange(size, device=mask.device) - offset[axis]
+        inside = (source >= 0) & (source < size)
+        shifted = shifted.index_select(axis, source.clamp(0, size - 1)) & (inside[:, None] if axis == 0 else inside)
+    return mask | shifted
+
+
+def saliency_map(host: HostView, evidence: Evidence) -> Tensor:
+    """Attention of the decoder's output tokens over the image, mean over its token-to-image attentions: fp32 [T]."""
+    layers = []
+    for (query, key), module in zip(evidence.decoder_inputs, host.modules("token_to_image"), strict=True):
+        projections = host.decoder_projections(module)
+        # Of a decoder in half precision the tokens are too, and its weights are not. Quantised ones take fp32.
+        dtype = next((weight.dtype for weight in module.parameters()), torch.float32)
+        layers.append(prompt_saliency(query.to(dtype), key.to(dtype), *projections))
+    return torch.stack(layers).mean(0)
+
+
+def prompt_saliency(
+    query: Tensor, key: Tensor, q_proj: nn.Module, k_proj: nn.Module, heads: int, rows: int = 7
+) -> Tensor:
+    """Attention of the decoder's output tokens over the image, for one token-to-image attention module.
+
+    Args:
+        query: [..., Nq, C] decoder tokens: object score, IoU, four mask tokens, then prompts.
+        key: [..., N, C] image tokens as the module receives them.
+        q_proj, k_proj: the module's own projections.
+        heads: number of heads.
+        rows: leading query tokens that are averaged (7 in the published code).
+
+    Returns:
+        fp32 [N], mean over heads and the first `rows` queries of the softmax over image tokens; sums to 1.
+    """
+    query = q_proj(query.reshape(-1, query.shape[-1])[:rows]).to(torch.float32)
+    key = k_proj(key.reshape(-1, key.shape[-1])).to(torch.float32)
+    width = query.shape[-1] // heads
+    query = query.reshape(-1, heads, width).transpose(0, 1)
+    key = key.reshape(-1, heads, width).permute(1, 2, 0)
+    scores = (query @ key) * width**-0.5
+    return scores.softmax(-1).mean((0, 1))

@@ -1,0 +1,59 @@
+"""How models of a host come to be: what the command line, the demo and model cards ask of it."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from surgery.errors import ModelLoadError
+from surgery.missing import Library
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Loader(ABC):
+    """Saved models of a host, and those it builds.
+
+    library: the host's. title: of the host in a model card. forms: of what `load` takes, as a user knows them. default:
+    tried before others where no host is named. vos: `build` has a predictor that compiles itself whole.
+    """
+
+    library: ClassVar[Library]
+    title: ClassVar[str]
+    forms: ClassVar[str]
+    default: ClassVar[bool] = False
+    vos: ClassVar[bool] = False
+
+    @abstractmethod
+    def reads(self, spec: str) -> bool:
+        """Whether `spec` is of the form `load` takes; whether there is such a model is for `load` to say."""
+
+    @abstractmethod
+    def load(self, spec: str, weights: bool) -> Any:
+        """A saved model, on the CPU; without `weights` they stay as the model is built with.
+
+        Raises:
+            ModelLoadError: a missing file, or a checkpoint that does not fit.
+        """
+
+    @abstractmethod
+    def example(self, base: str | None) -> tuple[str, str]:
+        """The import line and the expression by which users load the model with this Hub id."""
+
+    def build(self, size: Any, vos: bool = False) -> Any:
+        """SAM 2.1 of a size, on the CPU, with the weights the host starts from."""
+        raise ModelLoadError(f"{self.library.use} builds no SAM 2.1 model; expected a saved one: {self.forms}")
+
+    def to_neutral(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of `build`'s under neutral names, which are those of stock `sam2`."""
+        return state
+
+    def from_neutral(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse."""
+        return state
+
+    def quiet(self) -> None:
+        """Silence what the library says of itself: the command line's output is ours."""
+        logging.getLogger(self.library.name).setLevel(logging.ERROR)

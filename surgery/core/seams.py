@@ -1,0 +1,240 @@
+"""Where operations run: the neutral seams, and the classes that hosts put in front of their own modules there.
+
+A seam hands an operation the context of the call, what the module was given, and a function that goes on with the next
+operation and at last with the host's own module. Tensors go in and out:
+
+* `encode(context, pixels, proceed)`: one frame [1, 3, S, S] through the encoder, to the host's own features.
+* `block(context, block, tokens, proceed)`: an encoder block by number; see `BlockCall`.
+* `memory_attention(context, call, proceed)`: of one object; see `MemoryCall`.
+* `self_attention`, `cross_attention(context, call, proceed)`: of a layer of it; see `AttentionCall`.
+* `part(part, module, args, kwargs, proceed)`: a whole part by name, whatever the host gives it, in a frame or not;
+  `forward` the same inside of its hooks.
+* `code(context, module, key, make)`: a position code that no picture is in.
+* `strip(context, tokens, run)`: a feed-forward that works token by token.
+* `stored(surgery, handle, frame, objects)`: the memories of a frame were stored.
+
+A host says which modules lie at a seam (`HostView.modules`) and inherits from the class here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from surgery.core.attention import AttentionCall
+from surgery.core.frame import FrameContext
+from surgery.core.memory import ConditionedBy, MemoryCall
+from surgery.core.parts import ATTENTION, DECODER, ENCODER, MEMORY
+from surgery.core.patching import Patched
+from surgery.core.surgery import Run, Site
+
+PART_SEAMS = ("part", "forward")
+
+
+def passed(runs: tuple[Run, ...], where: Any, what: Any, *given: Any, proceed: Callable[..., Any]) -> Any:
+    """`proceed(*given)` through `runs`, the first outermost: each is called with (where, what, *given, proceed)."""
+    if not runs:
+        return proceed(*given)
+
+    def further(*taken: Any) -> Any:
+        return passed(runs[1:], where, what, *taken, proceed=proceed)
+
+    return runs[0](where, what, *given, further)
+
+
+class BlockCall:
+    """An encoder block in one call: its sub-modules by their common names, for tokens [n, h, w, C].
+
+    block: the host's. number: of the block.
+    """
+
+    def __init__(self, block: Any, number: int, kwargs: dict[str, Any]) -> None:
+        self.block, self.number, self._kwargs = block, number, kwargs
+
+    def norm1(self, tokens: Tensor) -> Tensor:
+        """Before attention."""
+        out: Tensor = self.block._norm1(tokens)
+        return out
+
+    def attend(self, windows: Tensor) -> Tensor:
+        """[n, h, w, C] -> attention output by the host's own module, which pools where the block does."""
+        out: Tensor = self.block.attn(windows, **self._kwargs)
+        return out
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """The residual's projection where the block changes the width."""
+        out: Tensor = self.block.proj(tokens)
+        return out
+
+    def feed_forward(self, tokens: Tensor) -> Tensor:
+        """Its norm included."""
+        out: Tensor = self.block.mlp(self.block._norm2(tokens))
+        return out
+
+
+class Block(Patched):
+    """An encoder block. A host says how it calls the norms; attention, projection and feed-forward have one name."""
+
+    _surgery: Site
+
+    def _norm1(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _norm2(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        site, forward = self._surgery, super().forward  # type: ignore[misc]
+        context = site.context
+        if context is None:
+            out: Tensor = forward(hidden_states, **kwargs)
+            return out
+
+        def stock(tokens: Tensor) -> Tensor:
+            out: Tensor = forward(tokens, **kwargs)
+            return out
+
+        call = BlockCall(self, site.number, kwargs)
+        found: Tensor = passed(site.runs["block"], context, call, hidden_states, proceed=stock)
+        return found
+
+
+class Attention(Patched):
+    """A self- or cross-attention of memory attention; hosts say what a call was given."""
+
+    _surgery: Site
+
+    def _call(self, call: AttentionCall, stock: Callable[[], Tensor]) -> Tensor:
+        """[N, C] of one object. stock: runs the host's own module."""
+        site = self._surgery
+        context = site.context
+        assert context is not None
+
+        def run(call: AttentionCall) -> Tensor:
+            return call.attend() if call.explicit else stock()
+
+        runs = next(iter(site.runs.values()))
+        return _through(runs, context, call, run)
+
+
+def _through(runs: tuple[Run, ...], context: FrameContext, call: Any, proceed: Callable[[Any], Any]) -> Any:
+    if not runs:
+        return proceed(call)
+
+    def further(taken: Any) -> Any:
+        return _through(runs[1:], context, taken, proceed)
+
+    return runs[0](context, call, further)
+
+
+class TokenToImage(Patched):
+    """Token-to-image attention of the mask decoder: what it reads is noted, then it runs as it is."""
+
+    _surgery: Site
+
+    def _note(self, query: Tensor, key: Tensor) -> None:
+        site = self._surgery
+        context = site.context
+        if context is not None and context.decoder_inputs is not None:
+            # A list that grew would be another list to a compiled graph on every call.
+            context.decoder_inputs[site.number] = (query, key)
+
+
+class PositionCode(Patched):
+    """A module that makes a position code."""
+
+    _surgery: Site
+
+    def _code(
+        self, key: tuple[Any, ...], stock: Callable[[], Tensor], make: Callable[[], Tensor] | None = None
+    ) -> Tensor:
+        """key: all that the code depends on besides the module and its weights. make: a shorter way to the same."""
+        if torch.compiler.is_compiling():  # first of all: a graph would be made anew for every session it looked at
+            return stock()
+        site = self._surgery
+        if not site.enabled:
+            return stock()
+        runs = site.runs.get("code", ())
+        found: Tensor = passed(runs, site.context, self, key, make or stock, proceed=_made)
+        return found
+
+
+def _made(key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
+    return make()
+
+
+class FeedForward(Patched):
+    """A module with a feed-forward that works token by token."""
+
+    _surgery: Site
+
+    def _feed(self, tokens: Tensor, hidden: int, run: Callable[[Tensor], Tensor]) -> Tensor:
+        """hidden: channels of its widest layer. tokens: [B, T, C]."""
+        site = self._surgery
+        if torch.compiler.is_compiling() or site.context is None:
+            return run(tokens)
+        found: Tensor = passed(site.runs["strip"], site.context, hidden, tokens, run, proceed=_run_on)
+        return found
+
+
+def _run_on(tokens: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    return run(tokens)
+
+
+class ModelPart(Patched):
+    """A part of the model. `__call__` is outside of its hooks and of a compiled forward, which finds what was set."""
+
+    part: ClassVar[str]
+    # The site. Not by its type: transformers evaluates the annotations of its models' classes.
+    _surgery: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run("part", super().__call__, args, kwargs)  # type: ignore[misc]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run("forward", super().forward, args, kwargs)  # type: ignore[misc]
+
+    def _run(self, seam: str, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        runs = self._surgery.runs.get(seam, ())
+        if not runs or not self._surgery.enabled or self._surgery.surgery.plain:
+            return own(*args, **kwargs)
+
+        def proceed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return own(*args, **kwargs)
+
+        return passed(runs, self.part, self, args, kwargs, proceed=proceed)
+
+
+class EncoderPart(ModelPart):
+    """The image encoder."""
+
+    part = ENCODER
+
+
+class MemoryAttentionPart(ModelPart):
+    """Memory attention; hosts say what a call was given."""
+
+    part = ATTENTION
+
+    def _conditioned(self, call: MemoryCall, run: ConditionedBy) -> Any:
+        """One call. run: the host's own memory attention."""
+        site = self._surgery
+        context = site.context
+        if context is None:
+            return run(call)
+        return _through(site.runs.get("memory_attention", ()), context, call, run)
+
+
+class MemoryEncoderPart(ModelPart):
+    """The memory encoder."""
+
+    part = MEMORY
+
+
+class MaskDecoderPart(ModelPart):
+    """The mask decoder."""
+
+    part = DECODER

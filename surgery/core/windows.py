@@ -1,0 +1,109 @@
+"""The stage-3 windows of one feature map, and the index tensors that gather and scatter them.
+
+Shapes: H, W the stage-3 grid (64 x 64 at 1024 px); w the window; a window id is row-major, `row * cols + col`. Border
+windows of a padded grid hold fewer than `w * w` tokens; only real tokens are ever gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Packing:
+    """Where N tokens (window after window) sit in a stack of n zero-padded windows.
+
+    `slots` is None when every window is full, else int64 [N] into `n * area`; `ids` is int64 [n], whose length carries
+    n so that a compiled graph sees a tensor size and not a Python number that would trigger recompilation.
+    """
+
+    ids: Tensor
+    slots: Tensor | None
+    area: int
+
+    def stack(self, tokens: Tensor) -> Tensor:
+        """[N, C] -> [n, area, C], zeros where a window has no token."""
+        count, channels = self.ids.shape[0], tokens.shape[-1]
+        if self.slots is None:
+            return tokens.reshape(count, self.area, channels)
+        padded = tokens.new_zeros(count * self.area, channels).index_copy(0, self.slots, tokens)
+        return padded.reshape(count, self.area, channels)
+
+    def flatten(self, windows: Tensor) -> Tensor:
+        """[n, area, C] -> [N, C], the inverse of `stack`."""
+        flat = windows.reshape(-1, windows.shape[-1])
+        return flat if self.slots is None else flat.index_select(0, self.slots)
+
+
+class WindowGrid:
+    """Geometry of the windows on an `height x width` token grid.
+
+    Args:
+        height, width: tokens of the stage-3 map.
+        window: window side in tokens; the grid is padded at the bottom and right to a multiple of it.
+    """
+
+    def __init__(self, height: int, width: int, window: int) -> None:
+        self.height, self.width, self.window = height, width, window
+        self.rows, self.cols = -(-height // window), -(-width // window)
+        self.count = self.rows * self.cols
+        self.area = window * window
+        self.padded = self.rows * window != height or self.cols * window != width
+        ids = np.full((self.rows * window, self.cols * window), -1, dtype=np.int64)
+        ids[:height, :width] = np.arange(height * width).reshape(height, width)
+        by_window = ids.reshape(self.rows, window, self.cols, window).transpose(0, 2, 1, 3)
+        self._ids = np.ascontiguousarray(by_window.reshape(self.count, self.area))
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens of the map, `height * width`."""
+        return self.height * self.width
+
+    def token_ids(self, windows: Sequence[int]) -> np.ndarray:
+        """Map indices (row-major in the map) of the real tokens of `windows`, window after window; int64 [N]."""
+        ids = self._ids[list(windows)].reshape(-1)
+        return ids[ids >= 0]
+
+    def real_slots(self, windows: Sequence[int]) -> np.ndarray:
+        """Positions of those tokens in the padded stack of `windows`; int64 [N]."""
+        return np.flatnonzero(self._ids[list(windows)].reshape(-1) >= 0)
+
+    def packing(self, windows: Sequence[int], device: torch.device) -> Packing:
+        """Index tensors that pack `windows` on `device`."""
+        slots = self.real_slots(windows)
+        full = len(slots) == len(windows) * self.area
+        return Packing(
+            ids=torch.as_tensor(np.asarray(windows, dtype=np.int64)).to(device),
+            slots=None if full else torch.from_numpy(slots).to(device),
+            area=self.area,
+        )
+
+    def cells(self, mask: Tensor) -> Tensor:
+        """Which windows a low-resolution mask touches: bool [h, w] -> bool [count].
+
+        The mask side must be a whole multiple of the token grid (4 for SAM 2: 256 px on 64 tokens).
+        """
+        scale_h, scale_w = mask.shape[-2] // self.height, mask.shape[-1] // self.width
+        cell_h, cell_w = scale_h * self.window, scale_w * self.window
+        pad = (0, self.cols * cell_w - mask.shape[-1], 0, self.rows * cell_h - mask.shape[-2])
+        grid = F.pad(mask.to(torch.float32)[None, None], pad)
+        return F.max_pool2d(grid, (cell_h, cell_w), (cell_h, cell_w)).flatten() > 0
+
+    def mass(self, saliency: Tensor) -> Tensor:
+        """Saliency per window: [n, height * width] -> [n, count], summed over each window's real tokens."""
+        pad = (0, self.cols * self.window - self.width, 0, self.rows * self.window - self.height)
+        grid = F.pad(saliency.reshape(-1, self.height, self.width), pad)
+        return grid.reshape(-1, self.rows, self.window, self.cols, self.window).sum((2, 4)).flatten(1)
+
+
+def longest_waiting(ages: Sequence[int], taken: Sequence[bool], count: int) -> list[int]:
+    """Ids of the `count` windows not taken that were computed longest ago; ties go to the lower id."""
+    waiting = [window for window in range(len(ages)) if not taken[window]]
+    waiting.sort(key=lambda window: (-ages[window], window))
+    return waiting[:count]

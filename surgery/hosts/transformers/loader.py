@@ -1,0 +1,97 @@
+"""`transformers`: saved models by Hub id or folder, and SAM 2.1 from a configuration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery.core.loader import Loader
+from surgery.errors import ModelLoadError, about
+from surgery.hosts.sam21 import Sam21
+from surgery.hosts.transformers.keymap import to_stock, to_transformers
+from surgery.missing import Library
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TransformersLoader(Loader):
+    """`Sam2VideoModel`, by `from_pretrained`."""
+
+    library = Library(
+        "transformers.models.sam2_video",
+        "the transformers host",
+        "pip install transformers torchvision",
+        "transformers",
+    )
+    title = "`transformers`"
+    forms = "a Hub id, a folder"
+
+    def reads(self, spec: str) -> bool:
+        return os.path.isdir(spec) or spec.count("/") == 1
+
+    def load(self, spec: str, weights: bool) -> Any:
+        from transformers import Sam2VideoConfig, Sam2VideoModel
+
+        if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
+            raise ModelLoadError(f"{spec}: no config.json, not a saved transformers model")
+        try:
+            if not weights:
+                return Sam2VideoModel(Sam2VideoConfig.from_pretrained(spec))
+            return Sam2VideoModel.from_pretrained(spec)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelLoadError(about(spec, error)) from error
+
+    def example(self, base: str | None) -> tuple[str, str]:
+        return (
+            "from transformers import Sam2VideoModel",
+            f'Sam2VideoModel.from_pretrained("{base or "the base model"}")',
+        )
+
+    def build(self, size: Sam21, vos: bool = False) -> Any:
+        import transformers as library
+
+        side, grid, hidden = size.side, size.grid, size.hidden
+        backbone = library.Sam2HieraDetConfig(
+            image_size=[side, side],
+            hidden_size=size.width,
+            num_attention_heads=size.heads,
+            embed_dim_per_stage=size.widths,
+            num_attention_heads_per_stage=[size.heads << stage for stage in range(4)],
+            blocks_per_stage=list(size.blocks),
+            window_size_per_stage=list(size.windows),
+            global_attention_blocks=list(size.global_blocks),
+            window_positional_embedding_background_size=[size.background] * 2,
+        )
+        vision = library.Sam2VisionConfig(
+            backbone_config=backbone,
+            backbone_channel_list=size.widths[::-1],
+            backbone_feature_sizes=[[4 * grid] * 2, [2 * grid] * 2, [grid] * 2],
+            fpn_hidden_size=hidden,
+        )
+        config = library.Sam2VideoConfig(
+            image_size=side,
+            vision_config=vision,
+            prompt_encoder_config=library.Sam2VideoPromptEncoderConfig(hidden_size=hidden, image_size=side),
+            mask_decoder_config=library.Sam2VideoMaskDecoderConfig(hidden_size=hidden),
+            memory_attention_hidden_size=hidden,
+            memory_attention_num_layers=size.layers,
+            memory_attention_feed_forward_hidden_size=size.mlp,
+            memory_attention_rope_feat_sizes=[grid, grid],
+            memory_encoder_hidden_size=hidden,
+            mask_downsampler_embed_dim=hidden,
+            memory_fuser_embed_dim=hidden,
+            memory_fuser_intermediate_dim=4 * hidden,
+        )
+        return library.Sam2VideoModel(config)
+
+    def to_neutral(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return to_stock(state)
+
+    def from_neutral(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return to_transformers(state)
+
+    def quiet(self) -> None:
+        # The library reads it when it is imported, and sets its logger by it.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

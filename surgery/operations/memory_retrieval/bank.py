@@ -1,0 +1,233 @@
+"""Which keys memory attention reads for one object on one frame.
+
+The host concatenates whole memory frames (T tokens each, conditioning frames first) and then the object pointers. A
+`KeyPlan` says, layer by layer, which of those rows to read. What was salient is remembered per object, direction and
+frame id, so several conditioning frames, any memory stride and reverse tracking need no special case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from surgery.core.memory import Conditioning, MemoryFrame
+from surgery.core.session import State
+from surgery.errors import ModelStateError
+
+ALIGNMENT = 16
+"""Rows of a biased plan are padded to a multiple of this: fused attention would otherwise copy the bias per query."""
+
+
+@dataclass(eq=False)
+class ObjectMemory(State):
+    """Salient token indices of one object in one direction: `{frame: [int64 [k] per layer]}`.
+
+    offsets: per frame and layer, 0-d, minus the log of the share of the frame's attention that its kept tokens held:
+    added to their logits, they weigh as much as the whole frame did. measured: tracked frames measured since the
+    direction was last entered; with a warm-up, pruning waits until it reaches the bank's middle length, as published.
+    """
+
+    frames: dict[int, list[Tensor]] = field(default_factory=dict)
+    offsets: dict[int, list[Tensor]] = field(default_factory=dict)
+    measured: int = 0
+
+    def forget(self, frame: int) -> None:
+        """Drop what was measured of `frame`: it is about to be tracked or prompted again."""
+        self.frames.pop(frame, None)
+        self.offsets.pop(frame, None)
+
+    def copied(self) -> ObjectMemory:
+        """A copy that shares the tensors, which are never written to."""
+        return ObjectMemory(dict(self.frames), dict(self.offsets), self.measured)
+
+    def jumped(self) -> None:
+        """Drop everything: a new pass measures afresh."""
+        self.frames.clear()
+        self.offsets.clear()
+        self.measured = 0
+
+
+@dataclass(eq=False)
+class Measured:
+    """A memory frame to measure during one call, and what was found.
+
+    rows: int64 [T] rows of the concatenated memory. keep: share of its tokens to keep. picked, offset: filled during
+    attention, per layer int64 [k] and 0-d (see `ObjectMemory`). counts: whether it counts for the warm-up.
+    """
+
+    frame: int
+    rows: Tensor
+    keep: float
+    counts: bool
+    picked: list[Tensor | None]
+    offset: list[Tensor | None]
+
+
+@dataclass(eq=False)
+class KeyPlan:
+    """Rows to read in each layer, and what to measure on the way.
+
+    index: per layer int64 [n] rows of the concatenated memory, or None for all. rows: per layer int64 [m], the position
+    on the T-token grid of every row that carries a position (the first m; pointers and padding follow). bias: per layer
+    fp32 [n] added to the attention logits, or None. measures: frames to measure. listener: is told (whether it is a
+    conditioning frame, layer, saliency [T]) of every measure.
+    """
+
+    layers: int
+    query_stride: int
+    index: list[Tensor | None]
+    rows: list[Tensor | None]
+    measures: list[Measured]
+    kept: int
+    total: int
+    bias: list[Tensor | None] | None = None
+    listener: Callable[[bool, int, Tensor], None] | None = None
+
+
+def plan_keys(
+    memory_frames: Sequence[MemoryFrame],
+    memory: ObjectMemory,
+    *,
+    tokens: int,
+    length: int,
+    pointers: int,
+    layers: int,
+    keep: float,
+    query_stride: int,
+    middle: int,
+    stride: int,
+    device: torch.device,
+    keep_conditioning: float = 1.0,
+    rebalance: bool = False,
+) -> KeyPlan | None:
+    """Decide the rows of one memory attention call.
+
+    Args:
+        memory_frames: the memory frames in the host's order.
+        memory: what is known of this object in this direction; entries outside the bank are dropped here.
+        tokens: T, tokens per memory frame.
+        length: rows of the concatenated memory, pointers included.
+        pointers: rows at the end that are object pointers.
+        layers: memory attention layers.
+        keep: share of tokens kept of a pruned frame.
+        query_stride: see `memory_saliency`.
+        middle: measured frames needed before pruning starts (bank size less the conditioning and newest frame).
+        stride: the host's memory stride; a frame that will not be read again is not measured.
+        device: where the memory lives.
+        keep_conditioning: share of tokens kept of a conditioning frame once it has been read.
+        rebalance: give the kept tokens of a frame the weight that the whole frame had when it was measured.
+
+    Returns:
+        The plan, or None when every key is read and nothing is measured.
+    """
+    spatial = length - pointers
+    if (keep >= 1.0 and keep_conditioning >= 1.0) or not memory_frames or spatial != len(memory_frames) * tokens:
+        return None
+    ids = [
+        memory_frame.frame if isinstance(memory_frame, Conditioning) else memory_frame for memory_frame in memory_frames
+    ]
+    for frame in [known for known in memory.frames if known not in ids]:
+        memory.forget(frame)
+    measures = _to_measure(memory_frames, memory, tokens, layers, keep, keep_conditioning, stride, device)
+    tracked = [slot for slot, each in enumerate(memory_frames) if isinstance(each, int)]
+    newest = tracked[-1] if tracked else -1
+    warm = memory.measured >= middle
+    pruned = {
+        slot: frame
+        for slot, frame in enumerate(ids)
+        if slot != newest and frame is not None and frame in memory.frames and warm
+    }
+    plan = KeyPlan(
+        layers=layers,
+        query_stride=query_stride,
+        index=[None] * layers,
+        rows=[None] * layers,
+        measures=measures,
+        kept=layers * spatial,
+        total=layers * spatial,
+    )
+    if pruned:
+        _choose_rows(plan, pruned, memory, len(memory_frames), tokens, length, device, rebalance)
+    return plan if pruned or measures else None
+
+
+def _to_measure(
+    memory_frames: Sequence[MemoryFrame], memory: ObjectMemory, tokens: int, layers: int, keep: float,
+    keep_conditioning: float, stride: int, device: torch.device,
+) -> list[Measured]:  # fmt: skip
+    """The newest tracked frame and the first conditioning frame that are to be pruned and were not measured yet."""
+    tracked = [(slot, each) for slot, each in enumerate(memory_frames) if isinstance(each, int)]
+    wanted: list[tuple[int, int, float, bool]] = []
+    if keep < 1.0 and tracked:
+        slot, frame = tracked[-1]
+        if frame not in memory.frames and frame % stride == 0:
+            wanted.append((slot, frame, keep, True))
+    if keep_conditioning < 1.0:
+        fresh = [
+            (slot, each.frame)
+            for slot, each in enumerate(memory_frames)
+            if isinstance(each, Conditioning) and each.frame not in memory.frames
+        ]
+        wanted += [(slot, frame, keep_conditioning, False) for slot, frame in fresh[:1]]
+    return [
+        Measured(
+            frame=frame,
+            rows=torch.arange(slot * tokens, (slot + 1) * tokens, device=device),
+            keep=share,
+            counts=counts,
+            picked=[None] * layers,
+            offset=[None] * layers,
+        )
+        for slot, frame, share, counts in wanted
+    ]
+
+
+def _choose_rows(
+    plan: KeyPlan, pruned: dict[int, int], memory: ObjectMemory, frames: int, tokens: int, length: int,
+    device: torch.device, rebalance: bool,
+) -> None:  # fmt: skip
+    """Fill the plan's index, rows and bias. pruned: {slot: frame} whose salient tokens alone are read."""
+    spatial = frames * tokens
+    every = torch.arange(length, device=device)
+    zero = torch.zeros(1, device=device)
+    plan.kept = 0
+    if rebalance:
+        plan.bias = [None] * plan.layers
+    for layer in range(plan.layers):
+        parts, weights = [], []
+        for slot in range(frames):
+            if slot in pruned:
+                part = memory.frames[pruned[slot]][layer].to(device) + slot * tokens
+                weight = memory.offsets[pruned[slot]][layer].to(device) if rebalance else zero
+            else:
+                part, weight = every[slot * tokens : (slot + 1) * tokens], zero
+            parts.append(part)
+            weights.append(weight.reshape(1).expand(part.shape[0]))
+        where = torch.cat(parts)
+        plan.rows[layer] = where % tokens
+        plan.kept += where.shape[0]
+        rest = [where, every[spatial:]]
+        if plan.bias is not None:
+            padding = -(where.shape[0] + length - spatial) % ALIGNMENT
+            rest.append(every[:1].expand(padding))
+            plan.bias[layer] = torch.cat(
+                [*weights, zero.expand(length - spatial), torch.full_like(zero, -torch.inf).expand(padding)]
+            )
+        plan.index[layer] = torch.cat(rest)
+
+
+def remember(plan: KeyPlan, memory: ObjectMemory) -> None:
+    """Store what the attention measured under the plan. Raises ModelStateError when a layer did not measure."""
+    for item in plan.measures:
+        picked = [layer for layer in item.picked if layer is not None]
+        if len(picked) != plan.layers:
+            raise ModelStateError(
+                f"memory attention measured {len(picked)} of its {plan.layers} layers under the surgery; was the model "
+                "compiled before sparsify? Call sparsify first, then compile"
+            )
+        memory.frames[item.frame] = picked
+        memory.offsets[item.frame] = [offset for offset in item.offset if offset is not None]
+        memory.measured += item.counts

@@ -1,0 +1,47 @@
+"""Which tokens of older memory frames are read: what a recipe says."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from surgery.core.operation import MOST, Fraction, Operation, percent
+
+
+class RetrievalSettings(Operation):
+    """Sparse Memory Retrieval: older memory frames keep only the tokens that mattered (Efficient-SAM2, section 3.3)."""
+
+    type: Literal["sparse_memory_retrieval"] = "sparse_memory_retrieval"
+    keep: Fraction = Field(0.05, description="share of the tokens kept of each older memory frame; 1: all")
+    keep_conditioning: Fraction = Field(
+        1.0, description="the same for conditioning frames, measured when first read; 1: whole"
+    )
+    rebalance: bool = Field(
+        False, description="kept tokens of a frame together weigh what the whole frame weighed when measured"
+    )
+    warm_up: bool = Field(
+        True, description="prune only after as many frames were measured as the bank's middle holds (5)"
+    )
+    query_stride: int = Field(1, ge=1, le=MOST, description="saliency averages every n-th query only; 1: all")
+
+    alias: ClassVar[str] = "retrieval"
+    share: ClassVar[str | None] = "keys"
+
+    @property
+    def approximate(self) -> bool:
+        """Whether keys may be left out."""
+        return min(self.keep, self.keep_conditioning) < 1.0
+
+    @property
+    def clause(self) -> str:
+        """See `Operation.clause`."""
+        if min(self.keep, self.keep_conditioning) == 1.0:
+            return "all memory read"
+        kept = {"older frames": self.keep, "prompted frames": self.keep_conditioning}
+        pruned = [f"of {frames} pruned to {percent(share)}" for frames, share in kept.items() if share < 1.0]
+        return f"memory {' and '.join(pruned)}" + (", rebalanced" if self.rebalance else "")
+
+    def structure(self) -> dict[str, Any]:
+        """See `Operation.structure`."""
+        return self.model_dump(mode="json", include={"query_stride", "rebalance"})

@@ -1,0 +1,134 @@
+"""What encoder blocks do on a routed frame: those before the span, of the span, and of the stage after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from surgery.core.frame import FrameContext
+from surgery.core.seams import BlockCall
+from surgery.operations.window_routing.correction import StageCorrection
+from surgery.operations.window_routing.shortcut import Shortcut
+from surgery.operations.window_routing.span import Route, enter, leave, windowed_attention
+from surgery.operations.window_routing.stage4 import Stage4Route
+
+Proceed = Callable[[Tensor], Tensor]
+TYPE = "sparse_window_routing"
+"""The key of the frame's route among the records of its context."""
+
+
+class Runs(Protocol):
+    """What runs at a block."""
+
+    def __call__(self, context: FrameContext, block: BlockCall, tokens: Tensor, proceed: Proceed) -> Tensor: ...
+
+
+class EarlyBlock:
+    """A block before the span. Pieces hold whole windows, so the host's own partition of a piece cuts what it would
+    have cut from the map.
+
+    gathers: whether it receives a whole map (first block of a stage). level: number of the stage it ends, or None.
+    first: whether it is the first of all. correction: of the stage it ends; corrected: whether there are any.
+    """
+
+    def __init__(
+        self, gathers: bool, level: int | None, first: bool, correction: StageCorrection | None, corrected: bool
+    ) -> None:
+        self.gathers, self.level, self.first = gathers, level, first
+        self.correction, self.corrected = correction, corrected
+
+    def __call__(self, context: FrameContext, block: BlockCall, tokens: Tensor, proceed: Proceed) -> Tensor:
+        route: Route | None = context.records.get(TYPE)
+        tiles = route.tiles if route is not None else None
+        if route is None or tiles is None:
+            return proceed(tokens)
+        if self.first:
+            tiles.start(tokens, self.corrected)
+        if self.gathers and not route.dense:
+            tokens = tiles.gather(tokens)
+        out = proceed(tokens)
+        if self.level is None:
+            return out
+        if not route.dense:
+            return tiles.merge(out, self.level, self.correction)
+        if route.observe:
+            tiles.note(out, self.level, self.correction)
+        return out
+
+
+class SpanBlock:
+    """A block of the routed span, or the block that ends it. shortcut: where the span begins. side: of the map, where
+    it ends."""
+
+    def __init__(self, window: int, shortcut: Shortcut | None, side: int | None) -> None:
+        self.window, self.shortcut, self.side = window, shortcut, side
+
+    def __call__(self, context: FrameContext, block: BlockCall, tokens: Tensor, proceed: Proceed) -> Tensor:
+        route: Route | None = context.records.get(TYPE)
+        if route is None:
+            return proceed(tokens)
+        if route.dense:
+            if route.observe and self.shortcut is not None:
+                route.seen_input = tokens
+            if route.observe and self.side is not None:
+                route.seen_output = tokens
+            return proceed(tokens)
+        if self.side is not None:
+            return proceed(leave(tokens, route, (1, self.side, self.side)))
+        if self.shortcut is not None:
+            tokens = enter(tokens, route, self.shortcut)
+        return self._routed(tokens, route, block)
+
+    def _routed(self, tokens: Tensor, route: Route, block: BlockCall) -> Tensor:
+        normed = block.norm1(tokens)
+        if self.window:
+            mixed = windowed_attention(normed, route, block.attend, self.window)
+        elif route.real is None:
+            mixed = block.attend(normed)
+        else:
+            return self._published_global(tokens, route, block)
+        tokens = tokens + mixed
+        return tokens + block.feed_forward(tokens)
+
+    def _published_global(self, tokens: Tensor, route: Route, block: BlockCall) -> Tensor:
+        """Global attention among real tokens; padding is reset to zero afterwards, as in the released code."""
+        assert route.real is not None
+        real = tokens.index_select(1, route.real)
+        real = real + block.attend(block.norm1(real))
+        real = real + block.feed_forward(real)
+        return tokens.new_zeros(tokens.shape).index_copy(1, route.real, real.to(tokens.dtype))
+
+
+class Stage4Block:
+    """A block of the stage after the span, on packed windows. first: it pools. last: of the stage."""
+
+    def __init__(self, window: int, first: bool, last: bool) -> None:
+        self.window, self.first, self.last = window, first, last
+
+    def __call__(self, context: FrameContext, block: BlockCall, tokens: Tensor, proceed: Proceed) -> Tensor:
+        route: Route | None = context.records.get(TYPE)
+        stage4 = route.stage4 if route is not None else None
+        if route is None or stage4 is None:
+            return proceed(tokens)
+        if route.dense:
+            out = proceed(tokens)
+            if self.last and route.observe:
+                stage4.seen = out
+            return out
+        if self.first:
+            tokens = self._change(tokens, route, stage4, block)
+        else:
+            assert stage4.packing is not None
+            tokens = tokens + stage4.attention(block.norm1(tokens), stage4.packing, block.attend, self.window)
+        tokens = tokens + block.feed_forward(tokens)
+        return stage4.merge(tokens) if self.last else tokens
+
+    def _change(self, feature_map: Tensor, route: Route, stage4: Stage4Route, block: BlockCall) -> Tensor:
+        """Stage-3 map [1, H, W, C] -> residual stream of the chosen windows, pooled: [1, N / 4, 1, 2 C]."""
+        assert route.chosen is not None and route.packing is not None
+        flat = feature_map.reshape(-1, feature_map.shape[-1])
+        normed = block.norm1(flat.index_select(0, route.chosen)[None, :, None])
+        mixed = stage4.attention(normed, route.packing, block.attend, self.window)
+        return stage4.pool(block.project(normed), route.packing, self.window) + mixed

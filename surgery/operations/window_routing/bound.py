@@ -1,0 +1,259 @@
+"""Window routing in one model: the encoder call of a frame, and what runs at the blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from surgery.core.frame import ComputedWindows, FrameContext
+from surgery.core.operation import Bound, Patch
+from surgery.core.parts import ENCODER, Part
+from surgery.core.session import FrameRecord, VideoState
+from surgery.core.surgery import Surgery
+from surgery.core.windows import WindowGrid
+from surgery.errors import ModelStateError
+from surgery.operations.window_routing.blocks import EarlyBlock, SpanBlock, Stage4Block
+from surgery.operations.window_routing.geometry import (
+    last_blocks,
+    span_of,
+    stage4_blocks,
+    stage4_grid,
+    tile_grid,
+)
+from surgery.operations.window_routing.graphs import own_route, route_kind, settle_route
+from surgery.operations.window_routing.policy import FramePreview, Policy, WindowState, by_evidence, tile_route
+from surgery.operations.window_routing.settings import WindowSettings
+from surgery.operations.window_routing.shortcut import IdentityShortcut, Shortcut, make_shortcut
+from surgery.operations.window_routing.span import Route, SpanMemory, dense_route, make_route, updated_memory
+from surgery.operations.window_routing.tiles import updated_tiles
+
+
+@dataclass(frozen=True, eq=False)
+class SpanSeen:
+    """Told to an observer after every frame: the span's input and output, [1, H, W, C] each. maps: with tiles, patch
+    embedding and outputs of the stages before the span, [1, H, W, C] each; else empty."""
+
+    entering: Tensor
+    leaving: Tensor
+    maps: tuple[Tensor, ...]
+
+
+class WindowRouter(Bound[WindowSettings]):
+    """Window routing in one model.
+
+    span: where it lies. grid: its windows. tiles, stage4: what the recipe routes besides, or None. shortcut: what
+    stands in for the span. policy: chooses the windows.
+    """
+
+    def __init__(self, settings: WindowSettings, surgery: Surgery, before: WindowRouter | None) -> None:
+        super().__init__(settings, surgery)
+        host = surgery.host
+        self.span = span = span_of(host)
+        self.grid: WindowGrid = WindowGrid(span.side, span.side, span.window)
+        self.tiles = tile_grid(host, span) if settings.stages.span == "tiles" else None
+        self.stage4 = stage4_grid(host, span) if settings.stages.stage4 == "routed" else None
+        self.policy: Policy = by_evidence
+        self.shortcut: Shortcut = before.shortcut if before is not None else self._new()
+        if settings.stages.correction == "patch" and self.shortcut.corrections is None:
+            raise ModelStateError(
+                "routing.stages.correction: patch on a model whose shortcut was made without corrections; call "
+                "sparsify with this recipe"
+            )
+        self.learned = (host.blocks()[span.entry], "shortcut", self.shortcut)
+
+    def _new(self) -> Shortcut:
+        host, span = self.surgery.host, self.span
+        reference = next(host.blocks()[span.entry].parameters())
+        corrected = None
+        if self.settings.stages.correction == "patch":
+            corrected = tile_grid(host, span).widths
+        shortcut = make_shortcut(self.settings.skipped.shortcut.type, span.channels, corrected=corrected)
+        return shortcut.to(reference.device, reference.dtype).train(bool(host.model.training))
+
+    @property
+    def learns(self) -> bool:
+        """Whether the shortcut itself has weights that a fit changes, beside those of its corrections."""
+        return self.settings.uses_shortcut and not isinstance(self.shortcut, IdentityShortcut)
+
+    def role(self, index: int) -> Literal["dense", "routed", "merge"]:
+        """What a block does: all windows, chosen ones only, or all of them after it merged the chosen with the rest."""
+        if index == self.span.exit:
+            return "merge"
+        after = self.stage4 is not None and index in stage4_blocks(self.surgery.host, self.span)
+        return "routed" if index in self.span.routed or after else "dense"
+
+    def patches(self) -> Iterator[Patch]:
+        """See `Bound.patches`."""
+        host, span = self.surgery.host, self.span
+        yield Patch("encode", self._encode)
+        ends = last_blocks(host, span)
+        corrections = self.shortcut.corrections if self.settings.stages.correction == "patch" else None
+        for index in range(span.entry):
+            level = ends.index(index) if index in ends else None
+            correction: Any = corrections[level] if corrections is not None and level is not None else None
+            gathers = index == 0 or index - 1 in ends
+            yield Patch("block", EarlyBlock(gathers, level, index == 0, correction, corrections is not None), index)
+        for index in range(span.entry, span.exit + 1):
+            shortcut = self.shortcut if index == span.entry else None
+            side = span.side if index == span.exit else None
+            yield Patch("block", SpanBlock(host.block_info(index).window, shortcut, side), index)
+        if self.settings.stages.stage4 == "routed":
+            numbers = stage4_blocks(host, span)
+            for index in numbers:
+                window = host.block_info(index).window
+                yield Patch("block", Stage4Block(window, index == numbers[0], index == numbers[-1]), index)
+
+    def _encode(self, context: FrameContext, pixels: Tensor, proceed: Callable[[], Any]) -> Any:
+        """Choose windows, run, remember."""
+        settings, grid, observer = self.settings, self.grid, context.observer
+        chooses = settings.windows == "object"
+        state = context.video.state(WindowState)
+        preview = FramePreview.at(pixels, settings, grid, context) if chooses else FramePreview()
+        windows: list[int] | None = None
+        reason: str | None = "watched" if observer is not None else "every window asked for"
+        if chooses and observer is None:
+            host = self.surgery.host
+            windows, reason = self.policy(settings, grid, host, context, state, preview, pixels.device)
+        route = self.route(context, state, windows, preview, pixels.device)
+        if not route.dense and "forward" in vars(self.surgery.host.image_encoder()):
+            # The VOS predictor compiled its encoder itself, one graph for each shape, and fails at the ninth.
+            settle_route(route, grid)
+        context.records[settings.type] = route
+        try:
+            features = proceed()
+        finally:
+            del context.records[settings.type]
+        if observer is not None and route.seen_input is not None and route.seen_output is not None:
+            maps = route.tiles.maps if route.tiles is not None else None
+            observer.noted(SpanSeen(route.seen_input, route.seen_output, tuple(maps or ())))
+        else:
+            self._remember(route, state, preview, pixels.device)
+        if route.stage4 is not None and route.stage4.seen is not None:
+            state.stage4 = route.stage4.seen.contiguous()
+        self._note(context, state, windows, reason, preview)
+        return features
+
+    def route(
+        self, context: FrameContext, state: WindowState, windows: list[int] | None, preview: FramePreview,
+        device: torch.device,
+    ) -> Route:  # fmt: skip
+        """The route of a frame that computes `windows`; None: all of them."""
+        settings, grid, watched = self.settings, self.grid, context.observer is not None
+        chooses = settings.windows == "object"
+        tiles, stage4 = (self.tiles, self.stage4) if chooses else (None, None)
+        if windows is not None:
+            early = tile_route(tiles, settings, state, context.known, windows, preview) if tiles is not None else None
+            after = None
+            if stage4 is not None and state.stage4 is not None:
+                after = stage4.route(windows, device, state.stage4)
+            return self.routed(
+                windows, device, state.span if settings.skipped.temporal and tiles is None else None, early, after
+            )
+        if settings.skipped.padding == "published" and grid.padded and not watched:
+            return make_route(grid, range(grid.count), device, None, published_padding=True)
+        watch = tiles.watch(watched) if tiles is not None else None
+        after = stage4.watch() if stage4 is not None else None
+        return dense_route(watched or (chooses and settings.skipped.temporal), watch, after)
+
+    def routed(self, windows: Any, device: torch.device, memory: Any, early: Any = None, after: Any = None) -> Route:
+        """The route of a frame that computes `windows`, given what the video remembers; see `make_route`."""
+        published = self.settings.skipped.padding == "published"
+        return make_route(self.grid, windows, device, memory, published, not self.shortcut.pointwise, early, after)
+
+    def memory_of(self, entering: Tensor, leaving: Tensor) -> SpanMemory | None:
+        """What a video remembers after a dense frame with this span input and output, [H * W, C] each."""
+        route = dense_route(observe=True)
+        route.seen_input, route.seen_output = entering, leaving
+        return updated_memory(route, self.shortcut, self.grid)
+
+    def replayed(self, route: Route) -> FrameContext:
+        """A frame of no video that runs under `route`."""
+        context = FrameContext(0, VideoState(None), None)
+        context.records[self.settings.type] = route
+        return context
+
+    def _remember(self, route: Route, state: WindowState, preview: FramePreview, device: torch.device) -> None:
+        settings = self.settings
+        if route.tiles is not None and route.seen_output is not None:
+            picture = preview.picture if settings.stages.early else None
+            with self.surgery.inside(ENCODER, device.type):
+                state.tiles = updated_tiles(
+                    route.tiles, route.chosen, route.seen_output, picture, route.seen_input, self.shortcut
+                )
+        elif settings.skipped.temporal and settings.windows == "object":
+            with self.surgery.inside(ENCODER, device.type):
+                state.span = updated_memory(route, self.shortcut, self.grid)
+
+    def _note(
+        self, context: FrameContext, state: WindowState, windows: list[int] | None, reason: str | None,
+        preview: FramePreview,
+    ) -> None:  # fmt: skip
+        grid, video = self.grid, context.video
+        state.thumbnail = preview.thumbnail
+        state.seen = preview.remembered(state.seen, windows, grid)
+        if self.settings.windows == "object":
+            context.provide(ComputedWindows(grid, None if windows is None else tuple(windows), state.seen))
+        context.sparse = context.sparse or windows is not None
+        state.renewed(windows, grid.count)
+        if video.first is None or video.first.counted or context.step is None or context.step.prompted:
+            return
+        video.first.counted = True
+        computed = tuple(range(grid.count)) if windows is None else tuple(windows)
+        video.stats.correct("windows", len(computed) / grid.count - 1.0)
+        video.stats.last = FrameRecord(
+            context.frame, computed, (grid.rows, grid.cols), reason, grid.cols * grid.window / grid.width
+        )
+        if reason is not None:
+            video.stats.dense[reason] += 1
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]
+        """See `Bound`: one window more or less."""
+        return self.grid.count
+
+    def pretend(self, context: FrameContext, kept: Mapping[str, float]) -> None:
+        """See `Bound.pretend`: the first windows are computed, all others were once."""
+        allowed = self.settings.allowed(kept)
+        share = kept.get("windows", allowed if allowed is not None else 1.0)
+        windows = range(max(1, round(share * self.grid.count)))
+        if len(windows) < self.grid.count:
+            self.pretend_windows(context, windows)
+
+    def pretend_windows(self, context: FrameContext, windows: Sequence[int]) -> None:
+        """See `pretend`: these windows are computed."""
+        reference = next(self.surgery.host.image_encoder().parameters())
+        device, dtype, settings = reference.device, reference.dtype, self.settings
+        memory, early, after = None, None, None
+        if self.tiles is not None:
+            extra = settings.stages.early > 0
+            blank = self.tiles.blank(self.span.channels, device, dtype, extra)
+            urgency = torch.zeros(self.tiles.count, device=device) if extra else None
+            early = self.tiles.route(windows, device, blank, urgency, round(settings.stages.early * self.tiles.count))
+        elif settings.skipped.temporal:
+            still = torch.zeros(self.grid.tokens, self.span.channels, device=device, dtype=dtype)
+            memory = SpanMemory(still, still)
+        if self.stage4 is not None:
+            after = self.stage4.route(windows, device, self.stage4.blank(device, dtype))
+        context.records[settings.type] = self.routed(windows, device, memory, early, after)
+        context.provide(ComputedWindows(self.grid, tuple(windows)))
+
+    def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:
+        """See `Bound.kind`."""
+        return route_kind(context.records.get(self.settings.type), self.grid, fixed) if part == ENCODER else ()
+
+    def own(self, context: FrameContext, part: Part) -> None:
+        """See `Bound.own`."""
+        if part == ENCODER and self.settings.type in context.records:
+            own_route(context.records[self.settings.type])
+
+
+def require_router(surgery: Surgery) -> WindowRouter:
+    """Window routing of a model under surgery. Raises ModelStateError where its recipe has none."""
+    router = surgery.find(WindowRouter)
+    if router is None:
+        raise ModelStateError("this recipe has no window routing")
+    return router

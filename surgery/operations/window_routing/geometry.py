@@ -1,0 +1,98 @@
+"""The routed span of a model, its windows, tiles and stage 4, read off its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from surgery.core.host import HostView
+from surgery.core.layout import BlockInfo
+from surgery.core.windows import WindowGrid
+from surgery.errors import UnsupportedModelError
+from surgery.operations.window_routing.stage4 import Stage4Grid, halved
+from surgery.operations.window_routing.tiles import TileGrid, piece_side
+
+
+@dataclass(frozen=True)
+class SpanInfo:
+    """The routed span: blocks `entry .. exit - 1` are routed, `exit` is the dense global block that merges."""
+
+    entry: int
+    exit: int
+    window: int
+    channels: int
+    side: int
+
+    @property
+    def routed(self) -> range:
+        """Indices of the routed blocks."""
+        return range(self.entry, self.exit)
+
+
+def find_span(infos: Sequence[BlockInfo], stage_starts: Sequence[int], patch_stride: int, image_size: int) -> SpanInfo:
+    """Find the routed span: everything after the stage change up to the last global block.
+
+    Args:
+        infos: of all blocks. stage_starts: index of the first block of every stage.
+        patch_stride: pixels per token at block 0. image_size: side of the input, pixels.
+
+    Raises:
+        UnsupportedModelError: no global block, or nothing windowed in front of it.
+    """
+    last = [info.index for info in infos if info.window == 0 and not info.pools]
+    if not last:
+        raise UnsupportedModelError(
+            f"none of the {len(infos)} encoder blocks has global attention; window routing needs one to merge the "
+            "routed windows (Hiera, as in SAM 2, has some in stage 3)"
+        )
+    exit_ = last[-1]
+    stage = max(start for start in stage_starts if start <= exit_)
+    entry = stage + 1 if infos[stage].pools else stage
+    windowed = [info for info in infos[entry:exit_] if info.window]
+    windows = {info.window for info in windowed}
+    if not windowed or len(windows) != 1 or any(info.pools for info in infos[entry : exit_ + 1]):
+        raise UnsupportedModelError(
+            f"blocks {entry}..{exit_} do not form a routable span: expected windowed blocks of one window size "
+            f"before global block {exit_}, found windows {[info.window for info in infos[entry:exit_]]}"
+        )
+    stride = patch_stride * 2 ** sum(info.pools for info in infos[: entry + 1])
+    return SpanInfo(entry, exit_, windows.pop(), infos[entry].dim, image_size // stride)
+
+
+def span_of(host: HostView) -> SpanInfo:
+    """Where the routed span lies, see `find_span`."""
+    infos = [host.block_info(index) for index in range(len(host.blocks()))]
+    return find_span(infos, host.stage_starts(), host.patch_stride(), host.image_size())
+
+
+def tile_grid(host: HostView, span: SpanInfo) -> TileGrid:
+    """The tiles of a model. Raises UnsupportedModelError when its early windows do not nest."""
+    infos = [host.block_info(index) for index in range(span.entry)]
+    grid = WindowGrid(span.side, span.side, span.window)
+    side = piece_side([(info.window, info.pools) for info in infos], grid)
+    levels = []
+    for end in last_blocks(host, span):
+        scale = 2 ** sum(info.pools for info in infos[end + 1 :])
+        levels.append((span.side * scale, infos[end].dim))
+    return TileGrid(grid, side, levels, whole=span.entry - 1 in last_blocks(host, span))
+
+
+def last_blocks(host: HostView, span: SpanInfo) -> list[int]:
+    """Last blocks of the stages that end before the span."""
+    return [start - 1 for start in host.stage_starts() if 0 < start <= span.entry]
+
+
+def stage4_blocks(host: HostView, span: SpanInfo) -> range:
+    """Indices of the blocks of the stage after the span's."""
+    count = len(host.blocks())
+    ends = [*(start for start in host.stage_starts() if start > span.exit), count]
+    return range(ends[0], ends[1] if len(ends) > 1 else count)
+
+
+def stage4_grid(host: HostView, span: SpanInfo) -> Stage4Grid:
+    """The stage of a model after the span's. Raises UnsupportedModelError when its windows are not the span's."""
+    blocks = stage4_blocks(host, span)
+    infos = [host.block_info(index) for index in blocks]
+    wide = WindowGrid(span.side, span.side, span.window)
+    grid = halved([(info.window, info.pools) for info in infos], blocks.start, wide)
+    return Stage4Grid(grid, infos[-1].dim)

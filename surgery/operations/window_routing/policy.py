@@ -1,0 +1,241 @@
+"""Which windows one frame computes, from what the video's state knows: the router's rules applied to a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from surgery.core.evidence import Evidence, saliency_map
+from surgery.core.frame import FrameContext
+from surgery.core.host import HostView
+from surgery.core.session import State
+from surgery.core.windows import WindowGrid
+from surgery.operations.window_routing.router import (
+    allot,
+    mask_windows,
+    salient_windows,
+    scene_change,
+    thumbnail,
+    window_changes,
+)
+from surgery.operations.window_routing.settings import WindowSettings
+from surgery.operations.window_routing.span import SpanMemory
+from surgery.operations.window_routing.tiles import TileGrid, TileMemory, TileRoute, piece_urgency
+
+
+@dataclass(eq=False)
+class WindowState(State):
+    """What a video remembers of its windows.
+
+    since_dense: routed frames since a dense one. ages: frames since each window was computed. lost: objects whose last
+    known score was <= 0. span, tiles: what skipped windows return, as the recipe's span asks. stage4: [1, H, W, C]
+    output of stage 4, every window when last computed, where stage 4 is routed. thumbnail: [3, 32, 32] of the last
+    frame. seen: [3, H, W] picture of every token when its window was computed.
+    """
+
+    since_dense: int = 0
+    ages: list[int] = field(default_factory=list)
+    lost: set[int] = field(default_factory=set)
+    span: SpanMemory | None = None
+    tiles: TileMemory | None = None
+    stage4: Tensor | None = None
+    thumbnail: Tensor | None = None
+    seen: Tensor | None = None
+
+    def removed(self, obj_id: int) -> None:
+        """See `State.removed`."""
+        self.lost = self.lost - {obj_id}
+
+    def renewed(self, windows: Sequence[int] | None, count: int) -> None:
+        """`windows` of `count` were computed; None: all."""
+        if windows is None:
+            self.ages, self.since_dense = [0] * count, 0
+            return
+        chosen = set(windows)
+        self.ages = [0 if window in chosen else age + 1 for window, age in enumerate(self.ages)]
+        self.since_dense += 1
+
+
+@dataclass(frozen=True, eq=False)
+class FramePreview:
+    """What is seen of a frame before it is encoded.
+
+    thumbnail: [3, 32, 32] for the scene-cut test. picture: [3, H, W], one mean colour per stage-3 token, for the
+    budgets and for the pieces of tiles. Each is None when the recipe does not ask for it.
+    """
+
+    thumbnail: Tensor | None = None
+    picture: Tensor | None = None
+
+    @classmethod
+    def at(cls, pixels: Tensor, settings: WindowSettings, grid: WindowGrid, context: FrameContext) -> FramePreview:
+        """Look at normalised pixels [1, 3, S, S]."""
+        small = thumbnail(pixels) if settings.refresh.scene_cut is not None else None
+        if settings.budget >= 1.0 and not settings.stages.early and not context.has_picture(grid.height, grid.width):
+            return cls(small)
+        return cls(small, context.picture(pixels, grid.height, grid.width))
+
+    def remembered(self, seen: Tensor | None, windows: list[int] | None, grid: WindowGrid) -> Tensor | None:
+        """The picture of every token when its window was last computed, after `windows` (None: all) were."""
+        if self.picture is None or windows is None or seen is None:
+            return self.picture
+        ids = torch.from_numpy(grid.token_ids(windows)).to(self.picture.device)
+        flat = self.picture.flatten(1)
+        return seen.flatten(1).index_copy(1, ids, flat.index_select(1, ids)).reshape(seen.shape)
+
+
+class Policy(Protocol):
+    """Chooses the windows of a frame."""
+
+    def __call__(
+        self, settings: WindowSettings, grid: WindowGrid, host: HostView, context: FrameContext,
+        state: WindowState, preview: FramePreview, device: torch.device,
+    ) -> tuple[list[int] | None, str | None]:  # fmt: skip
+        """Windows to compute on this frame, or None and the reason for a dense one."""
+
+
+def by_evidence(
+    settings: WindowSettings, grid: WindowGrid, host: HostView, context: FrameContext, state: WindowState,
+    preview: FramePreview, device: torch.device,
+) -> tuple[list[int] | None, str | None]:  # fmt: skip
+    """The recipe's own rules, see `Policy`.
+
+    One device-to-host copy on a confident frame; a second one on frames where the score gate fires.
+    """
+    reason = must_be_dense(settings, context, state, device)
+    if reason is not None:
+        return None, reason
+    assert context.step is not None
+    objects = context.step.objects
+    evidence = [context.known[obj_id] for obj_id in objects]
+    facts, small, cut = context.facts, preview.thumbnail, settings.refresh.scene_cut
+    facts["touched"] = mask_windows([item.mask for item in evidence], grid, settings.object.dilation)
+    facts["scores"] = torch.cat([item.score.reshape(1) for item in evidence])
+    if small is not None and state.thumbnail is not None:
+        facts["cut"] = scene_change(small, state.thumbnail.to(small.device))
+    if preview.picture is not None and settings.budget < 1.0:
+        seen = preview.picture if state.seen is None else state.seen.to(preview.picture.device)
+        facts["changes"] = window_changes(preview.picture, seen, grid)
+    values = context.read()
+    taken, scores, changes = [value > 0 for value in values["touched"]], values["scores"], values.get("changes")
+    found = Seen(taken, scores, changes, values.get("cut", [0.0])[0] if cut is not None else None)
+
+    def salient() -> list[bool]:
+        if not host.modules("token_to_image"):
+            return [False] * grid.count  # a decoder without attention says nothing besides its masks
+        maps = torch.stack([saliency_map(host, item) for item in evidence])
+        windows: list[bool] = salient_windows(maps, grid, settings.object.saliency_mass).tolist()
+        return windows
+
+    return by_rules(settings, state, objects, found, salient)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a frame's windows before it is encoded.
+
+    touched: by an object, each window. scores: of the objects. changes: see `window_changes`; None without a budget.
+    cut: change of the whole picture; None without a test.
+    """
+
+    touched: Sequence[bool]
+    scores: Sequence[float]
+    changes: Sequence[float] | None
+    cut: float | None
+
+
+def by_rules(
+    settings: WindowSettings, state: WindowState, objects: Iterable[int], seen: Seen, salient: Callable[[], list[bool]]
+) -> tuple[list[int] | None, str | None]:
+    """Windows to compute, or None and the reason for a dense frame.
+
+    salient: windows that hold the prompts' attention; asked for only where the masks cannot be relied on.
+    """
+    cut = settings.refresh.scene_cut
+    if cut is not None and seen.cut is not None and not seen.cut <= cut:
+        return None, "scene cut"
+    if lost_object(settings, state, objects, seen.scores):
+        return None, "lost object"
+    taken = list(seen.touched)
+    if not any(taken) or any(not score >= settings.object.score_gate for score in seen.scores):
+        taken = [a or b for a, b in zip(taken, salient(), strict=True)]
+    windows = allot(
+        taken, state.ages, seen.changes, settings.rolling, settings.round_to, settings.budget, settings.fill
+    )
+    if len(windows) == len(taken):
+        return None, "every window needed"
+    return windows, None
+
+
+@dataclass(frozen=True)
+class FixedWindows:
+    """The same windows on every frame that may be routed: speed does not depend on which windows are kept.
+
+    timed: do the router's work all the same, to be timed with it.
+    """
+
+    windows: tuple[int, ...]
+    timed: bool = False
+
+    def __call__(
+        self, settings: WindowSettings, grid: WindowGrid, host: HostView, context: FrameContext,
+        state: WindowState, preview: FramePreview, device: torch.device,
+    ) -> tuple[list[int] | None, str | None]:  # fmt: skip
+        """See `Policy`."""
+        reason = must_be_dense(settings, context, state, device)
+        if reason is None and self.timed:
+            by_evidence(settings, grid, host, context, state, preview, device)
+        return (None, reason) if reason is not None else (sorted(self.windows), None)
+
+
+def tile_route(
+    tiles: TileGrid, settings: WindowSettings, state: WindowState, known: Mapping[int, Evidence],
+    windows: list[int], preview: FramePreview,
+) -> TileRoute | None:  # fmt: skip
+    """The route through the blocks before the span, with the extra pieces that `early` leaves room for."""
+    memory = state.tiles
+    if memory is None:
+        return None
+    if preview.picture is None or memory.picture is None or memory.ages is None:
+        return tiles.route(windows, memory.output.device, memory)
+    union = torch.stack([item.mask for item in known.values()]).any(0)
+    near = tiles.near(union, settings.object.dilation)
+    urgency = piece_urgency(near, tiles.changes(preview.picture, memory.picture), memory.ages)
+    return tiles.route(windows, memory.output.device, memory, urgency, round(settings.stages.early * tiles.count))
+
+
+def must_be_dense(
+    settings: WindowSettings, context: FrameContext, state: WindowState, device: torch.device
+) -> str | None:
+    """Reasons that need no look at the device."""
+    step, video = context.step, context.video
+    if step is None or step.dense:
+        return "prompted frame"
+    previous = context.frame + 1 if step.reverse else context.frame - 1
+    if video.encoded != previous or (settings.refresh.start and not video.continuous):
+        return "first frame or jump"
+    for obj_id in step.objects:
+        evidence = context.known.get(obj_id)
+        if evidence is None or evidence.frame != previous:
+            return "object without evidence"
+    if settings.refresh.every and state.since_dense >= settings.refresh.every:
+        return "refresh interval"
+    last = state.tiles if settings.stages.span == "tiles" else state.span
+    if settings.skipped.temporal and (last is None or last.output.device != device):
+        return "no last output"
+    if settings.stages.stage4 == "routed" and (state.stage4 is None or state.stage4.device != device):
+        return "no last output"
+    return None
+
+
+def lost_object(settings: WindowSettings, state: WindowState, objects: Iterable[int], scores: Sequence[float]) -> bool:
+    """Whether an object whose score fell to 0 or less asks for a dense frame; `state.lost` is brought up to date."""
+    absent = {obj_id for obj_id, score in zip(objects, scores, strict=True) if not score > 0}
+    newly = absent - state.lost
+    state.lost = absent
+    when = settings.refresh.lost
+    return bool(absent) if when == "always" else bool(newly) and when == "once"

@@ -1,0 +1,184 @@
+"""One routed pass through the span: pack, run the blocks on the chosen windows, unpack.
+
+A span is `(entry, exit, blocks)`: at the entry the stage-3 map is split into chosen and skipped windows, the blocks up
+to the exit see the chosen ones only, and the exit block (the last global one) sees the whole map again.
+
+Between blocks chosen tokens travel as [1, N, 1, C] (batch, tokens, 1, channels), window after window, real tokens only;
+windowed attention pads them exactly as Hiera does: zeros after the first norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surgery.core.windows import Packing, WindowGrid
+from surgery.operations.window_routing.shortcut import Shortcut
+from surgery.operations.window_routing.stage4 import Stage4Route
+from surgery.operations.window_routing.tiles import TileRoute
+
+
+@dataclass(eq=False)
+class SpanMemory:
+    """What a video remembers of the span (temporal shortcut): per token, when its window was last computed.
+
+    output: [H * W, C] span output then; branch: [H * W, C] shortcut output then.
+    """
+
+    output: Tensor
+    branch: Tensor
+
+
+@dataclass(eq=False)
+class Route:
+    """The routing of one frame: index tensors in, by-products of the pass out.
+
+    On a `dense` frame the stock blocks run and only the span's input and output are noted (when `observe` asks for
+    them). Compiled graphs guard on the plain attributes, so none of them may change with the choice of windows.
+    tiles: the routing of the blocks before the span, which then also says what skipped windows return. stage4: the
+    routing of stage 4, or None where it runs whole.
+    """
+
+    dense: bool
+    observe: bool = False
+    chosen: Tensor | None = None
+    packing: Packing | None = None
+    rest: Tensor | None = None
+    rest_packing: Packing | None = None
+    order: Tensor | None = None
+    real: Tensor | None = None
+    memory: SpanMemory | None = None
+    seen_input: Tensor | None = None
+    seen_output: Tensor | None = None
+    skipped: Tensor | None = None
+    chosen_branch: Tensor | None = None
+    tiles: TileRoute | None = None
+    stage4: Stage4Route | None = None
+
+
+def dense_route(observe: bool, tiles: TileRoute | None = None, stage4: Stage4Route | None = None) -> Route:
+    """A dense frame; `observe` keeps references to the span's input and output for the temporal shortcut, and to the
+    stage outputs before it when there are `tiles`, and to that of stage 4 when there is `stage4`."""
+    return Route(dense=True, observe=observe, tiles=tiles, stage4=stage4)
+
+
+def make_route(
+    grid: WindowGrid,
+    windows: Sequence[int],
+    device: torch.device,
+    memory: SpanMemory | None,
+    published_padding: bool = False,
+    with_rest_packing: bool = False,
+    tiles: TileRoute | None = None,
+    stage4: Stage4Route | None = None,
+) -> Route:
+    """Index tensors for computing `windows` (sorted, at least one) and skipping the rest.
+
+    Args:
+        grid: window geometry.
+        windows: ids to compute.
+        device: where the feature map lives.
+        memory: the video's span memory for the temporal shortcut, or None for the published shortcut.
+        published_padding: pad before the first norm and let padding take part in the residual stream, as the released
+            code does for base+.
+        with_rest_packing: also build the packing of skipped windows (for shortcuts that are not pointwise).
+        tiles: the same windows' route through the blocks before the span; `memory` is then None.
+        stage4: the same windows' route through stage 4, or None to run it whole.
+    """
+    taken = set(windows)
+    others = [window for window in range(grid.count) if window not in taken]
+    chosen, rest = grid.token_ids(windows), grid.token_ids(others)
+    back = np.empty(grid.tokens, dtype=np.int64)
+    back[np.concatenate([chosen, rest])] = np.arange(grid.tokens)
+    packing = grid.packing(windows, device)
+    real = None
+    if published_padding and packing.slots is not None:
+        real = packing.slots
+        packing = Packing(packing.ids, None, grid.area)
+
+    def put(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    return Route(
+        dense=False,
+        chosen=put(chosen),
+        packing=packing,
+        rest=put(rest) if others else None,
+        rest_packing=grid.packing(others, device) if with_rest_packing and others else None,
+        order=put(back),
+        real=real,
+        memory=memory,
+        tiles=tiles,
+        stage4=stage4,
+    )
+
+
+def enter(feature_map: Tensor, route: Route, shortcut: Shortcut) -> Tensor:
+    """Split the map [1, H, W, C]: run the shortcut on skipped windows, return the chosen tokens [1, N, 1, C].
+
+    With tiles the input may be pieces [n, s, s, C], see `TileRoute.enter`.
+    """
+    assert route.chosen is not None and route.packing is not None
+    flat = feature_map.reshape(-1, feature_map.shape[-1])
+    if route.tiles is not None:
+        chosen, route.skipped = route.tiles.enter(feature_map, route.chosen, route.rest, shortcut)
+        return chosen[None, :, None]
+    chosen = flat.index_select(0, route.chosen)
+    memory = route.memory
+    if memory is not None:
+        route.chosen_branch = shortcut(chosen, route.packing)
+    if route.rest is not None:
+        branch = shortcut(flat.index_select(0, route.rest), route.rest_packing)
+        if memory is not None:
+            change = branch - memory.branch.index_select(0, route.rest)
+            branch = memory.output.index_select(0, route.rest) + change
+        route.skipped = branch
+    if route.real is not None:
+        packed = flat.new_zeros(route.packing.ids.shape[0] * route.packing.area, flat.shape[-1])
+        chosen = packed.index_copy(0, route.real, chosen)
+    return chosen[None, :, None]
+
+
+def leave(tokens: Tensor, route: Route, feature_shape: Sequence[int]) -> Tensor:
+    """Merge chosen tokens [1, N, 1, C] and the shortcut's output back into a map of `feature_shape` [1, H, W, C]."""
+    assert route.order is not None
+    chosen = tokens[0, :, 0]
+    if route.real is not None:
+        chosen = chosen.index_select(0, route.real)
+    if route.memory is not None or route.tiles is not None:
+        route.seen_output = chosen
+    merged = chosen if route.skipped is None else torch.cat([chosen, route.skipped.to(chosen.dtype)])
+    return merged.index_select(0, route.order).reshape(1, *feature_shape[1:3], merged.shape[-1])
+
+
+def windowed_attention(tokens: Tensor, route: Route, attend: Callable[[Tensor], Tensor], window: int) -> Tensor:
+    """Normed tokens [1, N, 1, C] -> attention output [1, N, 1, C], window by window."""
+    assert route.packing is not None
+    stacked = route.packing.stack(tokens[0, :, 0])
+    mixed = attend(stacked.reshape(-1, window, window, stacked.shape[-1]))
+    return route.packing.flatten(mixed.reshape(stacked.shape[0], window * window, -1))[None, :, None]
+
+
+def updated_memory(route: Route, shortcut: Shortcut, grid: WindowGrid) -> SpanMemory | None:
+    """The span memory after this frame, or None when the route did not observe it.
+
+    Runs outside compiled regions; called once per encoded frame.
+    """
+    if route.dense:
+        if route.seen_input is None or route.seen_output is None:
+            return None
+        flat = route.seen_input.reshape(-1, route.seen_input.shape[-1])
+        branch = shortcut.whole(flat, grid)
+        return SpanMemory(route.seen_output.reshape(-1, flat.shape[-1]), branch)
+    if route.memory is None or route.seen_output is None or route.chosen_branch is None:
+        return None
+    assert route.chosen is not None
+    output, branch = route.memory.output, route.memory.branch
+    return SpanMemory(
+        output.index_copy(0, route.chosen, route.seen_output.to(output.dtype)),
+        branch.index_copy(0, route.chosen, route.chosen_branch.to(branch.dtype)),
+    )

@@ -1,0 +1,124 @@
+"""Routing of the stage after the span (stage 4): skipped windows return what they had when last computed.
+
+Every block of that stage is windowed. Its first block attends in stage-3 windows and pools 2x2 inside them; the others
+have windows half as wide on the pooled map. So a window of the stage is a stage-3 window, under the same id, and
+depends on nothing else of the stage-3 map.
+
+Chosen tokens travel as in the span: [1, N, 1, C], window after window, real tokens only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from surgery.core.windows import Packing, WindowGrid
+from surgery.errors import UnsupportedModelError
+
+
+@dataclass(eq=False)
+class Stage4Route:
+    """The stage of one frame: index tensors in, its output out.
+
+    chosen: int64 [N], tokens of the pooled map that are computed; packing: their windows. Both are None on a dense
+    frame, where the output is noted and nothing else. last: [1, H, W, C], the stage's output, every window as it was
+    last computed. seen: the same of this frame.
+    """
+
+    chosen: Tensor | None = None
+    packing: Packing | None = None
+    last: Tensor | None = None
+    seen: Tensor | None = None
+
+    def pool(self, tokens: Tensor, packing: Packing, window: int) -> Tensor:
+        """Max-pool 2x2: stage-3 tokens [1, N, 1, C] of windows of side `window` -> [1, N / 4, 1, C]."""
+        assert self.packing is not None
+        stacked = packing.stack(tokens[0, :, 0])
+        maps = stacked.reshape(-1, window, window, stacked.shape[-1]).permute(0, 3, 1, 2)
+        pooled = F.max_pool2d(maps, 2).permute(0, 2, 3, 1)
+        return self.packing.flatten(pooled.reshape(stacked.shape[0], self.packing.area, -1))[None, :, None]
+
+    def attention(self, tokens: Tensor, packing: Packing, attend: Callable[[Tensor], Tensor], window: int) -> Tensor:
+        """Normed tokens [1, N, 1, C] of windows of side `window` -> attention output, tokens of the pooled map."""
+        assert self.packing is not None
+        stacked = packing.stack(tokens[0, :, 0])
+        mixed = attend(stacked.reshape(-1, window, window, stacked.shape[-1]))
+        return self.packing.flatten(mixed.reshape(stacked.shape[0], self.packing.area, -1))[None, :, None]
+
+    def merge(self, tokens: Tensor) -> Tensor:
+        """Computed tokens [1, N, 1, C] at the end of the stage -> its whole map [1, H, W, C]."""
+        assert self.last is not None and self.chosen is not None
+        channels = self.last.shape[-1]
+        new = tokens.reshape(-1, channels).to(self.last.dtype)
+        self.seen = self.last.reshape(-1, channels).index_copy(0, self.chosen, new).reshape(self.last.shape)
+        return self.seen
+
+
+class Stage4Grid:
+    """Geometry of the stage after the span.
+
+    Args:
+        grid: its windows on the pooled map, see `halved`.
+        channels: of its output.
+    """
+
+    def __init__(self, grid: WindowGrid, channels: int) -> None:
+        self.grid, self.channels = grid, channels
+
+    def blank(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Last outputs of zeros: what counting operations needs."""
+        return torch.zeros(1, self.grid.height, self.grid.width, self.channels, device=device, dtype=dtype)
+
+    def watch(self) -> Stage4Route:
+        """The route of a dense frame."""
+        return Stage4Route()
+
+    def route(self, windows: Sequence[int], device: torch.device, last: Tensor) -> Stage4Route:
+        """The route of a frame that computes `windows` (sorted, at least one)."""
+        chosen = torch.from_numpy(self.grid.token_ids(windows)).to(device, non_blocking=True)
+        return Stage4Route(chosen, self.grid.packing(windows, device), last)
+
+
+def halved(blocks: Sequence[tuple[int, bool]], first: int, grid: WindowGrid) -> WindowGrid:
+    """The windows of the stage after the span, on its pooled map.
+
+    Args:
+        blocks: (window in tokens of the block's input, whether it pools 2x2) of every block of the stage, in order.
+        first: number of the first of them, for messages.
+        grid: the stage-3 windows.
+
+    Raises:
+        UnsupportedModelError: there is no such stage, a block of it is global, its windows are not the stage-3 windows
+            halved, or the 2x2 cells cross the border of a window or of the map.
+    """
+    if not blocks:
+        raise UnsupportedModelError(
+            f"no stage comes after the routed span, whose stage ends with block {first - 1}; use stage4: dense"
+        )
+    if grid.window % 2 or grid.height % 2 or grid.width % 2:
+        raise UnsupportedModelError(
+            f"stage-3 windows of {grid.window} tokens on a map of {grid.height}x{grid.width} do not halve; expected "
+            "even sides; use stage4: dense"
+        )
+    for index, (window, pools) in enumerate(blocks, start=first):
+        if window == 0:
+            raise UnsupportedModelError(
+                f"encoder block {index} has global attention after the routed span: its stage cannot be skipped by "
+                "windows; use stage4: dense"
+            )
+        if pools != (index == first):
+            raise UnsupportedModelError(
+                f"encoder block {index} {'pools' if pools else 'does not pool'} 2x2; expected block {first} to pool, "
+                "as the first of its stage, and no other; use stage4: dense"
+            )
+        expected = grid.window if index == first else grid.window // 2
+        if window != expected:
+            raise UnsupportedModelError(
+                f"encoder block {index} has windows of {window} tokens, expected {expected}: the stage-3 windows of "
+                f"{grid.window} in block {first}, half of that in those after it; use stage4: dense"
+            )
+    return WindowGrid(grid.height // 2, grid.width // 2, grid.window // 2)

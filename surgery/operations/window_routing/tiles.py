@@ -1,0 +1,319 @@
+"""Tile routing: a skipped stage-3 window is skipped from the first block on.
+
+Every block before the span is windowed, and its windows nest in a stage-3 window. What nests is a *piece*: the
+smallest square that holds whole windows of every one of those blocks (SAM 2: 8x8 tokens of stage 1, 4x4 of stage 2, 2x2
+of stage 3). A tile is a stage-3 window and the pieces under it, so the stock blocks, given a batch of pieces as if they
+were small images, compute exactly what they compute in the whole map.
+
+Pieces of skipped windows may be computed as well: where an object is, the decoder reads the maps of stages 1 and 2 at
+full resolution, and the span's input there is what the shortcut corrects a skipped window with.
+
+Between blocks pieces travel as [n, s, s, C], row-major by place. At the end of a stage, whose map the decoder reads,
+the whole map goes on: computed pieces new, the others as they were last computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from surgery.core.windows import WindowGrid
+from surgery.errors import UnsupportedModelError
+from surgery.operations.window_routing.correction import StageCorrection
+from surgery.operations.window_routing.router import AGE_WEIGHT, dilated
+from surgery.operations.window_routing.shortcut import Shortcut
+
+
+@dataclass(eq=False)
+class TileMemory:
+    """What a video remembers of its tiles.
+
+    output: [H * W, C] span output of every token when its window was last computed. levels: [1, H_i, W_i, C_i] output
+    of every stage that ends before the span, each piece as last computed, less what its correction then made of its
+    input. branch, latest: [H * W, C] what the shortcut made of every token's span input when its window was last
+    computed, and when its piece was; None without extra pieces. picture: fp32 [3, H, W], the frame as it was when each
+    token's piece was last computed; ages: fp32 [P], frames since; both None without extra pieces.
+    """
+
+    output: Tensor
+    levels: tuple[Tensor, ...]
+    branch: Tensor | None = None
+    latest: Tensor | None = None
+    picture: Tensor | None = None
+    ages: Tensor | None = None
+
+
+@dataclass(eq=False)
+class TileRoute:
+    """The tiles of one frame: index tensors in, stage outputs out.
+
+    across: pieces on a side of the map. pieces: int64 [n], rising ids `row * across + column` of those that are
+    computed; None on a dense frame, where outputs are noted and nothing else. tokens: int64 [n * s * s], their span
+    tokens. order: int64 [N], where the span's chosen tokens lie among `tokens`; None when the span is entered with a
+    whole map. memory: see `TileMemory`. kept: stage outputs of this frame, less what their corrections made of their
+    input. entering: [1, H, W, C], what the stage in progress was given. latest: see `TileMemory`, of this frame. maps:
+    patch embedding and stage outputs of a dense frame, for a watcher only.
+    """
+
+    across: int
+    pieces: Tensor | None = None
+    tokens: Tensor | None = None
+    order: Tensor | None = None
+    memory: TileMemory | None = None
+    latest: Tensor | None = None
+    entering: Tensor | None = None
+    kept: list[Tensor | None] = field(default_factory=list)
+    maps: list[Tensor] | None = None
+
+    def start(self, embedding: Tensor, corrected: bool) -> None:
+        """The patch embedding [1, H, W, C] goes in; `corrected`: corrections will want it."""
+        if corrected:
+            self.entering = embedding
+        if self.maps is not None:
+            self.maps.append(embedding)
+
+    def gather(self, feature_map: Tensor) -> Tensor:
+        """The computed pieces of a map: [1, H, W, C] -> [n, s, s, C] with s = H / across."""
+        _, height, _, channels = feature_map.shape
+        side = height // self.across
+        lines = feature_map.reshape(height * self.across, side * channels)
+        return lines.index_select(0, self._lines(side)).reshape(-1, side, side, channels)
+
+    def merge(self, pieces: Tensor, level: int, correction: StageCorrection | None = None) -> Tensor:
+        """Computed pieces [n, s, s, C] of the stage that ends as number `level` -> its whole map [1, H, W, C]."""
+        assert self.memory is not None
+        last = self.memory.levels[level]
+        _, side, _, channels = pieces.shape
+        where, new = self._lines(side), pieces.reshape(-1, side * channels).to(last.dtype)
+        lines = last.reshape(-1, side * channels)
+        if correction is None or self.entering is None:
+            merged = lines.index_copy(0, where, new).reshape(last.shape)
+            self.kept[level] = merged
+        else:
+            made = correction(self.entering).to(last.dtype).reshape(lines.shape)
+            merged = (lines + made).index_copy(0, where, new).reshape(last.shape)
+            self.kept[level] = lines.index_copy(0, where, new - made.index_select(0, where)).reshape(last.shape)
+            self.entering = merged
+        return merged
+
+    def note(self, feature_map: Tensor, level: int, correction: StageCorrection | None = None) -> None:
+        """Keep the output [1, H, W, C] of the stage that ends as number `level` on a dense frame."""
+        if self.maps is not None:
+            self.maps.append(feature_map)
+        kept = feature_map
+        if correction is not None and self.entering is not None:
+            kept = feature_map - correction(self.entering).to(feature_map.dtype)
+            self.entering = feature_map
+        self.kept[level] = kept
+
+    def enter(
+        self, feature_map: Tensor, chosen: Tensor, rest: Tensor | None, shortcut: Shortcut
+    ) -> tuple[Tensor, Tensor | None]:
+        """The span's input and what its skipped tokens return.
+
+        Args:
+            feature_map: computed pieces [n, s, s, C], or the whole map [1, H, W, C] when `order` is None.
+            chosen, rest: int64 map ids of the tokens that are computed and skipped.
+            shortcut: pointwise; used only with extra pieces.
+
+        Returns:
+            Chosen tokens [N, C], in the order of `chosen`, and the skipped tokens' span output, in that of `rest`.
+        """
+        assert self.memory is not None and self.tokens is not None
+        memory, flat = self.memory, feature_map.reshape(-1, feature_map.shape[-1])
+        if memory.latest is not None:
+            fresh = flat if self.order is not None else flat.index_select(0, self.tokens)
+            self.latest = memory.latest.index_copy(0, self.tokens, shortcut(fresh).to(memory.latest.dtype))
+        skipped = None
+        if rest is not None:
+            skipped = memory.output.index_select(0, rest)
+            if self.latest is not None and memory.branch is not None:
+                skipped = skipped + (self.latest.index_select(0, rest) - memory.branch.index_select(0, rest))
+        return flat.index_select(0, chosen if self.order is None else self.order), skipped
+
+    def _lines(self, side: int) -> Tensor:
+        """int64 [n * s]: a map of H rows is H * across lines of `side` tokens, `side` of them to a piece."""
+        assert self.pieces is not None
+        inside = torch.arange(side, device=self.pieces.device)
+        rows, cols = self.pieces // self.across, self.pieces % self.across
+        return ((rows[:, None] * side + inside) * self.across + cols[:, None]).flatten()
+
+
+class TileGrid:
+    """Geometry of the pieces under the windows of a square `grid`.
+
+    Args:
+        grid: the stage-3 windows.
+        side: side of a piece in stage-3 tokens, see `piece_side`.
+        levels: (side, channels) of the output of every stage that ends before the span.
+        whole: whether the span is entered with a whole map, because a stage ends right before it.
+    """
+
+    def __init__(self, grid: WindowGrid, side: int, levels: Sequence[tuple[int, int]], whole: bool = False) -> None:
+        self.grid, self.levels, self.whole = grid, tuple(levels), whole
+        self.across = grid.width // side
+        places = np.arange(self.across) * side // grid.window
+        self._window_of = (places[:, None] * grid.cols + places[None]).reshape(-1)
+
+    def pieces(self, windows: Sequence[int]) -> np.ndarray:
+        """Ids, `row * across + column`, of the pieces under `windows`; int64 [n], rising."""
+        return np.flatnonzero(np.isin(self._window_of, np.asarray(windows, dtype=np.int64)))
+
+    def blank(self, channels: int, device: torch.device, dtype: torch.dtype, extra: bool = False) -> TileMemory:
+        """A memory of zeros, for a span of `channels`, with what extra pieces need: what counting operations needs."""
+        levels = [torch.zeros(1, side, side, width, device=device, dtype=dtype) for side, width in self.levels]
+        still = torch.zeros(self.grid.tokens, channels, device=device, dtype=dtype)
+        branch = still if extra else None
+        return TileMemory(still, tuple(levels), branch, branch)
+
+    @property
+    def widths(self) -> list[tuple[int, int]]:
+        """(side, channels) of the patch embedding, which is as wide as the first stage, and of every level."""
+        return [self.levels[0], *self.levels]
+
+    @property
+    def count(self) -> int:
+        """Pieces of the map, P."""
+        return self.across**2
+
+    def watch(self, watched: bool = False) -> TileRoute:
+        """The route of a dense frame; `watched` keeps its maps."""
+        return TileRoute(self.across, kept=[None] * len(self.levels), maps=[] if watched else None)
+
+    def route(
+        self, windows: Sequence[int], device: torch.device, memory: TileMemory, urgency: Tensor | None = None,
+        count: int = 0,
+    ) -> TileRoute:  # fmt: skip
+        """The route of a frame that computes the tiles of `windows` (at least one).
+
+        Args:
+            windows: stage-3 windows computed.
+            device: where the maps lie.
+            memory: of the video.
+            urgency: fp32 [P], finite; with it, further pieces are computed, the most urgent first.
+            count: pieces computed in all, as far as those under `windows` leave room.
+        """
+        certain = self.pieces(windows)
+
+        def put(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device, non_blocking=True)
+
+        pieces = put(certain)
+        if urgency is not None and count > len(certain):
+            # Chosen on the device: how urgent a piece is need not be known to the host.
+            pieces = urgency.index_fill(0, pieces, torch.inf).topk(count, sorted=False).indices.sort().values
+        side = self.grid.width // self.across
+        inside = torch.arange(side, device=device)
+        corner = (pieces // self.across) * side * self.grid.width + (pieces % self.across) * side
+        tokens = (corner[:, None, None] + inside[:, None] * self.grid.width + inside).flatten()
+        order = None
+        if not self.whole:
+            place = torch.empty(self.grid.tokens, dtype=torch.int64, device=device)
+            place = place.index_copy(0, tokens, torch.arange(tokens.shape[0], device=device))
+            order = place.index_select(0, put(self.grid.token_ids(windows)))
+        return TileRoute(self.across, pieces, tokens, order, memory, kept=[None] * len(self.levels))
+
+    def near(self, mask: Tensor, dilation: int) -> Tensor:
+        """Pieces a low-resolution mask touches, dilated by an odd kernel in its pixels: bool [h, w] -> bool [P]."""
+        cell = (mask.shape[-2] // self.across, mask.shape[-1] // self.across)
+        found = dilated(mask, dilation).to(torch.float32)[None, None]
+        return F.max_pool2d(found, cell, cell).flatten() > 0
+
+    def changes(self, current: Tensor, seen: Tensor) -> Tensor:
+        """Mean absolute change of the picture in each piece, see `window_changes`: fp32 [3, H, W] twice -> fp32 [P]."""
+        return F.adaptive_avg_pool2d((current - seen).abs().mean(0, keepdim=True), self.across).flatten()
+
+
+BACKGROUND_WEIGHT = 0.2
+"""What a piece's change counts for when no object is near: its stage 1 and 2 maps matter at object borders."""
+
+
+def piece_urgency(near: Tensor, changes: Tensor, ages: Tensor) -> Tensor:
+    """How much each piece wants to be computed: fp32 [P].
+
+    Args:
+        near: bool [P], whether an object is there. changes: see `TileGrid.changes`. ages: frames since last computed.
+    """
+    weight = torch.where(near, torch.ones_like(changes), torch.full_like(changes, BACKGROUND_WEIGHT))
+    return weight * (changes + AGE_WEIGHT * (ages + 1))
+
+
+def updated_tiles(
+    tiles: TileRoute, chosen: Tensor | None, output: Tensor, picture: Tensor | None = None,
+    entering: Tensor | None = None, shortcut: Shortcut | None = None,
+) -> TileMemory:  # fmt: skip
+    """The tiles' memory after a frame.
+
+    Args:
+        tiles: the frame's route, after the pass.
+        chosen: int64 [N] tokens of the map that were computed; None on a dense frame.
+        output: their span output, [N, C]; on a dense frame the whole map [1, H, W, C].
+        picture: fp32 [3, H, W] of the frame (`token_picture`), with extra pieces.
+        entering: on a dense frame, with extra pieces, the span's input [1, H, W, C]; shortcut: then, what corrects with
+            it.
+    """
+    # Hosts return maps of any layout; one layout keeps compiled graphs from multiplying.
+    levels = tuple(level.contiguous() for level in tiles.kept if level is not None)
+    assert len(levels) == len(tiles.kept)
+    if chosen is None:
+        flat = output.reshape(-1, output.shape[-1])
+        if picture is None or entering is None or shortcut is None:
+            return TileMemory(flat, levels)
+        branch = shortcut(entering.reshape(flat.shape))
+        ages = torch.zeros(tiles.across**2, device=picture.device)
+        # A compiled graph would be made anew for one tensor in both places.
+        return TileMemory(flat, levels, branch, branch.clone(), picture, ages)
+    last = tiles.memory
+    assert last is not None
+    new = TileMemory(last.output.index_copy(0, chosen, output.to(last.output.dtype)), levels)
+    if tiles.latest is None or last.branch is None or last.picture is None or last.ages is None or picture is None:
+        return new
+    assert tiles.tokens is not None and tiles.pieces is not None
+    new.latest = tiles.latest
+    new.branch = last.branch.index_copy(0, chosen, tiles.latest.index_select(0, chosen))
+    seen, now = last.picture.flatten(1), picture.flatten(1)
+    new.picture = seen.index_copy(1, tiles.tokens, now.index_select(1, tiles.tokens)).reshape(picture.shape)
+    new.ages = (last.ages + 1).index_fill(0, tiles.pieces, 0)
+    return new
+
+
+def piece_side(blocks: Sequence[tuple[int, bool]], grid: WindowGrid) -> int:
+    """Side of a piece in stage-3 tokens.
+
+    Args:
+        blocks: (window in tokens of the block's input, whether it pools 2x2) of every block before the span, in order.
+        grid: the stage-3 windows.
+
+    Raises:
+        UnsupportedModelError: a block before the span is global, or its windows do not nest in stage-3 windows or do
+            not fill the map.
+    """
+    scale = 2 ** sum(pools for _, pools in blocks)
+    side = 1
+    for index, (window, pools) in enumerate(blocks):
+        if window == 0:
+            raise UnsupportedModelError(
+                f"encoder block {index} has global attention before the routed span: tiles cannot be skipped from the "
+                "first block on; use span: stage3"
+            )
+        if pools and window % 2:
+            raise UnsupportedModelError(
+                f"encoder block {index} pools 2x2 in windows of {window} tokens, expected an even window; use span: "
+                "stage3"
+            )
+        side = math.lcm(side, window // math.gcd(window, scale))
+        scale //= 2 if pools else 1
+    if grid.window % side or grid.width % side or grid.height % side:
+        windows = ", ".join(str(window) for window, _ in blocks)
+        raise UnsupportedModelError(
+            f"the windows of blocks 0..{len(blocks) - 1} ({windows} tokens) make pieces of {side} stage-3 tokens, "
+            f"which do not divide the stage-3 window of {grid.window} and the map of {grid.height}x{grid.width}; "
+            "use span: stage3"
+        )
+    return side
