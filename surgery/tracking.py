@@ -6,7 +6,7 @@ This is what the command line runs. Library users keep calling their host direct
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -71,6 +71,17 @@ def windows_drawn(frame: Frame, record: FrameRecord) -> Frame:
     return draw_windows(frame, record.grid, size, set(record.windows))
 
 
+def prompt(driver: Driver, prompts: Iterable[Prompt]) -> None:
+    """Give a session its prompts."""
+    for each in prompts:
+        if isinstance(each, MaskPrompt):
+            driver.add_mask(each.frame, each.obj_id, each.mask)
+        elif isinstance(each, BoxPrompt):
+            driver.add_box(each.frame, each.obj_id, (each.x0, each.y0, each.x1, each.y1))
+        else:
+            driver.add_points(each.frame, each.obj_id, each.points, each.labels)
+
+
 class _Run:
     def __init__(self, model: Any, video: Video, prompts: Sequence[Prompt], after: int) -> None:
         self.model, self.video, self.after = model, video, after
@@ -88,7 +99,7 @@ class _Run:
         for start, stop in pairwise([*marks, _ENDLESS]):
             if frames.ahead(start) is None:
                 break
-            _, prompting = self.timed(lambda start=start: self.prompt(driver, start))  # type: ignore[misc]
+            _, prompting = self.timed(lambda start=start: prompt(driver, self.by_frame.get(start, ())))  # type: ignore[misc]
             last = stop - 1 if start > self.after else start
             with closing(driver.steps(start, last)) as steps:
                 for index in range(start, last + 1):
@@ -100,15 +111,6 @@ class _Run:
                         spent = seconds + (prompting if index == start else 0.0)
                         yield self.result(index, frame, ids, logits, spent)
         self.ended(frames.reached)
-
-    def prompt(self, driver: Driver, frame: int) -> None:
-        for prompt in self.by_frame.get(frame, ()):
-            if isinstance(prompt, MaskPrompt):
-                driver.add_mask(frame, prompt.obj_id, prompt.mask)
-            elif isinstance(prompt, BoxPrompt):
-                driver.add_box(frame, prompt.obj_id, (prompt.x0, prompt.y0, prompt.x1, prompt.y1))
-            else:
-                driver.add_points(frame, prompt.obj_id, prompt.points, prompt.labels)
 
     def ended(self, count: int) -> None:
         """The video turned out to have `count` frames; whether it declares so many, or any number, depends on it."""

@@ -18,7 +18,7 @@ from surgery.core.host import HostView
 from surgery.core.observer import Observer
 from surgery.core.surgery import Surgery
 from surgery.operations.window_routing.bound import SpanSeen, require_router
-from surgery.operations.window_routing.router import allot, mask_windows
+from surgery.operations.window_routing.router import mask_windows, within_budget
 from surgery.operations.window_routing.span import updated_memory
 from surgery.tracking import track
 
@@ -75,7 +75,7 @@ class Recorder(Observer):
         taken = mask_windows(masks, grid, int(draw.choice(DILATIONS))).tolist()
         noise = draw.random(grid.count).tolist()
         budget = float(draw.choice(_BUDGETS))
-        self._windows = allot(taken, self._ages, noise, rolling=grid.count, budget=budget)
+        self._windows = within_budget(taken, taken, self._ages, noise, budget=budget, fill=True)[0]
         self._ages = [0 if window in self._windows else age + 1 for window, age in enumerate(self._ages)]
 
     def noted(self, what: Any) -> None:

@@ -195,8 +195,12 @@ class HostView(ABC):
         """Name of the argument by which memory attention takes the current features."""
 
     @abstractmethod
+    def stride16_of(self, output: Any) -> Tensor:
+        """What the encoder returned -> its stride-16 feature as memory attention takes it, [T, 1, C]."""
+
     def stride16(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [1, 3, S, S] -> the encoder's stride-16 feature as memory attention takes it, [T, 1, C]."""
+        """The same of normalised pixels [1, 3, S, S]."""
+        return self.stride16_of(self.image_encoder()(pixels))
 
     @abstractmethod
     def base_id(self) -> tuple[str | None, str | None]:

@@ -187,8 +187,9 @@ class Sam2View(HostView):
     def current_argument(self) -> str:
         return "curr"
 
-    def stride16(self, pixels: Tensor) -> Tensor:
-        return self.image_encoder()(pixels)["backbone_fpn"][-1].flatten(2).permute(2, 0, 1)
+    def stride16_of(self, output: Any) -> Tensor:
+        found: Tensor = output["backbone_fpn"][-1]
+        return found.flatten(2).permute(2, 0, 1)
 
     def base_id(self) -> tuple[str | None, str | None]:
         return None, None
