@@ -72,7 +72,8 @@ class BlockCall:
 
     def attended(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention output [N, C] of queries [N, heads, d] over keys and values [M, heads, d]."""
-        mixed = F.scaled_dot_product_attention(*(each.transpose(0, 1)[None] for each in (query, key, value)))
+        q, k, v = (each.transpose(0, 1)[None] for each in (query, key, value))
+        mixed = F.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.block._out(mixed[0].transpose(0, 1).flatten(1))
         return out
 

@@ -9,7 +9,7 @@ strong one would. One frame cannot show staleness: decide by the longest k.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,10 +77,11 @@ def drift_free(
     if not steps or min(steps) < 1:
         raise PromptError(f"steps {tuple(steps)}: expected numbers of frames, each at least 1")
     run = _Run(model, video, sorted({*steps}), every or max(steps))
-    found = 0
-    for found, comparison in enumerate(run.comparisons(prompts, first), start=1):
+    compared = False
+    for comparison in run.comparisons(prompts, first):
+        compared = True
         yield comparison
-    if not found:
+    if not compared:
         raise VideoError(
             f"{video.name}: {run.frames.reached - first - 1} frames follow the prompts, expected at least {max(steps)}"
         )
@@ -157,7 +158,7 @@ class _Run:
                     twin, start = driver.twin(), index
                     before = stats.copied()
 
-    def _dense(self, driver: Driver, first: int) -> Iterator[tuple[int, dict[int, Mask]]]:
+    def _dense(self, driver: Driver, first: int) -> Generator[tuple[int, dict[int, Mask]], None, None]:
         index = first
         steps = driver.steps(first, len(self.frames) - 1)
         while self.frames.has(index):
