@@ -59,7 +59,7 @@ class RoundedBaseWarning(BaseModelWarning):
 
 
 class UnprovenBaseWarning(BaseModelWarning):
-    """The model could not be proven to be the adapter's base: none recorded, rounded twice, or forced."""
+    """The model could not be proven to be the adapter's base: none recorded, or forced."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,18 +100,10 @@ class Adapter:
                 f"{self.source}: this model is the adapter's base{base} rounded to {match.precision}; masks may differ "
                 "slightly from those of the unrounded model",
             )
-        elif match.verdict == "close":
-            _warn(
-                UnprovenBaseWarning,
-                f"{self.source}: the weights of this model are within rounding ({match.distance:.1e} relative) of the "
-                f"base the adapter was fitted on{base}, as after conversion through float16 and bfloat16, but this is "
-                "not proven",
-            )
         elif match.verdict == "different":
-            moved = f", about {match.distance:.1%} away" if match.distance is not None else ""
             text = (
                 f"{self.source}: the routed blocks of this model have other weights than the base it was fitted on"
-                f"{base}{moved}"
+                f"{base}, or were rounded in another way"
             )
             if not force:
                 raise AdapterMismatchError(
@@ -139,7 +131,7 @@ class Adapter:
 
         Warns:
             RoundedBaseWarning: the same base at another precision than the model's or the adapter's own.
-            UnprovenBaseWarning: no fingerprint is recorded, the base can only be called close, or `force` was needed.
+            UnprovenBaseWarning: no fingerprint is recorded, or `force` was needed.
         """
         router = surgery.find(WindowRouter)
         if router is None:
