@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from surgery.bench import figures
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
-from surgery.bench.identity import Kept, identity
+from surgery.bench.identity import identity, kept, totals
 from surgery.bench.modules import fixed_windows, module_names, probed
 from surgery.bench.pair import Pair, inference, plain, stepped, twins
-from surgery.bench.probe import REST, ByteCounter, FlopMeter, Meter, Probe, TimeMeter
+from surgery.bench.probe import REST, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import Settings
 from surgery.core.driver import follow
 from surgery.recipe import Recipe
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Step = Callable[[], None]
 ORDERS = ((0, 1), (1, 0))
+_Two = tuple[list[float], list[float]]
 
 
 @dataclass
@@ -82,10 +83,6 @@ def benchmark(
     """
     settings = settings or Settings()
     pair = twins(model, recipe, adapter, settings)
-    if settings.long:
-        from surgery.bench.long import long_run
-
-        return Timings(long_run(pair, settings, step))
     case = _Case(pair, settings, step)
     # The collector is stopped while measuring: a pass of it in one model's frame would count for that model.
     gc.collect()
@@ -99,9 +96,7 @@ def benchmark(
 
 def frame_count(settings: Settings) -> int:
     """How many times `benchmark` calls `step`."""
-    if settings.long:
-        return 2 * settings.long
-    counting = 2 if settings.module_frames else 0
+    counting = 1 if settings.module_frames else 0
     before = 2 * (1 + settings.warm)
     if settings.protocol == "sam2":
         return before + 2 * settings.passes * settings.frames + 2 * (settings.module_frames + counting)
@@ -112,34 +107,31 @@ class _Case:
     def __init__(self, pair: Pair, settings: Settings, step: Step) -> None:
         self.pair, self.settings, self.step = pair, settings, step
         self.clock = Clock(pair.device, settings.clock == "processor")
-        length = 1 + settings.warm + settings.frames + settings.module_frames + 2
+        length = 1 + settings.warm + settings.frames + settings.module_frames + 1
         self.clip = LoopingClip(pair.sparse.host.image_size(), length, settings.objects, pair.device, settings.seed)
         self.kept: list[Any] = []
         self.peaks = [0.0, 0.0]
 
     def run(self, windows: tuple[int, ...] | None) -> dict[str, Any]:
         settings = self.settings
-        runs = self._start()
+        runs = [self._feed(which) for which in (0, 1)]
         first = [self._frame(runs[which], which) for which in (0, 1)]
         warm = self._alternate(runs, settings.warm)
         self.peaks = [0.0, 0.0]
-        before = Kept.of(self.pair.sparse)
         if settings.protocol == "sam2":
             series, pairs = self._passes()
-            kept = Kept.of(self.pair.sparse)
+            shares = kept(self.pair.sparse, {}, windows is not None)
         else:
+            before = totals(self.pair.sparse)
             series = pairs = self._alternate(runs, settings.frames)
-            kept = Kept.of(self.pair.sparse).since(before)
+            shares = kept(self.pair.sparse, before, windows is not None)
         tables = {"ms": self._spans(runs, lambda: TimeMeter(self.clock), settings.module_frames)}
         if settings.module_frames:
-            with plain(self.pair):
-                tables["gflop"] = self._flops(runs)
-                if settings.compile == "none":
-                    tables["gb"] = self._bytes(runs)
-        return self._row(windows, first, warm, series, pairs, tables, kept)
-
-    def _start(self) -> list[Iterator[Tensor]]:
-        return [self._feed(which) for which in (0, 1)]
+            # One frame with attention written out as matrix products, and not compiled.
+            counter = FlopCounterMode(display=False)
+            with plain(self.pair), sdpa_kernel(SDPBackend.MATH), counter:
+                tables["gflop"] = self._spans(runs, lambda: FlopMeter(counter), 1)
+        return self._row(first, warm, series, pairs, tables) | shares
 
     def _feed(self, which: int) -> Iterator[Tensor]:
         run = follow(self.pair.hosts()[which], self.clip, self.clip.masks)
@@ -154,17 +146,17 @@ class _Case:
         self.step()
         return ms
 
-    def _alternate(self, runs: list[Iterator[Tensor]], frames: int) -> tuple[list[float], list[float]]:
-        times: tuple[list[float], list[float]] = ([], [])
+    def _alternate(self, runs: list[Iterator[Tensor]], frames: int) -> _Two:
+        times: _Two = ([], [])
         for number in range(frames):
             for which in ORDERS[number % 2]:
                 times[which].append(self._frame(runs[which], which))
         return times
 
-    def _passes(self) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
+    def _passes(self) -> tuple[_Two, _Two]:
         """Whole passes without synchronisation: per-frame times of all counted passes, and the mean one of each."""
-        series: tuple[list[float], list[float]] = ([], [])
-        means: tuple[list[float], list[float]] = ([], [])
+        series: _Two = ([], [])
+        means: _Two = ([], [])
         for number in range(self.settings.passes):
             for which in ORDERS[number % 2]:
                 run = self._feed(which)
@@ -186,42 +178,28 @@ class _Case:
             self.step()
 
     def _spans(
-        self, runs: list[Iterator[Tensor]], meter: Callable[[], Meter], frames: int, inside: bool | None = None
+        self, runs: list[Iterator[Tensor]], meter: Callable[[], Meter], frames: int
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Mean per frame of every part, by what `meter` reads."""
         probes = [Probe(meter()), Probe(meter())]
-        inside = self.settings.compile == "none" if inside is None else inside
+        inside = self.settings.compile == "none"
         for number in range(frames):
             for which in ORDERS[number % 2]:
-                self._spanned(runs[which], which, probes[which], inside)
+                probe = probes[which]
+                with probed(self.pair.hosts()[which], self.pair.surgeries()[which], probe, inside):
+                    self.clock.synchronise()
+                    probe.enter(REST)
+                    (next(runs[which]) > 0).cpu()
+                    self.clock.synchronise()
+                    probe.leave()
+                probe.settle()
+                self.step()
         dense, sparse = ({name: value / frames for name, value in probe.totals.items()} for probe in probes)
         return dense, sparse
 
-    def _spanned(self, run: Iterator[Tensor], which: int, probe: Probe, inside: bool) -> None:
-        with probed(self.pair.hosts()[which], self.pair.surgeries()[which], probe, inside):
-            self.clock.synchronise()
-            probe.enter(REST)
-            (next(run) > 0).cpu()
-            self.clock.synchronise()
-            probe.leave()
-        probe.settle()
-        self.step()
-
-    def _flops(self, runs: list[Iterator[Tensor]]) -> tuple[dict[str, float], dict[str, float]]:
-        """GFLOP of one frame, by running it with attention written out as matrix products, and not compiled."""
-        counter = FlopCounterMode(display=False)
-        with sdpa_kernel(SDPBackend.MATH), counter:
-            return self._spans(runs, lambda: FlopMeter(counter), 1, inside=self.settings.compile == "none")
-
-    def _bytes(self, runs: list[Iterator[Tensor]]) -> tuple[dict[str, float], dict[str, float]]:
-        counter = ByteCounter()
-        with counter:
-            return self._spans(runs, lambda: counter, 1)
-
     def _row(
-        self, windows: tuple[int, ...] | None, first: list[float], warm: tuple[list[float], list[float]],
-        series: tuple[list[float], list[float]], pairs: tuple[list[float], list[float]],
-        tables: dict[str, tuple[dict[str, float], dict[str, float]]], kept: Kept,
+        self, first: list[float], warm: _Two, series: _Two, pairs: _Two,
+        tables: dict[str, tuple[dict[str, float], dict[str, float]]],
     ) -> dict[str, Any]:  # fmt: skip
         settings, sparse = self.settings, self.pair.sparse
         ratio, interval = figures.speedup(pairs)
@@ -231,9 +209,6 @@ class _Case:
             predicted = dense_gflop / sparse_gflop
         row: dict[str, Any] = {
             **identity(self.pair, settings),
-            "windows": kept.windows(sparse, windows),
-            "keys": kept.keys(sparse.host),
-            "queries": kept.queries(sparse.host),
             "whole_frame_speedup": ratio,
             "interval": list(interval or ()),
             "predicted": predicted,

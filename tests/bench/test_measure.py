@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,6 @@ def test_counted_gflop_are_those_of_the_flop_model(host: str) -> None:
     )
     assert by_name["encoder: stage 3"]["dense_gflop"] > by_name["encoder: stage 3"]["sparse_gflop"]
     assert by_name["sparse window routing"]["dense_ms"] == 0 < by_name["sparse window routing"]["sparse_ms"]
-    assert by_name["encoder: stage 1"]["dense_gb_per_s"] > 0
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -150,17 +148,6 @@ def test_weights_can_be_converted_for_transformers_only() -> None:
         benchmark(small("sam2"), "balanced", settings=Settings(precision="fp16"))
 
 
-def test_a_long_run_records_memory_over_time_for_each_model() -> None:
-    settings = Settings(long=14, warm=4)
-    steps: list[int] = []
-    row = benchmark(small("sam2"), "balanced", settings=settings, step=lambda: steps.append(1)).row
-    assert len(steps) == frame_count(settings) == 28
-    assert [part["name"] for part in row["memory_over_time"]] == ["dense", "sparse"]
-    assert all(part["frame"] == list(range(14)) and len(part["mb"]) == 14 for part in row["memory_over_time"])
-    assert all(math.isfinite(row[side]["memory_growth_mb"]) for side in ("dense", "sparse"))
-    assert row["long"] == 14 and row["dense"]["frames"] == 14 - 5
-
-
 def test_fixed_windows_still_pay_for_the_router(monkeypatch: pytest.MonkeyPatch) -> None:
     from surgery.operations.window_routing import policy
 
@@ -184,10 +171,10 @@ def test_fixed_windows_still_pay_for_the_router(monkeypatch: pytest.MonkeyPatch)
     ("wrong", "message"),
     [
         ({"precision": "bf61"}, "did you mean 'bf16'"),
-        ({"windows": 0.0}, "above 0"),
-        ({"windows": 1.5}, "up to 1"),
-        ({"objects": 0}, "from 1 on"),
-        ({"frames": 1}, "from 2 on"),
+        ({"windows": 0.0}, "greater than 0"),
+        ({"windows": 1.5}, "less than or equal to 1"),
+        ({"objects": 0}, "greater than or equal to 1"),
+        ({"frames": 1}, "greater than or equal to 2"),
         ({"protocol": "sam2", "objects": 4}, "one object"),
         ({"cast": "weights"}, "precision fp32"),
         ({"compile": "al"}, "did you mean 'all'"),
