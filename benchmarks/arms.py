@@ -52,7 +52,7 @@ class Arms:
     Args:
         model: a stock model of either host. recipes: what the arms run.
         settings: objects, precision (by autocast), compile, frames, warm, module_frames, seed. Windows are forced by
-            `run`, where a recipe routes any; the protocol is "surgery".
+            `run`, where a recipe routes any.
         baseline: what the arms are compared with; default `model` as it is. A predictor that compiles itself (sam2's
             VOS predictor) takes the weights of `model`.
         step: called after every round, in which each model tracks one frame.
@@ -65,8 +65,8 @@ class Arms:
         self, model: Any, recipes: Sequence[Recipe], settings: Settings, baseline: Any | None = None,
         step: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        if settings.windows is not None or settings.cast != "autocast" or settings.protocol != "surgery":
-            raise BenchmarkError("arms take their window shares from run, autocast and protocol 'surgery' only")
+        if settings.windows is not None or settings.cast != "autocast":
+            raise BenchmarkError("arms take their window shares from run, and autocast only")
         check_host(view_of(model), settings)
         if baseline is not None:
             baseline.load_state_dict(model.state_dict(), assign=True)

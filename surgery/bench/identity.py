@@ -50,7 +50,6 @@ def identity(pair: Pair, settings: Settings) -> dict[str, Any]:
         "objects": settings.objects,
         "windows_share": settings.windows,
         "recipe": recipe.metadata.name if recipe is not None else None,
-        "protocol": settings.protocol,
         "compile": settings.compile,
         "settings": settings.model_dump(),
     }

@@ -5,12 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -47,7 +44,7 @@ class Timings:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % bootstrap interval of `speedup`; None when a single pass was counted (protocol sam2)."""
+        """95 % bootstrap interval of `speedup`; None when a single frame was counted."""
         ends = self.row["interval"]
         return (ends[0], ends[1]) if ends else None
 
@@ -97,10 +94,7 @@ def benchmark(
 def frame_count(settings: Settings) -> int:
     """How many times `benchmark` calls `step`."""
     counting = 1 if settings.module_frames else 0
-    before = 2 * (1 + settings.warm)
-    if settings.protocol == "sam2":
-        return before + 2 * settings.passes * settings.frames + 2 * (settings.module_frames + counting)
-    return before + 2 * (settings.frames + settings.module_frames + counting)
+    return 2 * (1 + settings.warm + settings.frames + settings.module_frames + counting)
 
 
 class _Case:
@@ -109,39 +103,32 @@ class _Case:
         self.clock = Clock(pair.device, settings.clock == "processor")
         length = 1 + settings.warm + settings.frames + settings.module_frames + 1
         self.clip = LoopingClip(pair.sparse.host.image_size(), length, settings.objects, pair.device, settings.seed)
-        self.kept: list[Any] = []
         self.peaks = [0.0, 0.0]
 
     def run(self, windows: tuple[int, ...] | None) -> dict[str, Any]:
         settings = self.settings
-        runs = [self._feed(which) for which in (0, 1)]
+        runs = [
+            stepped(follow(host, self.clip, self.clip.masks), self.pair.device, settings, own)
+            for host, own in zip(self.pair.hosts(), (False, self.pair.own), strict=True)
+        ]
         first = [self._frame(runs[which], which) for which in (0, 1)]
         warm = self._alternate(runs, settings.warm)
         self.peaks = [0.0, 0.0]
-        if settings.protocol == "sam2":
-            series, pairs = self._passes()
-            shares = kept(self.pair.sparse, {}, windows is not None)
-        else:
-            before = totals(self.pair.sparse)
-            series = pairs = self._alternate(runs, settings.frames)
-            shares = kept(self.pair.sparse, before, windows is not None)
+        before = totals(self.pair.sparse)
+        series = self._alternate(runs, settings.frames)
+        shares = kept(self.pair.sparse, before, windows is not None)
         tables = {"ms": self._spans(runs, lambda: TimeMeter(self.clock), settings.module_frames)}
         if settings.module_frames:
             # One frame with attention written out as matrix products, and not compiled.
             counter = FlopCounterMode(display=False)
             with plain(self.pair), sdpa_kernel(SDPBackend.MATH), counter:
                 tables["gflop"] = self._spans(runs, lambda: FlopMeter(counter), 1)
-        return self._row(first, warm, series, pairs, tables) | shares
-
-    def _feed(self, which: int) -> Iterator[Tensor]:
-        run = follow(self.pair.hosts()[which], self.clip, self.clip.masks)
-        return stepped(run, self.pair.device, self.settings, own=bool(which) and self.pair.own)
+        return self._row(first, warm, series, tables) | shares
 
     def _frame(self, run: Iterator[Tensor], which: int) -> float:
         self.clock.reset_peak()
         # A mask is had when it is in the host's memory, one byte a pixel.
-        masks, ms = self.clock.timed(lambda: (next(run) > 0).cpu())
-        self.kept.append(np.packbits(masks.numpy()))
+        _, ms = self.clock.timed(lambda: (next(run) > 0).cpu())
         self.peaks[which] = max(self.peaks[which], self.clock.peak_mb())
         self.step()
         return ms
@@ -152,30 +139,6 @@ class _Case:
             for which in ORDERS[number % 2]:
                 times[which].append(self._frame(runs[which], which))
         return times
-
-    def _passes(self) -> tuple[_Two, _Two]:
-        """Whole passes without synchronisation: per-frame times of all counted passes, and the mean one of each."""
-        series: _Two = ([], [])
-        means: _Two = ([], [])
-        for number in range(self.settings.passes):
-            for which in ORDERS[number % 2]:
-                run = self._feed(which)
-                next(run)
-                marks: list[float] = []
-                self.clock.reset_peak()
-                _, total = self.clock.timed(lambda run=run, marks=marks: self._unsynchronised(run, marks))  # type: ignore[misc]
-                self.peaks[which] = max(self.peaks[which], self.clock.peak_mb())
-                if number:
-                    series[which].extend(1000 * (b - a) for a, b in pairwise(marks))
-                    means[which].append(total / self.settings.frames)
-        return series, means
-
-    def _unsynchronised(self, run: Iterator[Tensor], marks: list[float]) -> None:
-        marks.append(perf_counter())
-        for _ in range(self.settings.frames):
-            next(run)
-            marks.append(perf_counter())
-            self.step()
 
     def _spans(
         self, runs: list[Iterator[Tensor]], meter: Callable[[], Meter], frames: int
@@ -198,11 +161,11 @@ class _Case:
         return dense, sparse
 
     def _row(
-        self, first: list[float], warm: _Two, series: _Two, pairs: _Two,
+        self, first: list[float], warm: _Two, series: _Two,
         tables: dict[str, tuple[dict[str, float], dict[str, float]]],
     ) -> dict[str, Any]:  # fmt: skip
         settings, sparse = self.settings, self.pair.sparse
-        ratio, interval = figures.speedup(pairs)
+        ratio, interval = figures.speedup(series)
         predicted = None
         if "gflop" in tables:
             dense_gflop, sparse_gflop = (sum(table.values()) for table in tables["gflop"])
@@ -221,10 +184,6 @@ class _Case:
         compile_s = []
         for which, name in enumerate(("dense", "sparse")):
             side = figures.latency(series[which])
-            if settings.protocol == "sam2":
-                # A device that runs behind is waited for at the end of a pass only: a frame's time is its pass's mean.
-                passes = figures.latency(pairs[which])
-                side |= {"median": passes["median"], "fps": passes["fps"]}
             spent = max(0.0, first[which] + sum(warm[which]) - side["median"] * (1 + settings.warm)) / 1000
             compile_s.append(spent)
             row[name] = {

@@ -25,13 +25,10 @@ class Settings(BaseModel):
     objects: tracked at once. windows: share of the stage-3 windows computed on routed frames, in (0, 1], or None for
     the router's own choice. precision: "fp32", "bf16" or "fp16", by `cast`: "autocast" around the calls or "weights"
     converted; of both models, or of the stock one alone when the recipe has a precision of its own. compile: which
-    modules go through torch.compile, "none", "encoder" or "all"; mode: torch.compile's.
-    protocol: "surgery" synchronises every frame, keeps the masks and alternates the models frame by frame; "sam2" is
-    the one of SAM 2's benchmark.py: whole passes without synchronisation, the models alternating pass by pass.
-    frames: measured per model (per pass under "sam2"). warm: tracked before them. passes: under "sam2", the first one
-    not counted. module_frames: measured with spans, 0 leaves the modules out. seed: of the synthetic clip.
-    clock: "wall", or "processor" for the processor time of this process (CPU only): on a machine that others use, wall
-    time is theirs as well.
+    modules go through torch.compile, "none", "encoder" or "all"; mode: torch.compile's. frames: measured per model, in
+    turn. warm: tracked before them. module_frames: measured with spans, 0 leaves the modules out. seed: of the
+    synthetic clip. clock: "wall", or "processor" for the processor time of this process (CPU only): on a machine that
+    others use, wall time is theirs as well.
 
     Raises:
         BenchmarkError: a value that is out of range, or that does not go with another.
@@ -44,10 +41,8 @@ class Settings(BaseModel):
     cast: Literal["autocast", "weights"] = "autocast"
     compile: Literal["none", "encoder", "all"] = "none"
     mode: CompileMode = "default"
-    protocol: Literal["surgery", "sam2"] = "surgery"
     frames: int = Field(20, ge=2)
     warm: int = Field(10, ge=0)
-    passes: int = Field(5, ge=2)
     module_frames: int = Field(3, ge=0)
     seed: int = Field(0, ge=0)
     clock: Literal["wall", "processor"] = "wall"
@@ -62,8 +57,6 @@ class Settings(BaseModel):
     def _together(self) -> Settings:
         if self.precision == "fp32" and self.cast == "weights":
             raise ValueError("cast 'weights' converts weights to bf16 or fp16; with precision fp32 use 'autocast'")
-        if self.protocol == "sam2" and self.objects != 1:
-            raise ValueError(f"protocol sam2 tracks one object, {self.objects} were asked for; use protocol surgery")
         return self
 
 

@@ -14,9 +14,6 @@ from surgery.cli.common import Command, OutPath, counted, err, out, print_json, 
 from surgery.cli.options import listed, load, model_options, recipe_options
 from surgery.cli.tables import print_table
 
-_SAM2 = {"precision": "bf16", "compile": "all"}
-_PLAIN = {"precision": "fp32", "compile": "none"}
-
 
 @click.command(cls=Command)
 @click.argument("model")
@@ -29,21 +26,17 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
 )  # fmt: skip
 @click.option(
     "--precision",
-    help="fp32, bf16 or fp16, of both models, or of the stock one when the recipe has its own; several: fp32,bf16.  "
-    "[default: fp32; bf16 for protocol sam2]",
+    default="fp32",
+    show_default=True,
+    help="fp32, bf16 or fp16, of both models, or of the stock one when the recipe has its own; several: fp32,bf16.",
 )
 @click.option("--cast", default="autocast", show_default=True, help="Reach the precision by 'autocast' or 'weights'.")
-@click.option("--compile", "scope", help="none, encoder or all.  [default: none; all for protocol sam2]")
+@click.option("--compile", "scope", default="none", show_default=True, help="none, encoder or all.")
 @click.option(
     "--compile-mode", "mode", default="default", show_default=True, help="Of torch.compile, such as max-autotune."
 )
-@click.option(
-    "--protocol", default="surgery", show_default=True,
-    help="surgery: synchronised, masks kept, frame by frame in turn. sam2: as SAM 2's benchmark.py, pass by pass.",
-)  # fmt: skip
-@click.option("--frames", default=20, show_default=True, help="Measured frames a model (a pass, for protocol sam2).")
+@click.option("--frames", default=20, show_default=True, help="Measured frames a model.")
 @click.option("--warm", default=10, show_default=True, help="Frames tracked before them.")
-@click.option("--passes", default=5, show_default=True, help="Passes of protocol sam2; the first is not counted.")
 @click.option("--module-frames", default=3, show_default=True, help="Frames timed module by module; 0: none.")
 @click.option("--seed", default=0, show_default=True, help="Of the synthetic clip.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: torch's.")
@@ -52,8 +45,8 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def bench(
     model: str, recipe: str, overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None,
-    objects: str, windows: str, precision: str | None, cast: str, scope: str | None, mode: str, protocol: str,
-    frames: int, warm: int, passes: int, module_frames: int, seed: int, threads: int | None, folder: str,
+    objects: str, windows: str, precision: str, cast: str, scope: str, mode: str,
+    frames: int, warm: int, module_frames: int, seed: int, threads: int | None, folder: str,
     again: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Time MODEL against itself under RECIPE, in one process, on a synthetic clip.
@@ -71,15 +64,14 @@ def bench(
     from surgery.digests import code_digest, weights_digest
     from surgery.recipe import Recipe
 
-    defaults = _SAM2 if protocol == "sam2" else _PLAIN
     common: dict[str, Any] = {
-        "cast": cast, "compile": scope or defaults["compile"], "mode": mode, "protocol": protocol, "frames": frames,
-        "warm": warm, "passes": passes, "module_frames": module_frames, "seed": seed,
+        "cast": cast, "compile": scope, "mode": mode, "frames": frames,
+        "warm": warm, "module_frames": module_frames, "seed": seed,
     }  # fmt: skip
     cases = [
         Settings(objects=count, windows=share, precision=kind, **common)
         for kind, count, share in itertools.product(
-            listed("--precision", precision or defaults["precision"], str, "a precision"),
+            listed("--precision", precision, str, "a precision"),
             listed("--objects", objects, int, "a whole number"),
             listed("--windows", windows, lambda text: None if text == "routed" else float(text), "a share or 'routed'"),
         )
