@@ -25,7 +25,7 @@ from torch import Tensor
 import surgery.demo as demo
 import surgery.operations.memory_retrieval.bound as retrieval
 from surgery import Recipe, __version__, sparsify, status
-from surgery.calibration import FitSettings, fit_shortcut
+from surgery.calibration import fit_shortcut
 from surgery.core.windows import WindowGrid
 from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.demo.show import Score, _score, prompt_for
@@ -79,8 +79,7 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
     "mask windows, temporal, fitted, rolling 1": ("balanced", routed(True, 1), "temporal"),
     "mask windows, temporal, fitted, rolling 2": ("balanced", routed(True, 2), "temporal"),
     "budget, temporal, identity": ("balanced", budgeted(), "identity"),
-    "budget, temporal, fitted (closed form)": ("balanced", budgeted(), "temporal"),
-    "budget, temporal, fitted (closed form and steps)": ("balanced", budgeted(), "steps"),
+    "budget, temporal, fitted": ("balanced", budgeted(), "temporal"),
     "random windows at the budget, temporal, fitted": ("balanced", budgeted(), "random windows"),
     "keys only: published (5 % after warm-up)": ("memory-only", pruned(**{
         "retrieval.keep": 0.05, "retrieval.keep_conditioning": 1.0, "retrieval.rebalance": "false",
@@ -89,7 +88,7 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
     "keys only: rebalanced": ("memory-only", pruned(), "identity"),
     "keys only: random keys, rebalanced": ("memory-only", pruned(), "random keys"),
     "both": ("balanced", budgeted(**{
-        "retrieval.keep": KEEP, "retrieval.keep_conditioning": KEEP_CONDITIONING}), "steps"),
+        "retrieval.keep": KEEP, "retrieval.keep_conditioning": KEEP_CONDITIONING}), "temporal"),
 }  # fmt: skip
 
 
@@ -110,14 +109,14 @@ def score(model: Any, clips: list[Any]) -> tuple[Score, list[float], float]:
     return total, per_clip, statistics.fmean(queries or [1.0])
 
 
-def fitted(model: Any, steps: int) -> dict[str, torch.Tensor]:
+def fitted(model: Any) -> dict[str, torch.Tensor]:
     """Weights of the shortcut fitted on the eight calibration clips of the shipped adapters."""
     from benchmarks.demo_adapters import clip_of
 
     clips = [clip_of(FIRST + number) for number in range(8)]
     for clip in clips:
         clip.video.num_frames = 24
-    fit_shortcut(model, clips, FitSettings(steps=steps))
+    fit_shortcut(model, clips)
     return copy.deepcopy(shortcut_of(model).state_dict())
 
 
@@ -156,7 +155,6 @@ def main() -> None:
     """Run the rows and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--difficulty", default="medium")
     parser.add_argument("--rows", nargs="*", help="only rows whose name contains one of these")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "parts-demo.json")
@@ -176,7 +174,7 @@ def main() -> None:
         wanted = {"random windows": "temporal", "random keys": "identity"}.get(kind, kind)
         if wanted != "identity":
             if wanted not in weights:
-                weights[wanted] = fitted(model, options.steps if wanted == "steps" else 0)
+                weights[wanted] = fitted(model)
             shortcut_of(model).load_state_dict(weights[wanted])
         with at_random(kind, model) if kind.startswith("random") else nullcontext():
             found, per_clip, _ = score(model, clips)
@@ -198,7 +196,7 @@ def _write(options: argparse.Namespace, dense: float, rows: list[dict[str, Any]]
     """Write what is measured so far; a run that is cut keeps its finished rows."""
     result = {
         "kind": "parts", "schema": 1,
-        "command": f"python -m benchmarks.parts --clips {options.clips} --steps {options.steps}",
+        "command": f"python -m benchmarks.parts --clips {options.clips}",
         "date": time.strftime("%Y-%m-%d"), "machine": f"{platform.platform()}, {platform.machine()}",
         "versions": {"surgery": __version__, "torch": torch.__version__}, "clips": options.clips,
         "difficulty": options.difficulty, "dense_j_and_f": dense, "rows": rows,

@@ -139,11 +139,13 @@ def sparsify(
                 "adapter and clips are both given; an adapter is calibrated already: give one of them, or load it "
                 "first and call calibrate(model, clips)"
             )
-        calibrate(model, clips, _with_compile(_choose_recipe(recipe, None), compile), progress=progress)
+        chosen = Recipe.load(recipe if recipe is not None else DEFAULT_RECIPE)
+        calibrate(model, clips, _with_compile(chosen, compile), progress=progress)
         return model
-    loaded = _load(adapter)
-    chosen = _with_compile(_choose_recipe(recipe, loaded), compile)
-    return apply(model, chosen, loaded, force)
+    loaded = open_adapter(adapter) if isinstance(adapter, (str, Path)) else adapter
+    default = loaded.recipe if loaded is not None else DEFAULT_RECIPE
+    chosen = Recipe.load(recipe if recipe is not None else default)
+    return apply(model, _with_compile(chosen, compile), loaded, force)
 
 
 def status(model: object) -> Status:
@@ -171,18 +173,6 @@ def status(model: object) -> Status:
         dense_frames=dict(stats.dense),
         calibration=calibration_of(model),
     )
-
-
-def _load(adapter: str | Path | Adapter | None) -> Adapter | None:
-    if adapter is None:
-        return None
-    return adapter if isinstance(adapter, Adapter) else open_adapter(adapter)
-
-
-def _choose_recipe(recipe: str | Path | Recipe | None, adapter: Adapter | None) -> Recipe:
-    if recipe is None:
-        return adapter.recipe if adapter is not None else Recipe.load(DEFAULT_RECIPE)
-    return Recipe.load(recipe)
 
 
 def _with_compile(recipe: Recipe, compile: bool | str | CompileParts | None) -> Recipe:

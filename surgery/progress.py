@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Step = Callable[[str, int, int], None]
 """Called with (stage, done, total) as work goes on; done reaches total when the stage ends."""
 # What a stage counts, if not frames.
-_UNITS = {"reading clips": "clips", "looking for objects": "clips", "feature error": "clips", "fitting": "steps"}
+_UNITS = {"reading clips": "clips", "looking for objects": "clips"}
 # A plain line for every tenth, but not for every frame of a short clip, and a sign of life on long ones. Seconds.
 _SHORTEST, _LONGEST = 2.0, 60.0
 

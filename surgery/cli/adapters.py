@@ -148,15 +148,13 @@ def _against(adapter: Any, name: str, host: str | None, device: str | None) -> d
     adapter.check_structure(span)
     recorded = adapter.config.base_model.fingerprint
     if recorded is None:
-        return {"verdict": "not recorded", "precision": None, "distance": None}
-    match = compare(view, span, recorded)
-    return {"verdict": match.verdict, "precision": match.precision, "distance": match.distance}
+        return {"verdict": "not recorded", "precision": None}
+    return vars(compare(view, span, recorded))
 
 
 _VERDICTS = {
     "same": "is the base model",
     "rounded": "is the base model, rounded to {precision}",
-    "close": "is within rounding of the base model ({distance:.1e} relative), not proven",
     "different": "has other weights than the base model",
     "not recorded": "has the right structure; no fingerprint is recorded, its weights were not compared",
 }

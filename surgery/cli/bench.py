@@ -14,9 +14,6 @@ from surgery.cli.common import Command, OutPath, counted, err, out, print_json, 
 from surgery.cli.options import listed, load, model_options, recipe_options
 from surgery.cli.tables import print_table
 
-_SAM2 = {"precision": "bf16", "compile": "all"}
-_PLAIN = {"precision": "fp32", "compile": "none"}
-
 
 @click.command(cls=Command)
 @click.argument("model")
@@ -29,23 +26,18 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
 )  # fmt: skip
 @click.option(
     "--precision",
-    help="fp32, bf16 or fp16, of both models, or of the stock one when the recipe has its own; several: fp32,bf16.  "
-    "[default: fp32; bf16 for protocol sam2]",
+    default="fp32",
+    show_default=True,
+    help="fp32, bf16 or fp16, of both models, or of the stock one when the recipe has its own; several: fp32,bf16.",
 )
 @click.option("--cast", default="autocast", show_default=True, help="Reach the precision by 'autocast' or 'weights'.")
-@click.option("--compile", "scope", help="none, encoder or all.  [default: none; all for protocol sam2]")
+@click.option("--compile", "scope", default="none", show_default=True, help="none, encoder or all.")
 @click.option(
     "--compile-mode", "mode", default="default", show_default=True, help="Of torch.compile, such as max-autotune."
 )
-@click.option(
-    "--protocol", default="surgery", show_default=True,
-    help="surgery: synchronised, masks kept, frame by frame in turn. sam2: as SAM 2's benchmark.py, pass by pass.",
-)  # fmt: skip
-@click.option("--frames", default=20, show_default=True, help="Measured frames a model (a pass, for protocol sam2).")
+@click.option("--frames", default=20, show_default=True, help="Measured frames a model.")
 @click.option("--warm", default=10, show_default=True, help="Frames tracked before them.")
-@click.option("--passes", default=5, show_default=True, help="Passes of protocol sam2; the first is not counted.")
 @click.option("--module-frames", default=3, show_default=True, help="Frames timed module by module; 0: none.")
-@click.option("--long", "long_", default=0, metavar="N", help="Long run instead: N frames, memory over time.")
 @click.option("--seed", default=0, show_default=True, help="Of the synthetic clip.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: torch's.")
 @click.option("--out", "folder", default="bench", show_default=True, type=OutPath(file_okay=False))
@@ -53,8 +45,8 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def bench(
     model: str, recipe: str, overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None,
-    objects: str, windows: str, precision: str | None, cast: str, scope: str | None, mode: str, protocol: str,
-    frames: int, warm: int, passes: int, module_frames: int, long_: int, seed: int, threads: int | None, folder: str,
+    objects: str, windows: str, precision: str, cast: str, scope: str, mode: str,
+    frames: int, warm: int, module_frames: int, seed: int, threads: int | None, folder: str,
     again: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Time MODEL against itself under RECIPE, in one process, on a synthetic clip.
@@ -68,19 +60,18 @@ def bench(
     from surgery.bench import Settings, benchmark, frame_count
     from surgery.bench.machine import machine, not_measured
     from surgery.bench.settings import digest
-    from surgery.bench.store import Store
+    from surgery.bench.store import CaseStore
     from surgery.digests import code_digest, weights_digest
     from surgery.recipe import Recipe
 
-    defaults = _SAM2 if protocol == "sam2" else _PLAIN
     common: dict[str, Any] = {
-        "cast": cast, "compile": scope or defaults["compile"], "mode": mode, "protocol": protocol, "frames": frames,
-        "warm": warm, "passes": passes, "module_frames": module_frames, "seed": seed, "long": long_,
+        "cast": cast, "compile": scope, "mode": mode, "frames": frames,
+        "warm": warm, "module_frames": module_frames, "seed": seed,
     }  # fmt: skip
     cases = [
         Settings(objects=count, windows=share, precision=kind, **common)
         for kind, count, share in itertools.product(
-            listed("--precision", precision or defaults["precision"], str, "a precision"),
+            listed("--precision", precision, str, "a precision"),
             listed("--objects", objects, int, "a whole number"),
             listed("--windows", windows, lambda text: None if text == "routed" else float(text), "a share or 'routed'"),
         )
@@ -90,12 +81,12 @@ def bench(
     fitted = weights_digest(opened.tensors) if opened is not None else None
     if threads:
         torch.set_num_threads(threads)
-    store = Store(Path(folder))
+    store = CaseStore(Path(folder))
     loaded = load(model, host, device)
     place = next(loaded.parameters()).device
     facts = machine(place)
     about = [model, weights_digest(loaded.state_dict()), chosen.to_dict(), fitted, facts, code_digest()]
-    keys = [digest(case.as_dict(), *about) for case in cases]
+    keys = [digest(case.model_dump(), *about) for case in cases]
     rows = [None if again else store.get(key) for key in keys]
     command = shlex.join(["surgery", *sys.argv[1:]])
 
@@ -151,9 +142,8 @@ _LEGEND = (
 def _cells(row: dict[str, Any]) -> list[str]:
     kept, predicted, interval = row.get("windows"), row["predicted"], row["interval"]
     share = "all" if kept is None else f"{kept['share']:.0%}{'' if kept['forced'] else ' (routed)'}"
-    order = f", {row['long']} frames in a row" if row.get("long") else ""
     return [
-        _types(row), str(row["objects"]), share + order, f"{row['dense']['median']:.1f}",
+        _types(row), str(row["objects"]), share, f"{row['dense']['median']:.1f}",
         f"{row['sparse']['median']:.1f}", f"{row['sparse']['p95']:.1f}", f"{row['whole_frame_speedup']:.2f}x",
         "-".join(f"{end:.2f}" for end in interval) or "one pass", "-" if predicted is None else f"{predicted:.2f}x",
         "-" if predicted is None else f"{row['measured_over_predicted']:.2f}", f"{row['peak_memory_mb']:.0f}",
@@ -166,13 +156,9 @@ def _types(row: dict[str, Any]) -> str:
     return f"{row['settings']['precision']}/{own['dtype']}" if own else row["precision"]
 
 
-_MODULES = ("module", "ms", "sparse", "GFLOP", "sparse", "GB/s", "sparse")
+_MODULES = ("module", "ms", "sparse", "GFLOP", "sparse")
 
 
 def _print_modules(row: dict[str, Any]) -> None:
-    lines = []
-    for part in row["modules"]:
-        speeds = (part.get("dense_gb_per_s"), part.get("sparse_gb_per_s"))
-        figures = [f"{part[key]:.2f}" for key in ("dense_ms", "sparse_ms", "dense_gflop", "sparse_gflop")]
-        lines.append([part["name"], *figures, *("-" if speed is None else f"{speed:.1f}" for speed in speeds)])
-    print_table(_MODULES, lines)
+    keys = ("dense_ms", "sparse_ms", "dense_gflop", "sparse_gflop")
+    print_table(_MODULES, [[part["name"], *(f"{part[key]:.2f}" for key in keys)] for part in row["modules"]])

@@ -14,7 +14,7 @@ from surgery.cli.options import chosen_recipe, load, model_options, recipe_optio
 from surgery.cli.tables import SCORES, print_table, score_cells
 from surgery.progress import progress_bar
 
-DATASETS = ("davis2016", "davis2017", "mose", "lvos", "sav", "ytvos", "folder")
+DATASETS = ("davis2017", "mose", "lvos", "sav", "ytvos", "folder")
 CONVENTIONS = ("davis2017", "vos-benchmark", "sav", "lvos", "after-prompt")
 
 

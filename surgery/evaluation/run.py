@@ -21,7 +21,7 @@ from surgery.evaluation.metrics import TOLERANCE
 from surgery.evaluation.scores import Scores
 from surgery.evaluation.scoring import convention_named
 from surgery.evaluation.sequence_run import SequenceRun
-from surgery.evaluation.store import Store
+from surgery.evaluation.store import RunStore
 from surgery.hosts import view_of
 from surgery.recipe import Recipe
 
@@ -75,7 +75,7 @@ def evaluate(
     _check_numbers(max_frames, tolerance, record, out)
     arms = _arms(model, recipe, adapter, dense_too)
     settings = _settings(arms, chosen, name, max_frames, rule, tolerance, record)
-    store = Store(Path(out), settings, chosen.tree) if out is not None else None
+    store = RunStore(Path(out), settings, chosen.tree) if out is not None else None
     try:
         shown = progress or (lambda done, total, sequence: None)
         rows, not_scored = _run_all(arms, chosen, rule, tolerance, max_frames, record, store, shown)
@@ -156,7 +156,7 @@ def _settings(
 
 def _run_all(
     arms: dict[str, Any], dataset: Dataset, convention: str, tolerance: float, max_frames: int | None, record: bool,
-    store: Store | None, progress: Progress,
+    store: RunStore | None, progress: Progress,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
     names = list(arms)
     results: dict[str, dict[str, Any]] = {}
@@ -191,7 +191,7 @@ def _run_all(
 
 
 def _head(
-    settings: dict[str, Any], dataset: Dataset, arms: dict[str, Any], store: Store | None, command: str | None
+    settings: dict[str, Any], dataset: Dataset, arms: dict[str, Any], store: RunStore | None, command: str | None
 ) -> dict[str, Any]:
     head = {
         "kind": "eval",

@@ -47,7 +47,6 @@ def commands(clip: Path) -> dict[str, list[str]]:
         "demo-clips": ["demo-clips", "--out", "OUT"],
         "calibrate": ["calibrate", "demo", "--clips", str(clip), "--out", "OUT"],
         "report folder": ["calibrate", "demo", "--clips", str(clip), "--out", "fresh", "--report", "OUT"],
-        "checkpoint": ["fit", "demo", "--clips", str(clip), "--out", "fresh", "--checkpoint", "OUT"],
         "fit": ["fit", "demo", "--clips", str(clip), "--out", "OUT"],
         "report": ["report", str(clip), "--out", "OUT"],
         "pull": ["pull", "user/name", "--out", "OUT"],
