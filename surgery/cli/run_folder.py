@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from surgery.errors import VideoError
 from surgery.files import hold, write_whole
 from surgery.validation import read_as
-from surgery.video.frames import Video
 from surgery.video.masks import Labels, read_label_png, write_label_png
+from surgery.video.source import Video
 
 # A run goes on only with what it was started with; a video may not change its size in between, either.
 _SETTINGS = ("video", "size", "model", "host", "recipe", "adapter", "prompts")
