@@ -11,17 +11,13 @@ from typing import Any
 import click
 
 from surgery.cli.common import Command, OutPath, counted, err, out, print_json, shown
-from surgery.cli.options import listed, load, model_options, recipe_options
+from surgery.cli.options import Asked, asking, json_option, listed
 from surgery.cli.tables import print_table
-
-_SAM2 = {"precision": "bf16", "compile": "all"}
-_PLAIN = {"precision": "fp32", "compile": "none"}
 
 
 @click.command(cls=Command)
 @click.argument("model")
-@recipe_options()
-@model_options
+@asking()
 @click.option("--objects", default="1", show_default=True, help="Objects tracked at once; several: 1,4,16.")
 @click.option(
     "--windows", default="routed", show_default=True,
@@ -45,17 +41,15 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
 @click.option("--warm", default=10, show_default=True, help="Frames tracked before them.")
 @click.option("--passes", default=5, show_default=True, help="Passes of protocol sam2; the first is not counted.")
 @click.option("--module-frames", default=3, show_default=True, help="Frames timed module by module; 0: none.")
-@click.option("--long", "long_", default=0, metavar="N", help="Long run instead: N frames, memory over time.")
+@click.option("--long", default=0, metavar="N", help="Long run instead: N frames, memory over time.")
 @click.option("--seed", default=0, show_default=True, help="Of the synthetic clip.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: torch's.")
 @click.option("--out", "folder", default="bench", show_default=True, type=OutPath(file_okay=False))
 @click.option("--again", is_flag=True, help="Measure cases that are in the folder already again.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def bench(
-    model: str, recipe: str, overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None,
-    objects: str, windows: str, precision: str | None, cast: str, scope: str | None, mode: str, protocol: str,
-    frames: int, warm: int, passes: int, module_frames: int, long_: int, seed: int, threads: int | None, folder: str,
-    again: bool, as_json: bool,
+    asked: Asked, objects: str, windows: str, precision: str | None, scope: str | None, threads: int | None,
+    folder: str, again: bool, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Time MODEL against itself under RECIPE, in one process, on a synthetic clip.
 
@@ -72,29 +66,25 @@ def bench(
     from surgery.digests import code_digest, weights_digest
     from surgery.recipe import Recipe
 
-    defaults = _SAM2 if protocol == "sam2" else _PLAIN
-    common: dict[str, Any] = {
-        "cast": cast, "compile": scope or defaults["compile"], "mode": mode, "protocol": protocol, "frames": frames,
-        "warm": warm, "passes": passes, "module_frames": module_frames, "seed": seed, "long": long_,
-    }  # fmt: skip
+    usual = ("bf16", "all") if settings["protocol"] == "sam2" else ("fp32", "none")
     cases = [
-        Settings(objects=count, windows=share, precision=kind, **common)
+        Settings(objects=count, windows=share, precision=kind, compile=scope or usual[1], **settings)
         for kind, count, share in itertools.product(
-            listed("--precision", precision or defaults["precision"], str, "a precision"),
+            listed("--precision", precision or usual[0], str, "a precision"),
             listed("--objects", objects, int, "a whole number"),
             listed("--windows", windows, lambda text: None if text == "routed" else float(text), "a share or 'routed'"),
         )
     ]
-    chosen = Recipe.load(recipe, overrides)
-    opened = open_adapter(adapter) if adapter is not None else None
+    chosen = Recipe.load(str(asked.recipe), asked.overrides)
+    opened = open_adapter(asked.adapter) if asked.adapter is not None else None
     fitted = weights_digest(opened.tensors) if opened is not None else None
     if threads:
         torch.set_num_threads(threads)
     store = Store(Path(folder))
-    loaded = load(model, host, device)
+    loaded = asked.load()
     place = next(loaded.parameters()).device
     facts = machine(place)
-    about = [model, weights_digest(loaded.state_dict()), chosen.to_dict(), fitted, facts, code_digest()]
+    about = [asked.model, weights_digest(loaded.state_dict()), chosen.to_dict(), fitted, facts, code_digest()]
     keys = [digest(case.as_dict(), *about) for case in cases]
     rows = [None if again else store.get(key) for key in keys]
     command = shlex.join(["surgery", *sys.argv[1:]])
@@ -110,7 +100,7 @@ def bench(
                 continue
             with shown(_title(case), frame_count(case)) as step:
                 timings = benchmark(loaded, chosen, adapter=opened, settings=case, step=step)
-            row = {**timings.row, "model": model}
+            row = {**timings.row, "model": asked.model}
             store.put(keys[number], row)
             rows[number] = row
             document = save()
@@ -132,7 +122,7 @@ def _title(case: Any) -> str:
 def _print(document: dict[str, Any], path: Path) -> None:
     facts, rows = document["machine"], document["rows"]
     out.print(f"{facts['cpu']}, {facts['threads']} threads, {facts['device']}")
-    print_table(_HEAD, [_cells(row) for row in rows], names=3)
+    print_table(_HEAD, [_cells(row) for row in rows])
     out.print(_LEGEND, style="dim")
     if len(rows) == 1 and rows[0]["modules"]:
         _print_modules(rows[0])

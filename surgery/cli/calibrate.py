@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from surgery.cli.common import Command, OutPath, err, out, print_json
-from surgery.cli.options import load, model_options, recipe_options
+from surgery.cli.options import Asked, asking, json_option
 from surgery.errors import AdapterError
 from surgery.missing import require
 from surgery.operations import SparseWindowRouting
@@ -29,9 +32,8 @@ def _shared(function: Any) -> Any:
             "--clips", "clips", multiple=True, required=True, metavar="PATH",
             help="Video file, folder of frames, folder with frames/ and masks/, or a folder of those; repeatable.",
         ),
-        recipe_options(adapter=False),
-        model_options,
-        click.argument("spec", metavar="MODEL"),
+        asking(adapter=False),
+        click.argument("model"),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -48,11 +50,10 @@ def _shared(function: Any) -> Any:
     help="When no setting keeps the promise: fail, or write the most faithful one.",
 )  # fmt: skip
 @click.option("--report", "report_to", type=OutPath(file_okay=False), help="Report folder; default OUT-report.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def calibrate(
-    spec: str, recipe: str, overrides: tuple[str, ...], clips: tuple[str, ...], folder: str, steps: int | None,
-    objective: str | None, max_frames: int | None, checkpoint: str | None, seed: int, host: str | None,
-    device: str | None, held_out: tuple[str, ...], runs: int, if_missed: str, report_to: str | None, as_json: bool,
+    asked: Asked, clips: tuple[str, ...], folder: str, steps: int | None, objective: str | None, seed: int,
+    held_out: tuple[str, ...], report_to: str | None, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Calibrate MODEL on a few clips and write the result as an adapter.
 
@@ -68,12 +69,12 @@ def calibrate(
 
     require("matplotlib")
     target = _target(folder)
-    model, chosen, fit = _prepared(spec, host, device, recipe, overrides, steps, objective, seed)
+    model, chosen, fit = _prepared(asked, steps, objective, seed)
     reports = Path(report_to) if report_to is not None else target.with_name(target.name + "-report")
     try:
         report = run(
-            model, clips, chosen, held_out=held_out or None, fit=fit, if_missed=if_missed,  # type: ignore[arg-type]
-            max_frames=max_frames, runs=runs, seed=seed, checkpoint=checkpoint, progress=not as_json, name=spec,
+            model, clips, chosen, held_out=held_out or None, fit=fit, seed=seed, progress=not as_json, name=asked.model,
+            **how,
         )  # fmt: skip
     except PromiseError as error:
         error.report.save(reports)
@@ -97,9 +98,8 @@ def calibrate(
 @_shared
 @click.option("--closed-form/--no-closed-form", default=True, show_default=True, help="Start from the closed form.")
 def fit(
-    spec: str, recipe: str, overrides: tuple[str, ...], clips: tuple[str, ...], folder: str, steps: int | None,
-    objective: str | None, max_frames: int | None, checkpoint: str | None, seed: int, host: str | None,
-    device: str | None, closed_form: bool,
+    asked: Asked, clips: tuple[str, ...], folder: str, steps: int | None, objective: str | None,
+    max_frames: int | None, checkpoint: str | None, seed: int, closed_form: bool,
 ) -> None:  # fmt: skip
     """Fit only the shortcut of MODEL, leave the recipe's thresholds, and write an adapter.
 
@@ -116,7 +116,7 @@ def fit(
     from surgery.errors import CalibrationError
 
     target = _target(folder)
-    model, chosen, settings = _prepared(spec, host, device, recipe, overrides, steps, objective, seed)
+    model, chosen, settings = _prepared(asked, steps, objective, seed)
     with progress_bar(True) as bars:
         usable, skipped = gather_clips(clips, max_frames, bars)
         sparsify(model, chosen)
@@ -141,27 +141,16 @@ def _target(folder: str) -> Path:
     return target
 
 
-def _prepared(
-    spec: str, host: str | None, device: str | None, recipe: str, overrides: tuple[str, ...], steps: int | None,
-    objective: str | None, seed: int,
-) -> tuple[Any, Any, Any]:  # fmt: skip
+def _prepared(asked: Asked, steps: int | None, objective: str | None, seed: int) -> tuple[Any, Any, Any]:
     from surgery import Recipe
     from surgery.calibration import FitSettings
     from surgery.core.promise import CalibrationSettings
 
-    chosen = Recipe.load(recipe, overrides)
+    chosen = Recipe.load(str(asked.recipe), asked.overrides)
     plan = chosen.calibration or CalibrationSettings()
     fit = FitSettings(objective=objective or plan.objective, steps=plan.steps if steps is None else steps, seed=seed)
-    return load(spec, host, device or _own_device()), chosen, fit
-
-
-def _own_device() -> str | None:
-    """Under `accelerate launch`, every process has a device of its own."""
-    import os
-
     rank = os.environ.get("LOCAL_RANK")
-    if rank is None:
-        return None
-    import torch
-
-    return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+    if rank is not None and asked.device is None:
+        # Under `accelerate launch`, every process has a device of its own.
+        asked = replace(asked, device=f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
+    return asked.load(), chosen, fit

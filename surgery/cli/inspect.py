@@ -8,40 +8,33 @@ from typing import Any
 import click
 
 from surgery.cli.common import Command, out, print_json
-from surgery.cli.options import listed, load, model_options, recipe_options
+from surgery.cli.options import Asked, asking, json_option, listed
 from surgery.cli.tables import print_table
 from surgery.errors import RecipeError
 
 
 @click.command(cls=Command)
 @click.argument("model")
-@recipe_options()
-@model_options
+@asking()
 @click.option("--windows", help="Also count these shares of the windows, whatever the recipe allows: 0.25,0.5.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def inspect(
-    model: str, recipe: str, overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None,
-    windows: str | None, as_json: bool,
-) -> None:  # fmt: skip
+@json_option
+def inspect(asked: Asked, windows: str | None, as_json: bool) -> None:
     """Show the blocks of MODEL, which of them RECIPE routes, the parameters added, and GFLOP per frame.
 
     Counted at the recipe's own point: as many windows as its budget allows.
     """
-    from surgery.api import sparsify
     from surgery.engine import require_surgery
     from surgery.operations.window_routing.bound import WindowRouter
     from surgery.recipe import Recipe
 
-    chosen = Recipe.load(recipe, overrides)
+    chosen = Recipe.load(str(asked.recipe), asked.overrides)
     shares = listed("--windows", windows, _share, "a share above 0 and up to 1") if windows else []
     # Only an adapter asks for the weights: it is checked against them.
-    loaded = load(model, host, device, weights=adapter is not None)
-    sparsify(loaded, chosen, adapter=adapter)
-    surgery = require_surgery(loaded)
+    surgery = require_surgery(asked.operate(asked.load(weights=asked.adapter is not None), chosen))
     if shares and surgery.find(WindowRouter) is None:
         raise RecipeError(f"recipe {chosen.metadata.name!r} routes no windows; leave --windows out")
     facts = describe(surgery, shares)
-    print_json({"model": model, **facts}) if as_json else _print(model, facts)
+    print_json({"model": asked.model, **facts}) if as_json else _print(asked.model, facts)
 
 
 def _share(text: str) -> float:

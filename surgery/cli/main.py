@@ -5,11 +5,10 @@ from __future__ import annotations
 import click
 
 from surgery import __version__
-from surgery.cli.adapters import ADAPTER_COMMANDS
+from surgery.cli.adapters import import_published, pull, push, verify
 from surgery.cli.bench import bench
 from surgery.cli.calibrate import calibrate, fit
-from surgery.cli.demo import demo
-from surgery.cli.demo_eval import demo_clips, demo_eval
+from surgery.cli.demo import demo, demo_clips, demo_eval
 from surgery.cli.eval import evaluate_command
 from surgery.cli.inspect import inspect
 from surgery.cli.recipes import recipes
@@ -27,19 +26,9 @@ def main() -> None:
 
 
 for command in (
-    track,
-    inspect,
-    recipes,
-    demo,
-    demo_eval,
-    demo_clips,
-    bench,
-    report,
-    evaluate_command,
-    calibrate,
-    fit,
-    *ADAPTER_COMMANDS,
-):
+    track, inspect, recipes, demo, demo_eval, demo_clips, bench, report, evaluate_command, calibrate, fit, push, pull,
+    verify, import_published,
+):  # fmt: skip
     main.add_command(command)
 
 

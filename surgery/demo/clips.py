@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -46,6 +46,11 @@ class Clip:
     labels: NDArray[np.uint8]
     visible: NDArray[np.bool_]
 
+    @property
+    def objects(self) -> range:
+        """The labels of its objects."""
+        return range(1, self.visible.shape[1] + 1)
+
 
 def make_clip(
     seed: int,
@@ -81,6 +86,11 @@ def make_clip(
     images, labels = _render(script, size)
     visible = _areas(labels, script.objects) > 0
     return Clip(f"{difficulty}-{seed:05d}", images, labels, visible)
+
+
+def held_out(seed: int, count: int, frames: int = 24, **how: Any) -> Iterator[Clip]:
+    """Held-out clips `seed` to `seed + count - 1`, never trained on; other arguments as of `make_clip`."""
+    return (make_clip(HELD_OUT + seed + number, frames, **how) for number in range(count))
 
 
 def write_davis(clips: Iterable[Clip], folder: str | Path) -> list[Path]:

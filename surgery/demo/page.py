@@ -16,14 +16,14 @@ from surgery.report.frames import encoded
 
 def arms(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Name and figures of every model that ran, stock first; `summary` as in summary.json."""
-    own = summary["recipe"] if summary["adapter"] else f"{summary['recipe']}, not calibrated"
+    own = summary["recipe"]["metadata"]["name"] + ("" if summary["adapter"] else ", not calibrated")
     names = {"dense": "stock", "published": "published, identity shortcut", "sparse": own}
     return [(name, summary[key]) for key, name in names.items()]
 
 
 def write_page(path: Path, summary: dict[str, Any], run: DemoRun) -> None:
     """Write the page of a run that has a trace; `summary` as in summary.json. Raises OSError."""
-    ratio, interval = speedup((run.dense.ms, run.sparse.ms))
+    ratio, interval = speedup((run.scores["dense"].ms, run.scores["sparse"].ms))
     page.write_page(
         path,
         "SAM 2 under surgery: the demo",

@@ -44,7 +44,7 @@ def open_video(source: VideoSource) -> Video:
     try:
         path.stat()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).lower()
         raise VideoError(f"{path}: {reason}, {_EXPECTED}{_near(path)}") from error
     if path.is_dir():
         return FolderVideo(path)

@@ -196,7 +196,7 @@ def test_a_single_picture(tmp_path: Path) -> None:
 
 def test_missing_paths(tmp_path: Path) -> None:
     make_video(tmp_path / "holiday.mp4", 1)
-    with pytest.raises(VideoError, match=r"holyday\.mp4: No such file .*did you mean 'holiday\.mp4'\?"):
+    with pytest.raises(VideoError, match=r"holyday\.mp4: no such file .*did you mean 'holiday\.mp4'\?"):
         open_video(tmp_path / "holyday.mp4")
     with pytest.raises(VideoError, match=r"the folder .*nowhere does not exist either"):
         open_video(tmp_path / "nowhere" / "a.mp4")
