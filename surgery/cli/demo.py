@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-import numpy as np
 import torch
 
 from surgery import __version__
@@ -85,7 +84,6 @@ def demo(folder: str, as_json: bool, **asked: Any) -> None:
     target.mkdir(parents=True, exist_ok=True)
     summary, result = _compare(**asked, video=target / "side-by-side.mp4")
     (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    _pictures(result.pictures, target)
     write_page(target / "report.html", summary, result)
     if as_json:
         print_json(summary)
@@ -99,16 +97,8 @@ def demo(folder: str, as_json: bool, **asked: Any) -> None:
 _FILES = {
     "report.html": "what came out, and a player of the first clip",
     "side-by-side.mp4": "first clip, stock and under surgery; dark windows were not computed",
-    "windows.png": "four frames of it",
     "summary.json": "the figures",
 }
-
-
-def _pictures(pictures: list[Any], target: Path) -> None:
-    from PIL import Image
-
-    rows = [np.concatenate(pictures[start : start + 2], axis=1) for start in (0, 2)]
-    Image.fromarray(np.concatenate(rows)).resize((1024, 544)).save(target / "windows.png", optimize=True)
 
 
 @click.command(cls=Command, name="demo-eval")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import click
@@ -131,8 +132,10 @@ def _print(model: str, facts: dict[str, Any]) -> None:
     )  # fmt: skip
     out.print(f"{facts['parameters']:,} parameters, {facts['parameters_added']:,} added")
     blocks = []
-    for first, last in _runs(facts["blocks"]):
-        name = str(first["block"]) if first is last else f"{first['block']}..{last['block']}"
+    # Neighbours that differ only in their number are one line.
+    for _, run in groupby(facts["blocks"], key=lambda block: {**block, "block": None}):
+        first, *_, last = (alike := list(run)) * 2
+        name = str(first["block"]) if len(alike) == 1 else f"{first['block']}..{last['block']}"
         blocks.append([name, str(first["channels"]), str(first["heads"]), first["attention"], _ROLES[first["role"]]])
     print_table(("blocks", "channels", "heads", "attention", "under this recipe"), blocks)
     if facts["windows"] is not None:
@@ -149,15 +152,3 @@ def _point(row: dict[str, Any], windows: dict[str, Any] | None) -> str:
 
 
 _ROLES = {"dense": "as is", "routed": "chosen windows only", "merge": "as is; merges the windows"}
-
-
-def _runs(blocks: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Group neighbours that differ only in their number."""
-    runs: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for block in blocks:
-        alike = runs and all(runs[-1][1][key] == block[key] for key in block if key != "block")
-        if alike:
-            runs[-1] = (runs[-1][0], block)
-        else:
-            runs.append((block, block))
-    return runs

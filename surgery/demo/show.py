@@ -100,12 +100,11 @@ class Score:
 class DemoRun:
     """Scores by arm, and reasons for dense frames of the sparse one.
 
-    Of clip one, where a video was asked for: four pictures of it, its RGB frames [H, W, 3], and its trace.
+    Of clip one, where a video was asked for: its RGB frames [H, W, 3], and its trace.
     """
 
     scores: dict[str, Score]
     dense_frames: Counter[str] = field(default_factory=Counter)
-    pictures: list[Frame] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
     trace: dict[str, Any] = field(default_factory=dict)
 
@@ -135,7 +134,7 @@ def run(
         runs = {arm: track(model, open_video(clip.frames), prompts) for arm, model in models.items()}
         found: dict[str, list[TrackedFrame]] = {arm: [] for arm in models}
         trace = Trace(clip.name, clip.frames.shape[1:3], FPS, [str(label) for label in clip.objects], models["sparse"])
-        order, shown = deque(models), []
+        order = deque(models)
         with VideoWriter(video, FPS) if video is not None and number == 0 else nullcontext() as writer:
             for index in range(len(clip.frames)):
                 for arm in order:
@@ -145,8 +144,7 @@ def run(
                 order.rotate(-1)
                 if writer is not None:
                     now = {arm: found[arm][-1] for arm in ("dense", "sparse")}
-                    shown.append(side_by_side(_overlay(now["dense"]), _overlay(now["sparse"]), CAPTIONS))
-                    writer.write(shown[-1])
+                    writer.write(side_by_side(_overlay(now["dense"]), _overlay(now["sparse"]), CAPTIONS))
                     labels = {arm: labels_from_logits(one.logits) for arm, one in now.items()}
                     masks = {
                         arm: {str(label): every == label for label in clip.objects} for arm, every in labels.items()
@@ -154,7 +152,6 @@ def run(
                     trace.add(index, f"{index:05d}", masks, now, index == 0)
         if writer is not None:
             result.frames, result.trace = list(clip.frames), trace.result()
-            result.pictures = [shown[index] for index in np.linspace(1, len(shown) - 1, 4).astype(int)]
         for arm, model in models.items():
             result.scores[arm].add(clip, found[arm], status(model))
         result.dense_frames.update(status(models["sparse"]).dense_frames or {})

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 import surgery.demo as demo
 from surgery.calibration import calibrate
@@ -36,8 +37,8 @@ def test_every_stage_ends_and_the_time_is_told_first(capsys: pytest.CaptureFixtu
     }  # fmt: skip
     lines = capsys.readouterr().err.splitlines()
     (told,) = (number for number, line in enumerate(lines) if "to go, judged by the first frames" in line)
-    assert "dense masks: 5 frames" in lines[told + 1], "before anything but the first clips has been done"
-    assert any(line.startswith("fitting: 1 steps") for line in lines)
+    assert "dense masks: 5/5" in lines[told + 1], "before anything but the first clips has been done"
+    assert any(line.startswith("fitting: 1/1") for line in lines)
 
 
 def test_an_estimate_is_of_the_work_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,13 +54,13 @@ def test_an_estimate_is_of_the_work_and_told_once(monkeypatch: pytest.MonkeyPatc
 
 def test_a_stage_that_stops_early_is_full_on_a_terminal_and_in_lines() -> None:
     text = io.StringIO()
-    bars = Bars(Console(file=text), None)
+    bars = Bars(Progress(console=Console(file=text), disable=True))
     count = Counter(bars, "real runs [8]", 12)
     for _ in range(5):
         count()
     assert text.getvalue() == "real runs [8]\n"
     count.finish()
-    assert text.getvalue().splitlines()[1].startswith("real runs [8]: 5 frames")
+    assert text.getvalue().splitlines()[1].startswith("real runs [8]: 5/5")
     assert Counter(bars, "none", 0).done == 0 and "none" not in text.getvalue()
 
 

@@ -172,7 +172,7 @@ def test_demo_writes_table_report_and_video(tmp_path: Path) -> None:
     assert 0 <= summary["dense"]["j_and_f"] <= 1
     assert summary["published"]["keys_kept"] == 1.0, "the published method prunes nothing in the first seven frames"
     assert summary["sparse"]["keys_kept"] < 1.0
-    assert {path.name for path in out.iterdir()} == {"report.html", "side-by-side.mp4", "windows.png", "summary.json"}
+    assert {path.name for path in out.iterdir()} == {"report.html", "side-by-side.mp4", "summary.json"}
     page = (out / "report.html").read_text()
     assert "http" not in page.replace("data:", "")
     again = json.loads(invoke("demo", "--clips", "2", "--frames", "5", "--out", str(tmp_path / "two"), "--json").stdout)
