@@ -63,12 +63,12 @@ class OutPath(click.Path):
         try:
             found = super().convert(value, param, ctx)
             place = Path(os.fsdecode(found)).absolute()
-            place.exists()  # raises for a name that no file system takes
-            for above in place.parents:
-                if above.exists():
-                    if not above.is_dir():
-                        self.fail(f"{str(value)!r}: {str(above)!r} is a file, expected a folder.", param, ctx)
-                    return found
+            there = place.exists()  # raises for a name that no file system takes
+            above = next(above for above in place.parents if above.exists())
+            if not above.is_dir():
+                self.fail(f"{str(value)!r}: {str(above)!r} is a file, expected a folder.", param, ctx)
+            if not os.access(place if there and place.is_dir() else above, os.W_OK | os.X_OK):
+                self.fail(f"{str(value)!r}: cannot be written, expected a folder with permission.", param, ctx)
         except OSError as error:
             self.fail(f"{str(value)!r}: {error.strerror}, expected a name that can be written.", param, ctx)
         return found

@@ -20,7 +20,6 @@ from surgery.demo import model as demo_model
 from surgery.demo.clips import Difficulty, held_out, write_davis
 from surgery.demo.show import PROMPTS, DemoRun, calibrated, run
 from surgery.hosts import view_of
-from surgery.recipe import Recipe
 
 PUBLISHED = "published-base-plus"
 """Recipe with the thresholds of the released code; without its weights the shortcut is the identity."""
@@ -53,13 +52,13 @@ def _comparing(clips: int) -> Callable[[Any], Any]:
 
 def _compare(
     clips: int, frames: int, difficulty: Any, seed: int, host: str | None, recipe: str, overrides: tuple[str, ...],
-    prompt: str = "mask", weights: str | None = None, video: Path | None = None,
+    prompt: str = "mask", video: Path | None = None,
 ) -> tuple[dict[str, Any], DemoRun]:  # fmt: skip
     """Run the embedded model, stock and under surgery, and with a video as published besides."""
-    chosen, adapter = calibrated(recipe, overrides) if weights is None else (Recipe.load(recipe, overrides), None)
+    chosen, adapter = calibrated(recipe, overrides)
     # One thread: at this size a second one costs more than it gives, and times scatter.
     torch.set_num_threads(1)
-    model = demo_model.load(host, weights=weights)
+    model = demo_model.load(host)
     models = {"dense": model, "sparse": sparsify(copy.deepcopy(model), chosen, adapter=adapter)}
     if video is not None:
         models["published"] = sparsify(copy.deepcopy(model), PUBLISHED)
@@ -104,7 +103,6 @@ _FILES = {
 @click.command(cls=Command, name="demo-eval")
 @_comparing(clips=100)
 @click.option("--prompt", default="mask", show_default=True, type=click.Choice(PROMPTS))
-@click.option("--weights", type=click.Path(), help="Other weights of the demo architecture (stock key names).")
 def demo_eval(as_json: bool, **asked: Any) -> None:
     """Score the embedded model on held-out clips, stock and under RECIPE side by side.
 

@@ -59,13 +59,7 @@ class RunFolder:
         self.before: dict[str, Any] | None = None
         self.after = first - 1
         self._lock: int | None = None
-        try:
-            occupied = path.is_dir() and any(path.iterdir())
-        except OSError as error:
-            raise self._not_writable(error.strerror) from error
-        if not os.access(_nearest(path), os.W_OK | os.X_OK) or not _nearest(path).is_dir():
-            raise self._not_writable(f"{_nearest(path)} is no folder to write to")
-        if not occupied:
+        if not path.is_dir() or not any(path.iterdir()):
             return
         if not (resume or overwrite):
             raise VideoError(
@@ -157,11 +151,3 @@ class RunFolder:
 
     def _not_writable(self, reason: str | None) -> VideoError:
         return VideoError(f"{self.path}: cannot be written ({reason}), expected a folder to write to")
-
-
-def _nearest(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there."""
-    path = path.absolute()
-    while not os.path.lexists(path):
-        path = path.parent
-    return path

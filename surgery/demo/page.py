@@ -9,8 +9,7 @@ from PIL import Image
 
 from surgery.bench.figures import speedup
 from surgery.demo.show import DemoRun
-from surgery.report import page
-from surgery.report.charts import player, trace_charts
+from surgery.report import charts, page
 from surgery.report.frames import encoded
 
 
@@ -34,6 +33,5 @@ def write_page(path: Path, summary: dict[str, Any], run: DemoRun) -> None:
         arms=arms(summary),
         trace=run.trace,
         pictures=[encoded(Image.fromarray(frame)) for frame in run.frames],
-        player=player,
-        trace_charts=trace_charts,
+        charts=charts,
     )

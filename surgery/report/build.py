@@ -50,14 +50,11 @@ def write_report(
             arms=_arms,
             worst_first=_worst_first,
             by_drop=_by_drop,
-            **{name: getattr(charts, name) for name in _HELPERS},
+            charts=charts,
         )
     except OSError as error:
         raise ReportError(f"{target}: cannot be written ({error.strerror})") from error
     return target
-
-
-_HELPERS = ("recipe_name", "latency_chart", "memory_chart", "loss_chart", "drops_chart", "trace_charts", "player")
 
 
 def _models(result: Result) -> str:
