@@ -99,24 +99,21 @@ def import_published(checkpoint: str, folder: str, asked: Asked, as_json: bool) 
     print_json(facts) if as_json else _print(facts)
 
 
+_SHOWN = {"schema_version", "channels", "window", "shortcut", "thresholds", "calibration", "provenance"}
+
+
 def _facts(adapter: Any) -> dict[str, Any]:
     config = adapter.config
     return {
+        **config.model_dump(include=_SHOWN),
         "source": adapter.source,
-        "schema_version": config.schema_version,
         "written_by": config.library_version,
         "base_model": config.base_model.id,
         "revision": config.base_model.revision,
         "fingerprint_recorded": config.base_model.fingerprint is not None,
         "blocks": [config.entry_block, config.exit_block],
-        "channels": config.channels,
-        "window": config.window,
-        "shortcut": config.shortcut,
         "parameters": adapter.parameters,
-        "thresholds": config.thresholds,
         "recipe": adapter.recipe.to_dict(),
-        "calibration": config.calibration.model_dump() if config.calibration is not None else None,
-        "provenance": config.provenance.model_dump() if config.provenance is not None else None,
     }
 
 
@@ -132,8 +129,7 @@ def _against(adapter: Any, model: Any) -> dict[str, Any]:
     recorded = adapter.config.base_model.fingerprint
     if recorded is None:
         return {"verdict": "not recorded", "precision": None, "distance": None}
-    match = compare(view, span, recorded)
-    return {"verdict": match.verdict, "precision": match.precision, "distance": match.distance}
+    return vars(compare(view, span, recorded))
 
 
 _VERDICTS = {

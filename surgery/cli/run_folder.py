@@ -21,21 +21,21 @@ from surgery.video.source import Video
 _SETTINGS = ("video", "size", "model", "host", "recipe", "adapter", "prompts")
 
 
-class _Frame(BaseModel):
+class _PastFrame(BaseModel):
     frame: int
     ms: float
 
 
-class _Run(BaseModel):
+class _PastRun(BaseModel):
     frames: int
     seconds: float
 
 
-class _Summary(BaseModel):
+class _PastSummary(BaseModel):
     """What resuming reads of summary.json. The first versions wrote no runs."""
 
-    per_frame: list[_Frame]
-    runs: list[_Run] = []
+    per_frame: list[_PastFrame]
+    runs: list[_PastRun] = []
 
 
 class RunFolder:
@@ -145,7 +145,7 @@ class RunFolder:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return read_as(self.note, _Summary, VideoError)
+            return read_as(self.note, _PastSummary, VideoError)
         except VideoError as error:
             raise VideoError(f"{self.path}: holds no run of `surgery track`; choose a new folder ({error})") from error
 

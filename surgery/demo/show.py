@@ -31,7 +31,7 @@ from surgery.video import (
     draw_masks,
     labels_from_logits,
     open_video,
-    side_by_side,
+    with_legend,
 )
 from surgery.video.rgb import Frame
 
@@ -42,7 +42,7 @@ ABSENT = -1000.0
 FPS = 12.0
 """Frames per second at which a clip is shown."""
 
-CAPTIONS = ("stock", "under surgery")
+CAPTION = "left: stock; right: under surgery; dark: windows not computed"
 
 
 @dataclass
@@ -144,7 +144,8 @@ def run(
                 order.rotate(-1)
                 if writer is not None:
                     now = {arm: found[arm][-1] for arm in ("dense", "sparse")}
-                    writer.write(side_by_side(_overlay(now["dense"]), _overlay(now["sparse"]), CAPTIONS))
+                    both = np.concatenate([_overlay(now["dense"]), _overlay(now["sparse"])], axis=1)
+                    writer.write(with_legend(both, [], set(), CAPTION))
                     labels = {arm: labels_from_logits(one.logits) for arm, one in now.items()}
                     masks = {
                         arm: {str(label): every == label for label in clip.objects} for arm, every in labels.items()

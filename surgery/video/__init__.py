@@ -10,7 +10,6 @@ from surgery.video.masks import write_label_png as write_label_png
 from surgery.video.overlay import draw_ids as draw_ids
 from surgery.video.overlay import draw_masks as draw_masks
 from surgery.video.overlay import draw_windows as draw_windows
-from surgery.video.overlay import side_by_side as side_by_side
 from surgery.video.overlay import with_legend as with_legend
 from surgery.video.prompt_text import parse_box as parse_box
 from surgery.video.prompt_text import parse_mask as parse_mask

@@ -1,4 +1,4 @@
-"""Pictures for people: masks over a frame, the windows a model computed, two results side by side."""
+"""Pictures for people: masks over a frame, the windows a model computed, what is what."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ _CONTOURS = (_PALETTE // 2 + 128).astype(np.uint8)
 _CONTOUR_ROWS, _BORDER_ROWS = 240, 480
 _SKIPPED_BRIGHTNESS = 110  # of 256
 _BORDER = np.array([255, 200, 60], np.uint8)
-_GAP = 4
 # Text is readable from a 24th of the frame's height, and from ten pixels on small frames.
 _TEXT_ROWS, _MIN_TEXT = 24, 10
 _BAR_COLOUR = (24, 24, 28)
@@ -147,39 +146,6 @@ def with_legend(frame: Frame, obj_ids: Sequence[int], shown: Set[int], note: str
         else:
             _tag(draw, font, place, item, filled=item in shown)
     return np.concatenate([frame, np.array(canvas)])
-
-
-def side_by_side(left: Frame, right: Frame, labels: tuple[str, str] = ("stock", "sparse")) -> Frame:
-    """Put two frames next to each other under a bar with a caption for each.
-
-    Args:
-        left: (height, width, 3) uint8 RGB.
-        right: the same shape.
-        labels: the captions; one that is too long is cut off.
-
-    Returns:
-        (height + bar, 2 * width + 4, 3) uint8 RGB; the bar is a twelfth of the height, 18 pixels or more.
-
-    Raises:
-        VideoError: not frames, or of different sizes.
-    """
-    require_rgb(left, "the left frame")
-    require_rgb(right, "the right frame")
-    if left.shape != right.shape:
-        raise VideoError(
-            f"the right frame has {right.shape[0]}x{right.shape[1]} pixels (height x width), "
-            f"expected {left.shape[0]}x{left.shape[1]} as the left one"
-        )
-    height, width = left.shape[:2]
-    bar = max(18, height // 12)
-    font = ImageFont.load_default(size=round(bar * 0.6))
-    halves = []
-    for frame, text in zip((left, right), labels, strict=True):
-        caption = Image.new("RGB", (width, bar), _BAR_COLOUR)
-        ImageDraw.Draw(caption).text((width / 2, bar / 2), text, _TEXT_COLOUR, font, anchor="mm")
-        halves.append(np.concatenate([np.array(caption), frame]))
-    gap = np.full((height + bar, _GAP, 3), _BAR_COLOUR, np.uint8)
-    return np.concatenate([halves[0], gap, halves[1]], axis=1)
 
 
 def _require_alike(frame: Frame, labels: Labels) -> None:

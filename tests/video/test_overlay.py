@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from surgery.errors import VideoError
-from surgery.video import draw_ids, draw_masks, draw_windows, side_by_side, with_legend
+from surgery.video import draw_ids, draw_masks, draw_windows, with_legend
 
 from .clips import picture
 
@@ -92,28 +92,7 @@ def test_bad_windows(kept: set[int], message: str) -> None:
         draw_windows(GREY, (2, 3), (20, 20), kept)
 
 
-def test_side_by_side() -> None:
-    left, right = picture(0), picture(9)
-    out = side_by_side(left, right, ("before", "after"))
-    assert out.shape == (48 + 18, 2 * 64 + 4, 3)
-    np.testing.assert_array_equal(out[18:, :64], left)
-    np.testing.assert_array_equal(out[18:, 68:], right)
-    assert out[:18, :64].max() > 150
-    assert out[:18, 68:].max() > 150
-
-
-def test_a_long_caption_stays_on_its_side() -> None:
-    out = side_by_side(GREY, GREY, ("a caption far too long for this", ""))
-    assert out[: out.shape[0] - 40, 60:].max() < 40
-    tiny = GREY[:, :3]
-    assert side_by_side(tiny, tiny, ("wide", "wide")).shape == (58, 10, 3)
-
-
-def test_frames_that_are_not_alike() -> None:
-    with pytest.raises(VideoError, match=r"the right frame has 48x64 pixels .*expected 40x60"):
-        side_by_side(GREY, picture(0))
-    with pytest.raises(VideoError, match=r"the left frame: got uint8 values of shape \(40, 60\)"):
-        side_by_side(GREY[..., 0], GREY)
+def test_what_is_no_frame() -> None:
     with pytest.raises(VideoError, match="the frame to draw on: got float64 values"):
         draw_masks(GREY.astype(float), np.zeros((40, 60), np.uint8))
 
