@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
-from rich.text import Text
 
-from surgery.cli.common import Command, OutPath, counted, err, out, print_json
+from surgery.cli.common import Command, OutPath, counted, out, print_json
 from surgery.cli.options import SAVED, Asked, asking, json_option
 from surgery.errors import SurgeryError
 
@@ -31,8 +27,7 @@ def push(adapter: str, repo_id: str, as_json: bool, **how: Any) -> None:
     """
     from surgery.adapters import push_adapter
 
-    with _notes():
-        done = push_adapter(adapter, repo_id, **how)
+    done = push_adapter(adapter, repo_id, **how)
     if as_json:
         print_json(vars(done))
     else:
@@ -93,8 +88,7 @@ def import_published(checkpoint: str, folder: str, asked: Asked, as_json: bool) 
     """Turn a released Efficient-SAM2 shortcut, bypass_bottleneck_{base,large}.pth, into an adapter folder."""
     from surgery.adapters import import_published as convert
 
-    with _notes():
-        adapter = convert(checkpoint, folder, model=asked.load() if asked.model else None)
+    adapter = convert(checkpoint, folder, model=asked.load() if asked.model else None)
     facts = {"adapter": folder, "valid": True, **_facts(adapter)}
     print_json(facts) if as_json else _print(facts)
 
@@ -176,13 +170,3 @@ def _measured(calibration: dict[str, Any] | None) -> str:
             )
     kept = "kept" if calibration["kept"] else "not kept"
     return "; ".join(parts) + f"; {counted(len(calibration['held_out_clips']), 'held-out clip')}, promise {kept}"
-
-
-@contextmanager
-def _notes() -> Iterator[None]:
-    """Our warnings as one line each on stderr."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for one in caught:
-        err.print(Text.assemble(("note:", "yellow"), f" {one.message}"))

@@ -24,6 +24,11 @@ out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
+def note(message: Warning | str, *_: object) -> None:
+    """A warning as one line on stderr, in the place of `warnings.showwarning`."""
+    err.print(Text.assemble(("note:", "yellow"), f" {message}"))
+
+
 class Failure(click.ClickException):
     """A `SurgeryError` as the command line shows it: exit code 1, one message on stderr."""
 

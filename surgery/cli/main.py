@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import click
 
 from surgery import __version__
 from surgery.cli.adapters import import_published, pull, push, verify
 from surgery.cli.bench import bench
 from surgery.cli.calibrate import calibrate, fit
+from surgery.cli.common import note
 from surgery.cli.demo import demo, demo_clips, demo_eval
 from surgery.cli.eval import evaluate_command
 from surgery.cli.inspect import inspect
@@ -21,6 +24,7 @@ from surgery.hosts import hosts
 @click.version_option(__version__, prog_name="surgery")
 def main() -> None:
     """Make SAM 2 video models faster without retraining, and see what it does to them."""
+    warnings.showwarning = note
     for host in hosts():
         host.loader.quiet()
 
