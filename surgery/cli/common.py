@@ -24,7 +24,7 @@ out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-def note(message: Warning | str, *_: object) -> None:
+def note(message: Warning | str, *_: Any, **__: Any) -> None:
     """A warning as one line on stderr, in the place of `warnings.showwarning`."""
     err.print(Text.assemble(("note:", "yellow"), f" {message}"))
 
