@@ -26,6 +26,8 @@ _NOT_VIDEOS = {"tty", "image2"}
 _ATTACHED_PICTURE = 0x400
 _BT709 = 1
 _EXPECTED = "expected a video file (mp4, mov, avi, mkv, webm, ...)"
+# Of other containers FFmpeg judges the length by what is there.
+_DECLARING = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 # Declared lengths are rounded, and of the longest stream. Seconds.
 _SLACK = 0.5
 
@@ -126,7 +128,7 @@ class FileVideo(Video):
         """FFmpeg ends a file that was cut short as if it were complete: a half-copied one would give half a result."""
         import av
 
-        if not container.duration:
+        if not container.duration or container.format.name not in _DECLARING:
             return
         declared, end, cut = container.duration / av.time_base, 0.0, False
         try:
