@@ -28,7 +28,7 @@ from surgery import Recipe, __version__, sparsify, status
 from surgery.calibration import fit_shortcut
 from surgery.core.windows import WindowGrid
 from surgery.demo.clips import HELD_OUT, make_clip
-from surgery.demo.show import Score, _score, prompt_for
+from surgery.demo.show import Score, prompt_for
 from surgery.engine import require_surgery
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.operations.window_routing.bound import require_router
@@ -97,14 +97,13 @@ def score(model: Any, clips: list[Any]) -> tuple[Score, list[float], float]:
     total, per_clip, queries = Score(), [], []
     for clip in clips:
         prompts = [prompt_for("mask", clip.labels[0] == label, label) for label in range(1, clip.visible.shape[1] + 1)]
-        found = [result.logits for result in track(model, open_video(clip.frames), prompts)]
-        before = len(total.j)
-        _score(total, clip, found)
+        found = list(track(model, open_video(clip.frames), prompts))
+        before, state = len(total.j), status(model)
+        total.add(clip, found, state)
         per_clip.append((statistics.fmean(total.j[before:]) + statistics.fmean(total.f[before:])) / 2)
-        state = status(model)
         if state.sparse:
-            total.windows.append(1.0 if state.windows_kept is None else state.windows_kept)
-            total.keys.append(1.0 if state.keys_kept is None else state.keys_kept)
+            total.windows += [1.0] * (state.windows_kept is None)
+            total.keys += [1.0] * (state.keys_kept is None)
             queries.append(1.0 if state.queries_kept is None else state.queries_kept)
     return total, per_clip, statistics.fmean(queries or [1.0])
 

@@ -11,14 +11,13 @@ from typing import Any
 import click
 
 from surgery.cli.common import Command, OutPath, counted, err, out, print_json, shown
-from surgery.cli.options import listed, load, model_options, recipe_options
+from surgery.cli.options import Asked, asking, json_option, listed
 from surgery.cli.tables import print_table
 
 
 @click.command(cls=Command)
 @click.argument("model")
-@recipe_options()
-@model_options
+@asking()
 @click.option("--objects", default="1", show_default=True, help="Objects tracked at once; several: 1,4,16.")
 @click.option(
     "--windows", default="routed", show_default=True,
@@ -31,7 +30,7 @@ from surgery.cli.tables import print_table
     help="fp32, bf16 or fp16, of both models, or of the stock one when the recipe has its own; several: fp32,bf16.",
 )
 @click.option("--cast", default="autocast", show_default=True, help="Reach the precision by 'autocast' or 'weights'.")
-@click.option("--compile", "scope", default="none", show_default=True, help="none, encoder or all.")
+@click.option("--compile", default="none", show_default=True, help="none, encoder or all.")
 @click.option(
     "--compile-mode", "mode", default="default", show_default=True, help="Of torch.compile, such as max-autotune."
 )
@@ -42,12 +41,10 @@ from surgery.cli.tables import print_table
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: torch's.")
 @click.option("--out", "folder", default="bench", show_default=True, type=OutPath(file_okay=False))
 @click.option("--again", is_flag=True, help="Measure cases that are in the folder already again.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def bench(
-    model: str, recipe: str, overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None,
-    objects: str, windows: str, precision: str, cast: str, scope: str, mode: str,
-    frames: int, warm: int, module_frames: int, seed: int, threads: int | None, folder: str,
-    again: bool, as_json: bool,
+    asked: Asked, objects: str, windows: str, precision: str, threads: int | None, folder: str, again: bool,
+    as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Time MODEL against itself under RECIPE, in one process, on a synthetic clip.
 
@@ -64,28 +61,24 @@ def bench(
     from surgery.digests import code_digest, weights_digest
     from surgery.recipe import Recipe
 
-    common: dict[str, Any] = {
-        "cast": cast, "compile": scope, "mode": mode, "frames": frames,
-        "warm": warm, "module_frames": module_frames, "seed": seed,
-    }  # fmt: skip
     cases = [
-        Settings(objects=count, windows=share, precision=kind, **common)
+        Settings(objects=count, windows=share, precision=kind, **settings)
         for kind, count, share in itertools.product(
             listed("--precision", precision, str, "a precision"),
             listed("--objects", objects, int, "a whole number"),
             listed("--windows", windows, lambda text: None if text == "routed" else float(text), "a share or 'routed'"),
         )
     ]
-    chosen = Recipe.load(recipe, overrides)
-    opened = open_adapter(adapter) if adapter is not None else None
+    chosen = Recipe.load(str(asked.recipe), asked.overrides)
+    opened = open_adapter(asked.adapter) if asked.adapter is not None else None
     fitted = weights_digest(opened.tensors) if opened is not None else None
     if threads:
         torch.set_num_threads(threads)
     store = CaseStore(Path(folder))
-    loaded = load(model, host, device)
+    loaded = asked.load()
     place = next(loaded.parameters()).device
     facts = machine(place)
-    about = [model, weights_digest(loaded.state_dict()), chosen.to_dict(), fitted, facts, code_digest()]
+    about = [asked.model, weights_digest(loaded.state_dict()), chosen.to_dict(), fitted, facts, code_digest()]
     keys = [digest(case.model_dump(), *about) for case in cases]
     rows = [None if again else store.get(key) for key in keys]
     command = shlex.join(["surgery", *sys.argv[1:]])
@@ -101,7 +94,7 @@ def bench(
                 continue
             with shown(_title(case), frame_count(case)) as step:
                 timings = benchmark(loaded, chosen, adapter=opened, settings=case, step=step)
-            row = {**timings.row, "model": model}
+            row = {**timings.row, "model": asked.model}
             store.put(keys[number], row)
             rows[number] = row
             document = save()
@@ -123,7 +116,7 @@ def _title(case: Any) -> str:
 def _print(document: dict[str, Any], path: Path) -> None:
     facts, rows = document["machine"], document["rows"]
     out.print(f"{facts['cpu']}, {facts['threads']} threads, {facts['device']}")
-    print_table(_HEAD, [_cells(row) for row in rows], names=3)
+    print_table(_HEAD, [_cells(row) for row in rows])
     out.print(_LEGEND, style="dim")
     if len(rows) == 1 and rows[0]["modules"]:
         _print_modules(rows[0])

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from surgery.cli.common import Command, OutPath, err, out, print_json
-from surgery.cli.options import load, model_options, recipe_options
+from surgery.cli.options import Asked, asking, json_option
 from surgery.errors import AdapterError
 from surgery.operations import SparseWindowRouting
 from surgery.progress import progress_bar
@@ -22,9 +22,8 @@ def _shared(function: Any) -> Any:
             "--clips", "clips", multiple=True, required=True, metavar="PATH",
             help="Video file, folder of frames, folder with frames/ and masks/, or a folder of those; repeatable.",
         ),
-        recipe_options(adapter=False),
-        model_options,
-        click.argument("spec", metavar="MODEL"),
+        asking(adapter=False),
+        click.argument("model"),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -42,11 +41,10 @@ def _shared(function: Any) -> Any:
     help="When no setting keeps the promise: fail, or write the most faithful one.",
 )  # fmt: skip
 @click.option("--report", "report_to", type=OutPath(file_okay=False), help="Report folder; default OUT-report.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def calibrate(
-    spec: str, recipe: str, overrides: tuple[str, ...], clips: tuple[str, ...], folder: str,
-    max_frames: int | None, seed: int, host: str | None,
-    device: str | None, held_out: tuple[str, ...], runs: int, if_missed: str, report_to: str | None, as_json: bool,
+    asked: Asked, clips: tuple[str, ...], folder: str, held_out: tuple[str, ...], report_to: str | None,
+    as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Calibrate MODEL on a few clips and write the result as an adapter.
 
@@ -62,12 +60,11 @@ def calibrate(
     from surgery.calibration import calibrate as run
 
     target = _target(folder)
-    model, chosen = load(spec, host, device), Recipe.load(recipe, overrides)
+    model, chosen = asked.load(), Recipe.load(str(asked.recipe), asked.overrides)
     reports = Path(report_to) if report_to is not None else target.with_name(target.name + "-report")
     try:
         report = run(
-            model, clips, chosen, held_out=held_out or None, if_missed=if_missed,  # type: ignore[arg-type]
-            max_frames=max_frames, runs=runs, seed=seed, progress=not as_json, name=spec,
+            model, clips, chosen, held_out=held_out or None, progress=not as_json, name=asked.model, **how,
         )  # fmt: skip
     except PromiseError as error:
         error.report.save(reports)
@@ -90,9 +87,7 @@ def calibrate(
 @click.command(cls=Command)
 @_shared
 def fit(
-    spec: str, recipe: str, overrides: tuple[str, ...], clips: tuple[str, ...], folder: str,
-    max_frames: int | None, host: str | None,
-    device: str | None,
+    asked: Asked, clips: tuple[str, ...], folder: str, max_frames: int | None,
 ) -> None:  # fmt: skip
     """Fit only the shortcut of MODEL, leave the recipe's thresholds, and write an adapter."""
     from surgery import Recipe, sparsify
@@ -103,7 +98,7 @@ def fit(
     from surgery.errors import CalibrationError
 
     target = _target(folder)
-    model, chosen = load(spec, host, device), Recipe.load(recipe, overrides)
+    model, chosen = asked.load(), Recipe.load(str(asked.recipe), asked.overrides)
     with progress_bar(True) as bars:
         usable, skipped = gather_clips(clips, max_frames, bars)
         sparsify(model, chosen)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 import surgery.demo as demo
 from surgery.calibration import calibrate
@@ -32,18 +33,18 @@ def test_every_stage_ends(capsys: pytest.CaptureFixture[str], monkeypatch: Any) 
         "reading clips": 2, "looking for objects": 0, "dense masks": 5, "closed form": 5, "records": 10,
     }  # fmt: skip
     lines = capsys.readouterr().err.splitlines()
-    assert any(line.startswith("closed form: 5 frames") for line in lines)
+    assert any(line.startswith("closed form: 5/5") for line in lines)
 
 
 def test_a_stage_that_stops_early_is_full_on_a_terminal_and_in_lines() -> None:
     text = io.StringIO()
-    bars = Bars(Console(file=text), None)
+    bars = Bars(Progress(console=Console(file=text), disable=True))
     count = Counter(bars, "real runs [8]", 12)
     for _ in range(5):
         count()
     assert text.getvalue() == "real runs [8]\n"
     count.finish()
-    assert text.getvalue().splitlines()[1].startswith("real runs [8]: 5 frames")
+    assert text.getvalue().splitlines()[1].startswith("real runs [8]: 5/5")
     assert Counter(bars, "none", 0).done == 0 and "none" not in text.getvalue()
 
 

@@ -84,7 +84,6 @@ def test_what_cannot_be_read_is_one_line(
         ["calibrate", "demo", "--clips", path, "--out", "out"],
         ["bench", "demo", "--adapter", path, "--out", "out"],
         ["inspect", "demo", "--adapter", path],
-        ["demo-eval", "--weights", path],
         ["report", path, "--out", "report.html"],
         ["verify", path],
         ["push", path, "user/name"],
