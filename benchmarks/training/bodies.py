@@ -153,7 +153,7 @@ def _cluster(rng: np.random.Generator, wear: Materials) -> list[Part]:
 
 
 def _swing(rng: np.random.Generator, most: float) -> tuple[float, float, float]:
-    return rng.uniform(0, most), rng.uniform(0.05, 0.9), rng.uniform(0, 2 * math.pi)
+    return rng.uniform(0, most), rng.uniform(0.05, 0.5), rng.uniform(0, 2 * math.pi)
 
 
 def _figure(rng: np.random.Generator, wear: Materials, size: float = 1.0) -> list[Part]:
@@ -163,7 +163,7 @@ def _figure(rng: np.random.Generator, wear: Materials, size: float = 1.0) -> lis
     trunk_size = (width, length) if upright else (length, width)
     draw = shapes.ellipse if rng.random() < 0.5 else lambda r: shapes.blob(r, 0.15)
     trunk = _part(rng, wear, draw, trunk_size, angle=rng.normal(0, 0.2))
-    pace, phase, reach = rng.uniform(0.05, 0.9), rng.uniform(0, 6.3), rng.uniform(0, 0.8)
+    pace, phase, reach = rng.uniform(0.05, 0.5), rng.uniform(0, 6.3), rng.uniform(0, 0.8)
     near: list[Part] = [trunk]
     count = int(rng.integers(2, 5))
     for number in range(count):
@@ -188,7 +188,7 @@ def _figure(rng: np.random.Generator, wear: Materials, size: float = 1.0) -> lis
 
 def _vehicle(rng: np.random.Generator, wear: Materials) -> list[Part]:
     """Return a box on two wheels, or a thin frame on two wheels; at times with a rider of other materials."""
-    roll = rng.uniform(-0.6, 0.6)
+    roll = rng.uniform(-0.4, 0.4)
     thin = rng.random() < 0.5
     radius = rng.uniform(0.25, 0.4) if thin else rng.uniform(0.13, 0.25)
     hull_size = (

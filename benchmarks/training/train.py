@@ -49,8 +49,8 @@ SCHEDULE = (
 """From cheap to faithful: short small clips with much true memory first, the real size and its own memory last."""
 
 FINE_TUNING = (
-    Stage(0.55, True, 8, 4, 1.0, 0.1),
-    Stage(0.85, False, 4, 4, 0.8, 0.1),
+    Stage(0.45, True, 8, 4, 1.0, 0.4),
+    Stage(0.85, False, 4, 4, 0.8, 0.15),
     Stage(1.00, False, 2, 8, 0.8, 0.0),
 )
 """For weights that track already: half the size first, where a step sees twice the frames in half the time."""

@@ -50,16 +50,17 @@ def make_world_clip(seed: int, frames: int = 12, size: int = 256) -> Clip:
 
 def _scene(rng: np.random.Generator, frames: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw a scene and film it: frames uint8 [T, S, S, 3] and labels uint8 [T, S, S]."""
-    count = int(rng.choice([1, 2, 3, 4], p=[0.25, 0.4, 0.25, 0.1]))
+    hard = rng.random() ** 1.5
+    count = int(rng.choice([1, 2, 3, 4], p=[0.3, 0.45, 0.2, 0.05]))
     aspect = float(rng.choice([16 / 9, 16 / 9, 16 / 9, 4 / 3, 1.0, 9 / 16]))
-    speed = math.exp(rng.uniform(math.log(0.002), math.log(0.05)))
-    places = [_place(rng, frames, speed, aspect, main=number == 0) for number in range(count)]
+    speed = math.exp(rng.uniform(math.log(0.002), math.log(0.012 + 0.035 * hard)))
+    places = [_place(rng, frames, speed, aspect, hard, main=number == 0) for number in range(count)]
     camera = _camera(rng, frames, speed, aspect, places[0])
     canvas = Canvas(frames, size, camera)
     ground = _ground(rng, max(shapes.SIDE, int(size * REACH)), aspect)
     smear = rng.uniform(0.2, 0.8) if rng.random() < 0.4 else 0.0
     canvas.ground(ground, REACH, rng.uniform(0.3, 1.0))
-    for actor in _cast(rng, frames, speed, aspect, places, ground):
+    for actor in _cast(rng, frames, speed, aspect, hard, places, ground):
         canvas.paint(actor, smear)
     pictures = film.light(rng, canvas.colours)
     if rng.random() < 0.2:
@@ -69,21 +70,23 @@ def _scene(rng: np.random.Generator, frames: int, size: int) -> tuple[NDArray[np
     return film.develop(rng, film.soften(rng, pictures, 0.3)), canvas.labels()
 
 
-def _place(rng: np.random.Generator, frames: int, speed: float, aspect: float, main: bool) -> Matrices:
+def _place(
+    rng: np.random.Generator, frames: int, speed: float, aspect: float, hard: float, main: bool = False
+) -> Matrices:
     """Draw where a body is on every frame, [T, 3, 3]: a path, a size that may change, turns, views from the side."""
-    size = math.exp(rng.uniform(math.log(0.33 if main else 0.22), math.log(1.15)))
+    size = math.exp(rng.uniform(math.log(0.5 - 0.2 * hard if main else 0.25), math.log(1.15)))
     still = np.zeros(frames)
     spread = 0.5 if main else 0.85
     x = rng.uniform(-spread, spread) * aspect + wander(rng, frames, speed * aspect)
     y = rng.uniform(-spread, spread) + wander(rng, frames, speed * 0.6)
-    if rng.random() < 0.12:
+    if rng.random() < 0.15 * hard:
         # Out of the picture and back.
         middle, width = rng.uniform(2, max(3, frames - 2)), rng.uniform(1, 4)
         way = 2.5 * np.exp(-(((np.arange(frames) - middle) / width) ** 2))
         turn = rng.uniform(0, 2 * math.pi)
         x, y = x + way * math.cos(turn) * aspect, y + way * math.sin(turn)
     growth = np.exp(wander(rng, frames, 0.02 if rng.random() < 0.5 else 0.005))
-    tilt = rng.normal(0, 0.25) + wander(rng, frames, 0.12 if rng.random() < 0.2 else 0.015)
+    tilt = rng.normal(0, 0.25) + wander(rng, frames, 0.1 if rng.random() < 0.2 * hard else 0.01)
     wide = still + 1.0
     if rng.random() < 0.35:
         wide = 1 - rng.uniform(0, 0.6) * (
@@ -110,7 +113,13 @@ def _camera(rng: np.random.Generator, frames: int, speed: float, aspect: float, 
 
 
 def _cast(
-    rng: np.random.Generator, frames: int, speed: float, aspect: float, places: list[Matrices], ground: torch.Tensor
+    rng: np.random.Generator,
+    frames: int,
+    speed: float,
+    aspect: float,
+    hard: float,
+    places: list[Matrices],
+    ground: torch.Tensor,
 ) -> list[Actor]:
     """Draw everything that stands and moves on the ground, far to near."""
     near: list[Actor] = []
@@ -118,22 +127,22 @@ def _cast(
     shadow = rng.uniform(0.2, 0.7) if rng.random() < 0.5 else 0.0
     fall = (rng.normal(0, 0.2), rng.normal(0, 0.05))
     for label, place in enumerate(places, 1):
-        parts = body(rng, materials(rng, ground if rng.random() < 0.2 else None))
+        parts = body(rng, materials(rng, ground if rng.random() < 0.35 * hard else None))
         near.append(Actor(parts, label, place, 1.0, bend, shadow, fall, int(rng.integers(1 << 30))))
-        if rng.random() < 0.25:
+        if rng.random() < 0.45 * hard:
             double = repaint(rng, parts) if rng.random() < 0.5 else parts
-            near.append(replace(near[-1], parts=double, label=0, place=_place(rng, frames, speed, aspect, False)))
-    for _ in range(int(rng.integers(0, 4))):
+            near.append(replace(near[-1], parts=double, label=0, place=_place(rng, frames, speed, aspect, hard)))
+    for _ in range(int(rng.integers(0, 2 + round(2.5 * hard)))):
         moves = speed if rng.random() < 0.5 else 0.0
-        parts = body(rng, materials(rng, ground if rng.random() < 0.3 else None))
-        near.append(Actor(parts, 0, _place(rng, frames, moves, aspect, False), 1.0, bend, shadow, fall, 7))
+        parts = body(rng, materials(rng, ground if rng.random() < 0.35 * hard else None))
+        near.append(Actor(parts, 0, _place(rng, frames, moves, aspect, hard), 1.0, bend, shadow, fall, 7))
     order = rng.permutation(len(near)).tolist()
     front = []
-    for _ in range(int(rng.choice([0, 0, 0, 1, 2]))):
+    for _ in range(int(rng.choice([0, 1, 2], p=[1 - 0.7 * hard, 0.5 * hard, 0.2 * hard]))):
         depth = rng.uniform(1.0, 1.8)
         wear = materials(rng, None)
         thing = pole(rng, wear) if rng.random() < 0.6 else body(rng, wear)
-        front.append(Actor(thing, 0, _place(rng, frames, speed * float(rng.choice([0, 1])), aspect, False), depth))
+        front.append(Actor(thing, 0, _place(rng, frames, speed * float(rng.choice([0, 1])), aspect, hard), depth))
     return [near[index] for index in order] + front
 
 
