@@ -49,7 +49,7 @@ SCHEDULE = (
 """From cheap to faithful: short small clips with much true memory first, the real size and its own memory last."""
 
 FINE_TUNING = (
-    Stage(0.45, True, 8, 4, 1.0, 0.4),
+    Stage(0.45, True, 8, 4, 1.0, 0.25),
     Stage(0.85, False, 4, 4, 0.8, 0.15),
     Stage(1.00, False, 2, 8, 0.8, 0.0),
 )
