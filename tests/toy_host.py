@@ -315,10 +315,6 @@ class ToyHost(HostView):
     def mask_decoder(self) -> nn.Module:
         return self.model.decoder
 
-    @property
-    def current_argument(self) -> str:
-        return "current"
-
     def stride16_of(self, output: Tensor) -> Tensor:
         return output.flatten(0, 2)[:, None]
 

@@ -16,6 +16,8 @@ from surgery.cli.tables import SCORES, print_table, score_cells
 from surgery.evaluation import CONVENTIONS, DATASETS, evaluate, open_dataset
 from surgery.progress import progress_bar
 
+_ERRORS = {"on_object": "on objects", "elsewhere": "elsewhere"}
+
 
 @click.command(cls=Command, name="eval")
 @click.argument("model")
@@ -29,6 +31,9 @@ from surgery.progress import progress_bar
 @click.option("--convention", type=click.Choice(CONVENTIONS), help="Which frames count; default the data set's.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
 @click.option("--record", is_flag=True, help="Also write a trace of every sequence, for a player.")
+@click.option(
+    "--drift-free", is_flag=True, help="Also compare sparse frames with dense ones from the dense model's own state."
+)
 @click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Folder for the results.")
 @json_option
 def evaluate_command(
@@ -94,6 +99,13 @@ def _say(scores: Any) -> None:
     elif summary["sequences"] == 1 and scores.sequences[0].get("difference"):
         change = scores.sequences[0]["difference"]["j_and_f"]
         out.print(f"J&F of sparse minus dense: {change:+.4f}; one sequence gives no interval")
+    for each in summary.get("drift_free", ()):
+        errors = [f"{each[name]:.1%} {label}" for name, label in _ERRORS.items() if each[name] is not None]
+        spread = f" ({each['interval']['low']:.3f} to {each['interval']['high']:.3f})" if each["interval"] else ""
+        out.print(
+            f"{counted(each['steps'], 'sparse frame')} from the dense state: J&F of the dense masks {each['masks']:.3f}"
+            f"{spread}; feature error {', '.join(errors)}; {counted(each['comparisons'], 'comparison')}"
+        )
     if not summary["alternating"]:
         out.print("ms of a single model, measured beside nothing: not for comparing", style="dim")
     for reason in dict.fromkeys(item["reason"] for item in scores.not_scored):

@@ -189,11 +189,6 @@ class HostView(ABC):
         """The mask decoder, and those of its modules that the host calls by themselves."""
         return [self.mask_decoder()]
 
-    @property
-    @abstractmethod
-    def current_argument(self) -> str:
-        """Name of the argument by which memory attention takes the current features."""
-
     @abstractmethod
     def stride16_of(self, output: Any) -> Tensor:
         """What the encoder returned -> its stride-16 feature as memory attention takes it, [T, 1, C]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from surgery.api import status
 from surgery.errors import DatasetError, VideoError, about
 from surgery.evaluation.dataset import Sequence
+from surgery.evaluation.drift_free import STEPS, drift_free
 from surgery.evaluation.scoring import FIELDS, Scorer
 from surgery.evaluation.trace import Trace
 from surgery.tracking import TrackedFrame, track
-from surgery.video import MaskPrompt, first_frames, labels_from_logits, write_label_png
+from surgery.video import MaskPrompt, Video, first_frames, labels_from_logits, write_label_png
 from surgery.video.masks import Mask
 
 
@@ -25,16 +27,17 @@ class SequenceRun:
 
     Args:
         sequence: to track. arms: models by name, "dense" and "sparse". convention, tolerance: see `Scorer`.
-        max_frames: look at the first frames only, or None.
+        max_frames: look at the first frames only, or None. drift_free: see `evaluate`.
 
     Raises:
         DatasetError: frames or masks that cannot be read or do not fit each other.
     """
 
     def __init__(
-        self, sequence: Sequence, arms: dict[str, Any], convention: str, tolerance: float, max_frames: int | None
-    ) -> None:
-        self.sequence, self.arms = sequence, arms
+        self, sequence: Sequence, arms: dict[str, Any], convention: str, tolerance: float, max_frames: int | None,
+        drift_free: bool = False,
+    ) -> None:  # fmt: skip
+        self.sequence, self.arms, self.drift_free = sequence, arms, drift_free
         self.count = min(len(sequence.frames), max_frames or len(sequence.frames))
         self.objects = sequence.annotated(self.count)
         self.by_id = {thing.id: thing for thing in self.objects}
@@ -76,7 +79,18 @@ class SequenceRun:
         finally:
             for one in runs.values():
                 one.close()  # type: ignore[attr-defined]
-        return {**self._row(), "trace": trace.result() if record else None}
+        found = {**self._row(), "trace": trace.result() if record else None}
+        if self.drift_free:
+            found["row"]["drift_free"] = self._compared(video, prompts)
+        return found
+
+    def _compared(self, video: Video, prompts: list[MaskPrompt]) -> list[dict[str, Any]]:
+        """Nothing of a sequence that is too short."""
+        first = prompts[0].frame
+        if self.count - first <= max(STEPS):
+            return []
+        together = [prompt for prompt in prompts if prompt.frame == first]
+        return [asdict(each) for each in drift_free(self.arms["sparse"], video, together)]
 
     def _prompts(self) -> list[MaskPrompt]:
         prompts = []

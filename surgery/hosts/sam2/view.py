@@ -183,10 +183,6 @@ class Sam2View(HostView):
         decoder = self.model.sam_mask_decoder
         return [decoder, *((decoder.conv_s0, decoder.conv_s1) if decoder.use_high_res_features else ())]
 
-    @property
-    def current_argument(self) -> str:
-        return "curr"
-
     def stride16_of(self, output: Any) -> Tensor:
         found: Tensor = output["backbone_fpn"][-1]
         return found.flatten(2).permute(2, 0, 1)

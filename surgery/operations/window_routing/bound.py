@@ -12,7 +12,7 @@ from torch import Tensor
 from surgery.core.frame import ComputedWindows, FrameContext
 from surgery.core.operation import Bound, Patch
 from surgery.core.parts import ENCODER, Part
-from surgery.core.session import FrameRecord, VideoState
+from surgery.core.session import FrameRecord
 from surgery.core.surgery import Surgery
 from surgery.core.windows import WindowGrid
 from surgery.errors import ModelStateError
@@ -177,18 +177,6 @@ class WindowRouter(Bound[WindowSettings]):
         route = make_route(self.grid, windows, device, memory, published, not self.shortcut.pointwise, early, after)
         route.globals = GlobalRoute(tokens) if tokens is not None and self.cached else None
         return route
-
-    def memory_of(self, entering: Tensor, leaving: Tensor) -> SpanMemory | None:
-        """What a video remembers after a dense frame with this span input and output, [H * W, C] each."""
-        route = dense_route(observe=True)
-        route.seen_input, route.seen_output = entering, leaving
-        return updated_memory(route, self.shortcut, self.grid)
-
-    def replayed(self, route: Route) -> FrameContext:
-        """A frame of no video that runs under `route`."""
-        context = FrameContext(0, VideoState(None), None)
-        context.records[self.settings.type] = route
-        return context
 
     def _remember(self, route: Route, state: WindowState, preview: FramePreview, device: torch.device) -> None:
         settings = self.settings
