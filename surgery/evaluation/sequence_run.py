@@ -157,6 +157,7 @@ class SequenceRun:
                 "windows_kept": state.windows_kept,
                 "keys_kept": state.keys_kept,
                 "dense_frames": state.dense_frames,
+                "widened_frames": state.widened_frames,
                 "objects": objects,
             }
             not_scored += [

@@ -70,6 +70,7 @@ class Trace:
                 "name": name,
                 "windows": list(record.windows) if record is not None else None,
                 "dense_reason": reason,
+                "widened_reason": record.widened if record is not None else None,
                 **self._kept(),
                 "tokens_kept": None,
                 "masks": objects,

@@ -211,7 +211,8 @@ class WindowSettings(Operation):
             return "all windows"
         unit = "tiles" if self.stages.span == "tiles" else "windows"
         if self.budget < 1.0:
-            text = f"{'' if self.fill else 'at most '}{percent(self.budget)} of the {unit}, those that changed most"
+            first = "those that changed most" if self.object.max_wait is None else "the object's first"
+            text = f"{'' if self.fill else 'at most '}{percent(self.budget)} of the {unit}, {first}"
         elif self.fill:
             text = f"all {unit}"
         else:
