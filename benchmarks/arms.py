@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,7 +18,7 @@ from surgery.api import sparsify
 from surgery.bench import figures
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
-from surgery.bench.identity import Kept, identity
+from surgery.bench.identity import identity, kept, totals
 from surgery.bench.modules import fixed_windows, module_names, probed
 from surgery.bench.pair import (
     Pair,
@@ -50,7 +52,7 @@ class Arms:
     Args:
         model: a stock model of either host. recipes: what the arms run.
         settings: objects, precision (by autocast), compile, frames, warm, module_frames, seed. Windows are forced by
-            `run`, where a recipe routes any; the protocol is "surgery".
+            `run`, where a recipe routes any.
         baseline: what the arms are compared with; default `model` as it is. A predictor that compiles itself (sam2's
             VOS predictor) takes the weights of `model`.
         step: called after every round, in which each model tracks one frame.
@@ -63,8 +65,8 @@ class Arms:
         self, model: Any, recipes: Sequence[Recipe], settings: Settings, baseline: Any | None = None,
         step: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        if settings.windows is not None or settings.cast != "autocast" or settings.protocol != "surgery":
-            raise BenchmarkError("arms take their window shares from run, autocast and protocol 'surgery' only")
+        if settings.windows is not None or settings.cast != "autocast":
+            raise BenchmarkError("arms take their window shares from run, and autocast only")
         check_host(view_of(model), settings)
         if baseline is not None:
             baseline.load_state_dict(model.state_dict(), assign=True)
@@ -119,9 +121,9 @@ class Arms:
     def _share(self, share: float) -> Rows:
         settings = self.settings
         self._rounds(1)  # the first frame of new shapes is not like the others
-        before = [Kept.of(pair.sparse) for pair in self.pairs]
+        before = [totals(pair.sparse) for pair in self.pairs]
         series = self._rounds(settings.frames)
-        kept = [Kept.of(pair.sparse).since(one) for pair, one in zip(self.pairs, before, strict=True)]
+        shares = [kept(pair.sparse, one, True) for pair, one in zip(self.pairs, before, strict=True)]
         ms = self._spans(lambda: TimeMeter(self.clock), settings.module_frames)
         counter = FlopCounterMode(display=False)
         with ExitStack() as stack:
@@ -129,7 +131,7 @@ class Arms:
                 stack.enter_context(plain(pair))
             with sdpa_kernel(SDPBackend.MATH), counter:
                 gflop = self._spans(lambda: FlopMeter(counter), 1)
-        return [self._row(arm, share, series, ms, gflop, one) for arm, one in enumerate(kept, start=1)]
+        return [self._row(arm, share, series, ms, gflop, one) for arm, one in enumerate(shares, start=1)]
 
     @contextmanager
     def _forced(self, share: float) -> Iterator[None]:
@@ -159,12 +161,11 @@ class Arms:
 
     def _row(
         self, arm: int, share: float, series: list[list[float]], ms: list[dict[str, float]],
-        gflop: list[dict[str, float]], kept: Kept,
+        gflop: list[dict[str, float]], shares: dict[str, Any],
     ) -> dict[str, Any]:  # fmt: skip
         pair = self.pairs[arm - 1]
         cut, recipe = pair.sparse, pair.sparse.recipe
         assert recipe is not None
-        windows = kept.windows(cut, ())
         ratio, interval = figures.speedup((series[_STOCK], series[arm]))
         predicted = sum(gflop[_STOCK].values()) / sum(gflop[arm].values())
         tables = {"ms": (ms[_STOCK], ms[arm]), "gflop": (gflop[_STOCK], gflop[arm])}
@@ -172,10 +173,8 @@ class Arms:
             **identity(pair, self.settings),
             "baseline": "vos" if self.compiles_itself else "stock",
             "operations": [each.type for each in recipe.operations if not isinstance(each, CompileParts)],
-            "windows_share": share if windows is not None else None,
-            "windows": windows,
-            "queries": kept.queries(cut.host),
-            "keys": kept.keys(cut.host),
+            "windows_share": share if shares["windows"] is not None else None,
+            **shares,
             "whole_frame_speedup": ratio,
             "interval": list(interval or ()),
             "predicted": predicted,
@@ -230,6 +229,13 @@ def model_spec(text: str) -> str:
 
 
 def give_back(device: torch.device) -> None:
-    """Free what the last models held before the next ones are made."""
+    """Free what the last models held before the next ones are made, and return it to the system."""
     gc.collect()
-    Clock(device).give_back()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    elif sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
+        if trim is not None:
+            trim(0)

@@ -25,7 +25,7 @@ import resource, sys, torch
 torch.set_num_threads(1)
 import surgery.cli, surgery.demo as demo
 from surgery import Recipe, calibrate
-from surgery.calibration import FitSettings, gather_clips
+from surgery.calibration import gather_clips
 from surgery.tracking import track
 what, folder = sys.argv[1:]
 model = demo.load("transformers")
@@ -36,7 +36,7 @@ if what == "stock":
 else:
     data = Recipe.load("fast").to_dict()
     data["calibration"] = {"max_drop": 1.0, "max_clip_drop": 1.0, "search": {"routing.budget": [0.19, 0.25]}}
-    calibrate(model, [folder], Recipe.from_dict(data), runs=1, fit=FitSettings(steps=10), progress=False)
+    calibrate(model, [folder], Recipe.from_dict(data), runs=1, progress=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform != "darwin" else 1024) / 1024)
 """
 

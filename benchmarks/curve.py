@@ -100,7 +100,7 @@ class Weights:
         name = "turbo" if routing.skipped.temporal else "published-large"
         if name not in self._held:
             twin = sparsify(copy.deepcopy(self._model), name)
-            self._held[name] = fitted(twin, 60 if name == "published-large" else 0)
+            self._held[name] = fitted(twin)
         shortcut = shortcut_of(model)
         shortcut.load_state_dict({key: self._held[name][key] for key in shortcut.state_dict()})
 

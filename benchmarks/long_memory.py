@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 import surgery.demo.model as architecture
+from benchmarks.arms import give_back
 from benchmarks.work import held_bytes
 from surgery import Recipe, sparsify
 from surgery.bench.clip import LoopingClip
-from surgery.bench.clock import Clock, resident_mb
 from surgery.bench.machine import machine
 from surgery.hosts.sam2.driver import frames_instead_of_files, without_bar
 from surgery.hosts.transformers.driver import new_processor, new_session
@@ -32,6 +32,12 @@ CPU = torch.device("cpu")
 HOSTS = ("sam2", "transformers")
 VARIANTS = ("stock", "sparse", "trimmed")
 MB = 1024 * 1024
+
+
+def resident_mb() -> float:
+    """Resident set of this process in MB (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
 def main() -> None:
@@ -92,12 +98,12 @@ def run(host: str, variant: str, options: argparse.Namespace) -> dict[str, Any]:
         sparsify(model, Recipe.from_dict(data))
     clip = LoopingClip(side, options.frames, options.objects, CPU)
     gc.collect()
-    Clock(CPU).give_back()
+    give_back(CPU)
     start, began = resident_mb(), time.perf_counter()
     frames, resident, held = [], [], []
     for frame, session in (stock if host == "sam2" else streamed)(model, clip):
         if frame % options.every == 0 or frame == options.frames - 1:
-            Clock(CPU).give_back()
+            give_back(CPU)
             frames.append(frame)
             resident.append(round(resident_mb() - start, 2))
             held.append(round(held_bytes(session) / MB, 3))

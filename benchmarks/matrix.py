@@ -87,7 +87,7 @@ class Matrix:
 
 def case_id(model: str, host: str, baseline: str, recipe: Recipe, share: float, settings: Settings) -> str:
     """16 hex digits that name a case, whatever the machine and the code."""
-    return digest(model, host, baseline, recipe.to_dict(), share, settings.as_dict())
+    return digest(model, host, baseline, recipe.to_dict(), share, settings.model_dump())
 
 
 def read_matrix(path: Path) -> dict[str, Any]:

@@ -25,10 +25,10 @@ from torch import Tensor
 import surgery.demo as demo
 import surgery.operations.memory_retrieval.bound as retrieval
 from surgery import Recipe, __version__, sparsify, status
-from surgery.calibration import FitSettings, fit_shortcut
+from surgery.calibration import fit_shortcut
 from surgery.core.windows import WindowGrid
 from surgery.demo.clips import HELD_OUT, make_clip
-from surgery.demo.show import Score, _score, prompt_for
+from surgery.demo.show import Score, prompt_for
 from surgery.engine import require_surgery
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.operations.window_routing.bound import require_router
@@ -79,8 +79,7 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
     "mask windows, temporal, fitted, rolling 1": ("balanced", routed(True, 1), "temporal"),
     "mask windows, temporal, fitted, rolling 2": ("balanced", routed(True, 2), "temporal"),
     "budget, temporal, identity": ("balanced", budgeted(), "identity"),
-    "budget, temporal, fitted (closed form)": ("balanced", budgeted(), "temporal"),
-    "budget, temporal, fitted (closed form and steps)": ("balanced", budgeted(), "steps"),
+    "budget, temporal, fitted": ("balanced", budgeted(), "temporal"),
     "random windows at the budget, temporal, fitted": ("balanced", budgeted(), "random windows"),
     "keys only: published (5 % after warm-up)": ("memory-only", pruned(**{
         "retrieval.keep": 0.05, "retrieval.keep_conditioning": 1.0, "retrieval.rebalance": "false",
@@ -89,7 +88,7 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
     "keys only: rebalanced": ("memory-only", pruned(), "identity"),
     "keys only: random keys, rebalanced": ("memory-only", pruned(), "random keys"),
     "both": ("balanced", budgeted(**{
-        "retrieval.keep": KEEP, "retrieval.keep_conditioning": KEEP_CONDITIONING}), "steps"),
+        "retrieval.keep": KEEP, "retrieval.keep_conditioning": KEEP_CONDITIONING}), "temporal"),
 }  # fmt: skip
 
 
@@ -98,26 +97,25 @@ def score(model: Any, clips: list[Any]) -> tuple[Score, list[float], float]:
     total, per_clip, queries = Score(), [], []
     for clip in clips:
         prompts = [prompt_for("mask", clip.labels[0] == label, label) for label in range(1, clip.visible.shape[1] + 1)]
-        found = [result.logits for result in track(model, open_video(clip.frames), prompts)]
-        before = len(total.j)
-        _score(total, clip, found)
+        found = list(track(model, open_video(clip.frames), prompts))
+        before, state = len(total.j), status(model)
+        total.add(clip, found, state)
         per_clip.append((statistics.fmean(total.j[before:]) + statistics.fmean(total.f[before:])) / 2)
-        state = status(model)
         if state.sparse:
-            total.windows.append(1.0 if state.windows_kept is None else state.windows_kept)
-            total.keys.append(1.0 if state.keys_kept is None else state.keys_kept)
+            total.windows += [1.0] * (state.windows_kept is None)
+            total.keys += [1.0] * (state.keys_kept is None)
             queries.append(1.0 if state.queries_kept is None else state.queries_kept)
     return total, per_clip, statistics.fmean(queries or [1.0])
 
 
-def fitted(model: Any, steps: int) -> dict[str, torch.Tensor]:
+def fitted(model: Any) -> dict[str, torch.Tensor]:
     """Weights of the shortcut fitted on the eight calibration clips of the shipped adapters."""
     from benchmarks.demo_adapters import clip_of
 
     clips = [clip_of(FIRST + number) for number in range(8)]
     for clip in clips:
         clip.video.num_frames = 24
-    fit_shortcut(model, clips, FitSettings(steps=steps))
+    fit_shortcut(model, clips)
     return copy.deepcopy(shortcut_of(model).state_dict())
 
 
@@ -156,7 +154,6 @@ def main() -> None:
     """Run the rows and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--difficulty", default="medium")
     parser.add_argument("--rows", nargs="*", help="only rows whose name contains one of these")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "parts-demo.json")
@@ -176,7 +173,7 @@ def main() -> None:
         wanted = {"random windows": "temporal", "random keys": "identity"}.get(kind, kind)
         if wanted != "identity":
             if wanted not in weights:
-                weights[wanted] = fitted(model, options.steps if wanted == "steps" else 0)
+                weights[wanted] = fitted(model)
             shortcut_of(model).load_state_dict(weights[wanted])
         with at_random(kind, model) if kind.startswith("random") else nullcontext():
             found, per_clip, _ = score(model, clips)
@@ -198,7 +195,7 @@ def _write(options: argparse.Namespace, dense: float, rows: list[dict[str, Any]]
     """Write what is measured so far; a run that is cut keeps its finished rows."""
     result = {
         "kind": "parts", "schema": 1,
-        "command": f"python -m benchmarks.parts --clips {options.clips} --steps {options.steps}",
+        "command": f"python -m benchmarks.parts --clips {options.clips}",
         "date": time.strftime("%Y-%m-%d"), "machine": f"{platform.platform()}, {platform.machine()}",
         "versions": {"surgery": __version__, "torch": torch.__version__}, "clips": options.clips,
         "difficulty": options.difficulty, "dense_j_and_f": dense, "rows": rows,

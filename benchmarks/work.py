@@ -8,8 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from surgery.bench.probe import GATHERS, KernelMode, tensors_in
+GATHERS = {"index_select", "gather", "index", "embedding"}
+
+
+class KernelMode(TorchDispatchMode):
+    """Sees every op that runs, as the parts that composite ops are made of."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # In inference mode composite ops arrive whole; their parts are what runs.
+        with self:
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
+        out = func(*args, **kwargs)
+        self.ran(func, args, kwargs, out)
+        return out
+
+    def ran(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """An op has run on `args` and `kwargs` and made `out`."""
+        raise NotImplementedError
 
 
 class OperatorCounter(KernelMode):
@@ -33,6 +53,16 @@ class OperatorCounter(KernelMode):
     def total(self) -> int:
         """Operators that ran."""
         return self.operators.total()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    return []
 
 
 class SyncCounter(TorchFunctionMode):

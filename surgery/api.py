@@ -31,12 +31,12 @@ class Status:
     """What has been done to a model.
 
     sparse: whether it is under surgery; everything else is None or empty when it is not. enabled: False inside
-    `disabled`. span: routed blocks `(entry, exit)`, `exit` being the dense block that merges. windows: stage-3 windows
-    of a frame. parameters_added: of the shortcut. adapter: where its weights came from. frames, windows_kept,
-    keys_kept, queries_kept, dense_frames: of the session that ran last (fractions of stage-3 windows, of spatial memory
-    keys and of query tokens of memory attention, averaged over tracked frames, None where the recipe has no such
-    operation; reasons for dense frames and how often). calibration: what was measured of this very
-    recipe and shortcut, or None.
+    `disabled`. span: routed blocks `(entry, exit)`, `exit` being the dense block that merges. windows: stage-3
+    windows of a frame. parameters_added: of the shortcut. adapter: where its weights came from. frames,
+    windows_kept, keys_kept, queries_kept, dense_frames, widened_frames: of the session that ran last (fractions of
+    stage-3 windows, of spatial memory keys and of query tokens of memory attention, averaged over tracked frames,
+    None where the recipe has no such operation; reasons for dense frames, and for frames of more windows than the
+    budget, and how often). calibration: what was measured of this very recipe and shortcut, or None.
     """
 
     sparse: bool
@@ -54,6 +54,7 @@ class Status:
     keys_kept: float | None = None
     queries_kept: float | None = None
     dense_frames: dict[str, int] | None = None
+    widened_frames: dict[str, int] | None = None
     calibration: CalibrationRecord | None = None
 
     def __str__(self) -> str:
@@ -139,11 +140,13 @@ def sparsify(
                 "adapter and clips are both given; an adapter is calibrated already: give one of them, or load it "
                 "first and call calibrate(model, clips)"
             )
-        calibrate(model, clips, _with_compile(_choose_recipe(recipe, None), compile), progress=progress)
+        chosen = Recipe.load(recipe if recipe is not None else DEFAULT_RECIPE)
+        calibrate(model, clips, _with_compile(chosen, compile), progress=progress)
         return model
-    loaded = _load(adapter)
-    chosen = _with_compile(_choose_recipe(recipe, loaded), compile)
-    return apply(model, chosen, loaded, force)
+    loaded = open_adapter(adapter) if isinstance(adapter, (str, Path)) else adapter
+    default = loaded.recipe if loaded is not None else DEFAULT_RECIPE
+    chosen = Recipe.load(recipe if recipe is not None else default)
+    return apply(model, _with_compile(chosen, compile), loaded, force)
 
 
 def status(model: object) -> Status:
@@ -169,20 +172,9 @@ def status(model: object) -> Status:
         keys_kept=stats.fraction("keys"),
         queries_kept=stats.fraction("queries"),
         dense_frames=dict(stats.dense),
+        widened_frames=dict(stats.widened),
         calibration=calibration_of(model),
     )
-
-
-def _load(adapter: str | Path | Adapter | None) -> Adapter | None:
-    if adapter is None:
-        return None
-    return adapter if isinstance(adapter, Adapter) else open_adapter(adapter)
-
-
-def _choose_recipe(recipe: str | Path | Recipe | None, adapter: Adapter | None) -> Recipe:
-    if recipe is None:
-        return adapter.recipe if adapter is not None else Recipe.load(DEFAULT_RECIPE)
-    return Recipe.load(recipe)
 
 
 def _with_compile(recipe: Recipe, compile: bool | str | CompileParts | None) -> Recipe:

@@ -30,7 +30,8 @@ class Library:
 LIBRARIES = {
     "av": Library("av", "video files", "pip install av", "video"),
     "matplotlib": Library("matplotlib", "plots", "pip install matplotlib", "plots"),
-    "accelerate": Library("accelerate", "calibration", "pip install accelerate", "calibration"),
+    "accelerate": Library("accelerate", "training", "pip install accelerate", None),
+    "scipy": Library("scipy.optimize", "calibration", "pip install scipy", "calibration"),
     "rich": Library("rich", "progress bars and tables", "pip install rich", "cli"),
     "click": Library("click", "the command line", "pip install click", "cli"),
 }

@@ -6,11 +6,11 @@ This is what the command line runs. Library users keep calling their host direct
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,6 @@ from surgery.video import BoxPrompt, MaskPrompt, Prompt, Video, check, draw_wind
 from surgery.video.rgb import Frame
 
 _ENDLESS = 10**9
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -61,7 +59,7 @@ def track(model: Any, video: Video, prompts: Sequence[Prompt], after: int = -1) 
         UnsupportedModelError: not a SAM 2 video model.
     """
     check(prompts, video.size, video.num_frames)
-    return _Run(model, video, prompts, after).frames()
+    return _tracked(model, video, prompts, after)
 
 
 def windows_drawn(frame: Frame, record: FrameRecord) -> Frame:
@@ -71,71 +69,65 @@ def windows_drawn(frame: Frame, record: FrameRecord) -> Frame:
     return draw_windows(frame, record.grid, size, set(record.windows))
 
 
-class _Run:
-    def __init__(self, model: Any, video: Video, prompts: Sequence[Prompt], after: int) -> None:
-        self.model, self.video, self.after = model, video, after
-        self.view = view_of(model)
-        self.by_frame: dict[int, list[Prompt]] = {}
-        for prompt in prompts:
-            self.by_frame.setdefault(prompt.frame, []).append(prompt)
-        self.first = min(self.by_frame)
-        self.device = next(model.parameters()).device
+def prompt(driver: Driver, prompts: Iterable[Prompt]) -> None:
+    """Give a session its prompts."""
+    for each in prompts:
+        if isinstance(each, MaskPrompt):
+            driver.add_mask(each.frame, each.obj_id, each.mask)
+        elif isinstance(each, BoxPrompt):
+            driver.add_box(each.frame, each.obj_id, (each.x0, each.y0, each.x1, each.y1))
+        else:
+            driver.add_points(each.frame, each.obj_id, each.points, each.labels)
 
-    def frames(self) -> Iterator[TrackedFrame]:
-        frames = _LazyFrames(self.video, self.view)
-        driver = self.view.drive(frames, self.video.size)
-        marks = sorted({*self.by_frame, self.after + 1} if self.after >= self.first else self.by_frame)
-        for start, stop in pairwise([*marks, _ENDLESS]):
-            if frames.ahead(start) is None:
-                break
-            _, prompting = self.timed(lambda start=start: self.prompt(driver, start))  # type: ignore[misc]
-            last = stop - 1 if start > self.after else start
-            with closing(driver.steps(start, last)) as steps:
-                for index in range(start, last + 1):
-                    frame = frames.ahead(index)
-                    if frame is None:
-                        break
-                    (ids, logits), seconds = self.timed(lambda steps=steps: next(steps))  # type: ignore[misc]
-                    if index > self.after:
-                        spent = seconds + (prompting if index == start else 0.0)
-                        yield self.result(index, frame, ids, logits, spent)
-        self.ended(frames.reached)
 
-    def prompt(self, driver: Driver, frame: int) -> None:
-        for prompt in self.by_frame.get(frame, ()):
-            if isinstance(prompt, MaskPrompt):
-                driver.add_mask(frame, prompt.obj_id, prompt.mask)
-            elif isinstance(prompt, BoxPrompt):
-                driver.add_box(frame, prompt.obj_id, (prompt.x0, prompt.y0, prompt.x1, prompt.y1))
-            else:
-                driver.add_points(frame, prompt.obj_id, prompt.points, prompt.labels)
+def _tracked(model: Any, video: Video, prompts: Sequence[Prompt], after: int) -> Iterator[TrackedFrame]:
+    view, device = view_of(model), next(model.parameters()).device
+    by_frame: dict[int, list[Prompt]] = {}
+    for each in prompts:
+        by_frame.setdefault(each.frame, []).append(each)
+    frames = _LazyFrames(video, view)
+    driver = view.drive(frames, video.size)
+    marks = sorted({*by_frame, after + 1} if after >= min(by_frame) else by_frame)
+    for start, stop in pairwise([*marks, _ENDLESS]):
+        if frames.ahead(start) is None:
+            break
+        with _timed(device) as prompting:
+            prompt(driver, by_frame.get(start, ()))
+        last = stop - 1 if start > after else start
+        with closing(driver.steps(start, last)) as steps:
+            for index in range(start, last + 1):
+                frame = frames.ahead(index)
+                if frame is None:
+                    break
+                with _timed(device) as stepping:
+                    ids, logits = next(steps)
+                if index > after:
+                    seconds = sum(stepping) + (sum(prompting) if index == start else 0.0)
+                    arrays = resized(logits, video.size)[:, 0].float().cpu().numpy()
+                    found = {int(obj_id): array for obj_id, array in zip(ids, arrays, strict=True)}
+                    yield TrackedFrame(index, frame, found, seconds, _record(model, index))
+    # Whether a video declares so many frames, or any number, depends on it.
+    missed = min((frame for frame in by_frame if frame >= frames.reached), default=None)
+    if missed is not None:
+        raise VideoError(f"{video.name}: ended after {frames.reached} frames, before the prompt on frame {missed}")
 
-    def ended(self, count: int) -> None:
-        """The video turned out to have `count` frames; whether it declares so many, or any number, depends on it."""
-        missed = min((frame for frame in self.by_frame if frame >= count), default=None)
-        if missed is not None:
-            raise VideoError(f"{self.video.name}: ended after {count} frames, before the prompt on frame {missed}")
 
-    def timed(self, call: Callable[[], T]) -> tuple[T, float]:
-        self.wait()
-        start = time.perf_counter()
-        result = call()
-        self.wait()
-        return result, time.perf_counter() - start
+def _record(model: Any, frame: int) -> FrameRecord | None:
+    surgery = current_surgery(model)
+    last = surgery.stats.last if surgery is not None and surgery.stats is not None else None
+    return last if last is not None and last.frame == frame else None
 
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
-    def record(self, frame: int) -> FrameRecord | None:
-        surgery = current_surgery(self.model)
-        last = surgery.stats.last if surgery is not None and surgery.stats is not None else None
-        return last if last is not None and last.frame == frame else None
-
-    def result(self, index: int, frame: Frame, ids: Sequence[int], logits: Tensor, seconds: float) -> TrackedFrame:
-        arrays = resized(logits, self.video.size)[:, 0].float().cpu().numpy()
-        found = {int(obj_id): array for obj_id, array in zip(ids, arrays, strict=True)}
-        return TrackedFrame(index, frame, found, seconds, self.record(index))
+@contextmanager
+def _timed(device: torch.device) -> Iterator[list[float]]:
+    """How long the block takes, synchronised: the seconds are in the list when it ends."""
+    spent: list[float] = []
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
+    wait(device)
+    start = time.perf_counter()
+    yield spent
+    wait(device)
+    spent.append(time.perf_counter() - start)
 
 
 class _LazyFrames:

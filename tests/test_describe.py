@@ -12,9 +12,9 @@ from surgery.recipe import Recipe, list_recipes
     ("recipe", "overrides", "text"),
     [
         ("balanced", ["routing.budget=0.65", "retrieval.keep=1.0", "retrieval.keep_conditioning=1.0"],
-         "65 % of the windows, those that changed most; all memory read."),
-        ("balanced", ["routing.fill=false", "retrieval.keep_conditioning=1.0"],
-         "At most 40 % of the windows, those that changed most; memory of older frames pruned to 10 %, rebalanced."),
+         "65 % of the windows, the object's first; all memory read."),
+        ("balanced", ["routing.fill=false", "routing.object.max_wait=null", "retrieval.keep_conditioning=1.0"],
+         "At most 33 % of the windows, those that changed most; memory of older frames pruned to 10 %, rebalanced."),
         ("balanced", ["routing.budget=1.0", "retrieval.keep=1.0", "retrieval.rebalance=false"],
          "All windows; memory of prompted frames pruned to 40 %."),
         ("published-large", ["routing.rolling=2", "retrieval.keep=1"],

@@ -16,8 +16,7 @@ from click.testing import CliRunner
 
 import surgery
 from surgery import missing
-from surgery.calibration import calibrate, fit_shortcut
-from surgery.calibration.plots import draw
+from surgery.calibration import calibrate
 from surgery.cli.main import main
 from surgery.errors import MissingLibraryError
 from surgery.hosts import hosts
@@ -28,7 +27,7 @@ from tests.test_packaging import declared
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = missing.LIBRARIES | {host.name: host.loader.library for host in hosts()}
-OPTIONAL = ("av", "matplotlib", "accelerate", "rich", "click")
+OPTIONAL = ("av", "matplotlib", "scipy", "rich", "click")
 
 
 def without(*names: str) -> str:
@@ -83,7 +82,7 @@ def test_a_missing_library_is_named_with_its_use_and_its_installation(name: str,
     require(library)
     absent(name)
     with pytest.raises(MissingLibraryError) as caught:
-        require("accelerate" if name != "accelerate" else "rich", library)
+        require("scipy" if name != "scipy" else "rich", library)
     text = str(caught.value)
     assert library.use in text and library.command in text
     if library.extra is not None:
@@ -97,12 +96,11 @@ def test_a_missing_library_is_named_with_its_use_and_its_installation(name: str,
 def test_calls_say_what_is_missing_before_they_work(absent: Callable[..., None], tmp_path: Path) -> None:
     frames = np.zeros((3, 32, 32, 3), np.uint8)
     write_video(tmp_path / "a.mp4", frames, 12.0)
-    absent("av", "accelerate", "matplotlib")
+    absent("av", "scipy")
     model = object()
     calls: dict[str, list[Callable[[], Any]]] = {
         "av": [lambda: open_video(tmp_path / "a.mp4"), lambda: write_video(tmp_path / "b.mp4", frames, 12.0)],
-        "accelerate": [lambda: calibrate(model, ["a", "b"]), lambda: fit_shortcut(model, [])],
-        "matplotlib": [lambda: draw({"candidates": [], "loss": []}, tmp_path)],
+        "scipy": [lambda: calibrate(model, ["a", "b"])],
     }
     for name, each in calls.items():
         for call in each:
@@ -125,12 +123,6 @@ def test_the_command_line_without_its_libraries_is_one_line() -> None:
     done = run(without("click") + "from surgery.cli import run\nrun()")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: the command line needs click") and done.stderr.count("\n") == 1
-
-
-def test_calibrate_refuses_before_the_work_if_it_could_not_draw(absent: Callable[..., None], tmp_path: Path) -> None:
-    absent("matplotlib")
-    result = CliRunner().invoke(main, ["calibrate", "demo", "--clips", "nowhere", "--out", str(tmp_path / "a")])
-    assert result.exit_code == 1 and "needs matplotlib" in result.stderr
 
 
 @pytest.mark.parametrize(("missing", "there"), [("sam2", "transformers"), ("transformers", "sam2")])
@@ -162,4 +154,4 @@ def test_without_any_host_both_are_named(absent: Callable[..., None]) -> None:
         load_model("facebook/sam2.1-hiera-tiny", device="cpu")
     with pytest.raises(MissingLibraryError, match="needs sam2"):
         load_model("a.yaml+b.pt", device="cpu")
-    assert first_present([LIBRARIES["accelerate"], LIBRARIES["rich"]]) == LIBRARIES["accelerate"]
+    assert first_present([LIBRARIES["scipy"], LIBRARIES["rich"]]) == LIBRARIES["scipy"]

@@ -61,6 +61,8 @@ def test_the_wheel_holds_the_package_and_its_recipes_and_nothing_else(wheel: zip
 def test_the_wheel_is_typed_and_holds_what_ships(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     assert {"surgery/py.typed", "surgery/demo/weights.safetensors"} <= names
+    pages = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("surgery/report/*/*.*") if path.suffix != ".pyc"}
+    assert "surgery/report/templates/page.html.j2" in pages and pages <= names
     adapters = {f"surgery/_adapters/{path.relative_to(ROOT / 'adapters')}" for path in ROOT.glob("adapters/*/*")}
     assert adapters and adapters <= names
 

@@ -83,6 +83,7 @@ def test_published_recipes_hold_the_published_values_and_none_of_the_additions()
         assert retrieval is not None
         assert routing.object.model_dump() == {
             "saliency_mass": 0.7, "score_gate": 5.0, "dilation": 5, "motion": 0.0, "candidates": "all",
+            "max_wait": None, "background": 0.5,
         }  # fmt: skip
         assert routing.skipped.model_dump() == {
             "temporal": False, "shortcut": {"type": "bottleneck"}, "padding": "published",
@@ -459,6 +460,7 @@ def test_dumped_yaml_is_plain() -> None:
 
 def test_a_searched_value_may_clash_with_the_recipe_of_now_but_must_be_one_of_the_field() -> None:
     plain = ["routing.skipped.temporal=false", "routing.budget=1.0", "routing.fill=false"]
+    plain.append("routing.stages.globals=packed")
     assert Recipe.load("balanced", plain).calibration == Recipe.load("balanced").calibration
     data = Recipe.load("balanced").to_dict()
     for search, words in (

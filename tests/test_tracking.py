@@ -12,7 +12,7 @@ from surgery import VideoError, sparsify
 from surgery.demo import load
 from surgery.tracking import TrackedFrame, track
 from surgery.video import BoxPrompt, MaskPrompt, PointPrompt, Prompt, continued, labels_from_logits, open_video
-from surgery.video.frames import Video
+from surgery.video.arrays import ArrayVideo
 
 HOSTS = ("sam2", "transformers")
 BOX = BoxPrompt(20, 30, 50, 60)
@@ -32,11 +32,11 @@ def labels(results: Iterator[TrackedFrame]) -> dict[int, Labels]:
     return {result.index: labels_from_logits(result.logits) for result in results}
 
 
-class Unreliable(Video):
+class Unreliable(ArrayVideo):
     """A file that does not know its length, or cannot be decoded from some frame on."""
 
     def __init__(self, frames: Sequence[np.ndarray], broken: int | None = None, declared: int | None = None) -> None:
-        super().__init__(open_video(frames)._reader)
+        super().__init__(frames)
         self.fps, self.num_frames, self.broken = 25.0, declared, broken
 
     def __iter__(self) -> Iterator[np.ndarray]:

@@ -147,6 +147,15 @@ class ToyBlock(seams.Block):
         own: Any = self
         return own.after(tokens)
 
+    def _qkv(self, tokens: Tensor) -> Tensor:
+        own: Any = self
+        flat = tokens.reshape(-1, 1, WIDTH)
+        return torch.stack([own.attn.query(flat), own.attn.key(flat), own.attn.value(flat)], 1)
+
+    def _out(self, mixed: Tensor) -> Tensor:
+        own: Any = self
+        return own.attn.out(mixed)
+
 
 class ToyAttend(seams.Attention):
     def forward(self, query: Tensor, memory: Tensor, pointers: int = 0) -> Tensor:
@@ -306,12 +315,8 @@ class ToyHost(HostView):
     def mask_decoder(self) -> nn.Module:
         return self.model.decoder
 
-    @property
-    def current_argument(self) -> str:
-        return "current"
-
-    def stride16(self, pixels: Tensor) -> Tensor:
-        return self.image_encoder()(pixels).flatten(0, 2)[:, None]
+    def stride16_of(self, output: Tensor) -> Tensor:
+        return output.flatten(0, 2)[:, None]
 
     def base_id(self) -> tuple[str | None, str | None]:
         return None, None

@@ -1,4 +1,4 @@
-"""Training batches from the synthetic world: a sliding pool of clips, windows cut from them, prompts for objects.
+"""Training batches from the synthetic worlds: a sliding pool of clips, windows cut from them, prompts for objects.
 
 A batch is a function of (seed, step) alone, so that an interrupted run goes on with the batches it would have had.
 """
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.training.world import make_world_clip
 from surgery.demo.clips import HELD_OUT, Clip, Difficulty, make_clip
 
 PromptKind = Literal["mask", "box", "point"]
@@ -75,7 +76,7 @@ class Batch:
 @dataclass(frozen=True)
 class FeedPlan:
     """How batches are cut: clips a batch, frames a window, pixels, objects a clip, how long a clip is reused,
-    and on how many frames an object is also prompted by itself."""
+    on how many frames an object is also prompted by itself, and the chance that a clip is of the new world."""
 
     clips: int
     frames: int
@@ -86,6 +87,7 @@ class FeedPlan:
     fresh_per_step: int = 2
     practice: int = 2
     levels: tuple[Difficulty, ...] = LEVEL_MIX
+    new_world: float = 0.0
 
 
 def normalise(frames: NDArray[np.uint8]) -> torch.Tensor:
@@ -146,13 +148,16 @@ class Feed:
 
     def _clip(self, index: int) -> Clip:
         if index not in self._pool:
+            plan = self.plan
             rng = np.random.default_rng([self.seed, index, 7])
+            clip_seed = (self.seed * 10_000_019 + index) % HELD_OUT
+            if plan.new_world and np.random.default_rng([self.seed, index, 8]).random() < plan.new_world:
+                self._pool[index] = make_world_clip(clip_seed, plan.source_frames, plan.size)
+                return self._pool[index]
             difficulty = self.plan.levels[int(rng.integers(len(self.plan.levels)))]
             cuts = int(rng.random() < 0.08)
             # A clip with one object can be segmented without looking at the prompt.
             objects = int(rng.integers(2, 5)) if rng.random() < 0.6 else None
-            clip_seed = (self.seed * 10_000_019 + index) % HELD_OUT
-            plan = self.plan
             self._pool[index] = make_clip(clip_seed, plan.source_frames, plan.size, difficulty, cuts, objects)
         return self._pool[index]
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.training.feed import LEVEL_MIX, Feed, FeedPlan
+from benchmarks.training.feed import LEVEL_MIX, Feed, FeedPlan, PromptKind
 from benchmarks.training.learner import Weights, roll, set_image_size
-from surgery.demo.clips import HELD_OUT, Difficulty, make_clip
-from surgery.demo.model import build
+from benchmarks.training.world import make_world_clip
+from surgery.demo.clips import HELD_OUT, Clip, Difficulty, make_clip
+from surgery.demo.model import build, load
 from surgery.missing import require
 
 
@@ -47,6 +48,13 @@ SCHEDULE = (
 )
 """From cheap to faithful: short small clips with much true memory first, the real size and its own memory last."""
 
+FINE_TUNING = (
+    Stage(0.45, True, 8, 4, 1.0, 0.25),
+    Stage(0.85, False, 4, 4, 0.8, 0.15),
+    Stage(1.00, False, 2, 8, 0.8, 0.0),
+)
+"""For weights that track already: half the size first, where a step sees twice the frames in half the time."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -64,6 +72,9 @@ class Options:
     eval_frames: int = 12
     log_every: int = 10
     stop_after: int | None = None
+    start: Path | None = None
+    new_world: float = 0.0
+    fresh: int = 2
     schedule: tuple[Stage, ...] = SCHEDULE
     pool: int = 400
 
@@ -79,7 +90,7 @@ class Trainer:
         self.options = options
         set_seed(options.seed)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
-        model = fresh_model(options.seed)
+        model = fresh_model(options.seed) if options.start is None else load("sam2", weights=options.start)
         self.average = copy.deepcopy(model).eval().requires_grad_(False).to(self.accelerator.device)
         optimiser = torch.optim.AdamW(parameter_groups(model), lr=options.rate, betas=(0.9, 0.99))
         self.model, self.optimiser = self.accelerator.prepare(model.train(), optimiser)
@@ -88,7 +99,7 @@ class Trainer:
         options.out.mkdir(parents=True, exist_ok=True)
         if options.resume:
             self._restore()
-        self._held_out: dict[int, list[Any]] = {}
+        self._held_out: dict[str, list[Clip]] = {}
 
     @property
     def bare(self) -> Any:
@@ -130,6 +141,8 @@ class Trainer:
             source_frames=max(12, stage.frames),
             pool=options.pool,
             levels=stage.levels,
+            fresh_per_step=options.fresh,
+            new_world=options.new_world,
         )
         if self.feed is None or self.feed.plan != plan:
             self.feed = Feed(options.seed, plan)
@@ -166,17 +179,22 @@ class Trainer:
         from benchmarks.training.judge import score
 
         options, began = self.options, time.perf_counter()
-        size = options.image_size
-        if size not in self._held_out:
+        size, frames = options.image_size, options.eval_frames
+        if not self._held_out:
             # Clips beyond the 100 that the final score uses, so that choosing the best weights does not look at those.
             seeds = range(HELD_OUT + 100_000, HELD_OUT + 100_000 + options.eval_clips)
-            self._held_out[size] = [make_clip(seed, options.eval_frames, size, "medium") for seed in seeds]
+            self._held_out["old"] = [make_clip(seed, frames, size, "medium") for seed in seeds]
+            if options.new_world:
+                self._held_out["new"] = [make_world_clip(seed, frames, size) for seed in seeds]
         set_image_size(self.average, size)
         row: dict[str, Any] = {"step": self.step, "eval": True}
-        for kind in ("mask", "box", "point"):
-            row[kind] = score(self.average, self._held_out[size], kind)
+        kinds: tuple[PromptKind, ...] = ("mask", "box", "point")
+        found = {
+            world: {kind: score(self.average, clips, kind) for kind in kinds} for world, clips in self._held_out.items()
+        }
+        row |= found["old"] | ({"new_world": found["new"]} if options.new_world else {})
         row["eval_seconds"] = round(time.perf_counter() - began, 2)
-        reached = (row["mask"]["j"] + row["box"]["j"]) / 2
+        reached = sum(scores["mask"]["j"] + scores["box"]["j"] for scores in found.values()) / (2 * len(found))
         if reached > self.best:
             self.best = reached
             self._export(row)
@@ -293,9 +311,14 @@ def parse(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--save-every", type=int, default=Options.save_every)
     parser.add_argument("--eval-every", type=int, default=Options.eval_every)
     parser.add_argument("--eval-clips", type=int, default=Options.eval_clips)
+    parser.add_argument("--from", dest="start", type=Path, default=None, help="weights to start from (safetensors)")
+    parser.add_argument("--new-world", type=float, default=0.0, help="share of clips of the new world, 0 to 1")
+    parser.add_argument("--fresh", type=int, default=Options.fresh, help="clips made anew per step")
+    parser.add_argument("--fine-tune", action="store_true", help="the schedule for weights that track already")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; one is fastest for a model this small")
     given = vars(parser.parse_args(arguments))
     torch.set_num_threads(given.pop("threads"))
+    given["schedule"] = FINE_TUNING if given.pop("fine_tune") else SCHEDULE
     return replace(Options(out=given["out"]), **given)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from surgery.adapters.config import AdapterConfig
-from surgery.adapters.record import CalibrationRecord, Fidelity
+from surgery.adapters.record import CalibrationRecord
 from surgery.describe import described
 from surgery.hosts import hosts
 from surgery.recipe import Recipe
@@ -109,9 +109,7 @@ def _fidelity(record: CalibrationRecord | None) -> str:
         return "Not measured: neither fidelity nor speed of this adapter has been measured."
     single = record.against_dense.interval is None
     lines = [
-        "| loss of J&F (fraction of 1) | mean over clips | 95 % interval of the mean | worst clip |",
-        "|---|---|---|---|",
-        *(_row(fidelity) for fidelity in (record.against_dense, record.against_truth) if fidelity is not None),
+        *record.table(),
         "",
         f"How: shortcut fitted by {record.fit}"
         + (f" ({record.steps} steps)" if record.steps else "")
@@ -124,14 +122,6 @@ def _fidelity(record: CalibrationRecord | None) -> str:
     shares = (("windows computed", record.windows_kept), ("memory keys read", record.keys_kept))
     measured = [f"{name}: {value:.1%}" for name, value in shares if value is not None]
     return "\n".join([*lines, *(["Measured there: " + ", ".join(measured) + "."] if measured else [])])
-
-
-def _row(fidelity: Fidelity) -> str:
-    clip = fidelity.worst_clip.replace("|", "\\|").replace("\n", " ").replace("`", "'")
-    return (
-        f"| against {fidelity.reference} | {fidelity.drop:.4f} | {fidelity.spread()} | "
-        f"{fidelity.worst_drop:.4f} (`{clip}`) |"
-    )
 
 
 def _origin(config: AdapterConfig) -> list[str]:

@@ -59,7 +59,7 @@ class RoundedBaseWarning(BaseModelWarning):
 
 
 class UnprovenBaseWarning(BaseModelWarning):
-    """The model could not be proven to be the adapter's base: none recorded, rounded twice, or forced."""
+    """The model could not be proven to be the adapter's base: none recorded, or forced."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,38 +86,24 @@ class Adapter:
                 f"{self.source}: holds a {config.shortcut!r} shortcut, the recipe asks for {shortcut!r}"
             )
         base = f" ({config.base_model.id})" if config.base_model.id else ""
-        if config.base_model.fingerprint is None:
-            _warn(
-                UnprovenBaseWarning,
-                f"{self.source}: no fingerprint of the base model{base} is recorded; its structure fits this model, "
-                "its weights were not compared",
-            )
-            return
-        match = compare(router.surgery.host, span, config.base_model.fingerprint)
-        if match.verdict == "rounded":
-            _warn(
-                RoundedBaseWarning,
-                f"{self.source}: this model is the adapter's base{base} rounded to {match.precision}; masks may differ "
-                "slightly from those of the unrounded model",
-            )
-        elif match.verdict == "close":
-            _warn(
-                UnprovenBaseWarning,
-                f"{self.source}: the weights of this model are within rounding ({match.distance:.1e} relative) of the "
-                f"base the adapter was fitted on{base}, as after conversion through float16 and bfloat16, but this is "
-                "not proven",
-            )
+        recorded = config.base_model.fingerprint
+        match = compare(router.surgery.host, span, recorded) if recorded is not None else None
+        if match is None:
+            text = f"no fingerprint of the base model{base} is recorded; its structure fits this model, its weights "
+            warnings.warn(f"{self.source}: {text}were not compared", UnprovenBaseWarning, stacklevel=2)
+        elif match.verdict == "rounded":
+            text = f"this model is the adapter's base{base} rounded to {match.precision}; masks may differ slightly "
+            warnings.warn(f"{self.source}: {text}from the unrounded model's", RoundedBaseWarning, stacklevel=2)
         elif match.verdict == "different":
-            moved = f", about {match.distance:.1%} away" if match.distance is not None else ""
             text = (
                 f"{self.source}: the routed blocks of this model have other weights than the base it was fitted on"
-                f"{base}{moved}"
+                f"{base}, or were rounded in another way"
             )
             if not force:
                 raise AdapterMismatchError(
                     f"{text}; load it on that base, calibrate anew, or pass force=True to load it all the same"
                 )
-            _warn(UnprovenBaseWarning, f"{text}; loaded because force=True")
+            warnings.warn(f"{text}; loaded because force=True", UnprovenBaseWarning, stacklevel=2)
 
     def check_structure(self, span: SpanInfo) -> None:
         """Raise AdapterMismatchError unless blocks, channels and windows are those of the model."""
@@ -139,7 +125,7 @@ class Adapter:
 
         Warns:
             RoundedBaseWarning: the same base at another precision than the model's or the adapter's own.
-            UnprovenBaseWarning: no fingerprint is recorded, the base can only be called close, or `force` was needed.
+            UnprovenBaseWarning: no fingerprint is recorded, or `force` was needed.
         """
         router = surgery.find(WindowRouter)
         if router is None:
@@ -258,7 +244,7 @@ def adapter_of(model: Any) -> Adapter:
     layer = quantised_layer(host.model)
     if layer is not None:
         raise ModelStateError(f"{layer} is quantised; save the adapter before the model is quantised")
-    tensors = {name: value.detach().to("cpu", torch.float32) for name, value in shortcut.state_dict().items()}
+    tensors = _weights(shortcut)
     for name, value in tensors.items():
         if not finite(value):
             raise WeightsError(
@@ -311,9 +297,13 @@ def calibration_of(model: Any) -> CalibrationRecord | None:
     shortcut = router.shortcut
     if quantised_layer(shortcut) is not None:
         return None
-    tensors = {name: value.detach().to("cpu", torch.float32) for name, value in shortcut.state_dict().items()}
+    tensors = _weights(shortcut)
     origin = _origin(shortcut, surgery.recipe, tensors)
     return origin.calibration if origin is not None else None
+
+
+def _weights(shortcut: Shortcut) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", torch.float32) for name, value in shortcut.state_dict().items()}
 
 
 def _remember(shortcut: Shortcut, origin: _Origin) -> None:
@@ -323,9 +313,7 @@ def _remember(shortcut: Shortcut, origin: _Origin) -> None:
 
 def _origin(shortcut: Shortcut, recipe: Recipe, tensors: dict[str, Tensor]) -> _Origin | None:
     origin = vars(shortcut).get(_ORIGIN)
-    if not isinstance(origin, _Origin):
-        return None
-    if set(tensors) != set(origin.tensors):
+    if not isinstance(origin, _Origin) or set(tensors) != set(origin.tensors):
         return None
     if not all(torch.equal(value, origin.tensors[name]) for name, value in tensors.items()):
         return None
@@ -333,10 +321,6 @@ def _origin(shortcut: Shortcut, recipe: Recipe, tensors: dict[str, Tensor]) -> _
     measured = recipe.without(CompileParts) == origin.recipe.without(CompileParts)
     kept = origin.calibration if measured else None
     return _Origin(kept, origin.provenance, recipe, origin.tensors)
-
-
-def _warn(category: type[BaseModelWarning], text: str) -> None:
-    warnings.warn(text, category, stacklevel=2)
 
 
 __all__ = [

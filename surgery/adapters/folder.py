@@ -1,7 +1,7 @@
 """Adapter folders on disk: replaced in one step, so that a reader, or whatever is left after a kill, sees one version.
 
-A folder is written beside its place and swapped in. Linux and macOS can exchange two folders in one system call; where
-the file system cannot (some network mounts), two renames are used, and only a kill between the two leaves the old
+A folder is written beside its place and swapped in. Linux can exchange two folders in one system call; elsewhere, and
+where the file system cannot (some network mounts), two renames are used, and only a kill between the two leaves the old
 version under a hidden name. Temporary folders of killed saves are removed by the next save after an hour.
 """
 
@@ -12,7 +12,6 @@ import ctypes
 import errno
 import os
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from surgery.errors import AdapterError
 
 _TEMPORARY = ".partial"
 _STALE_SECONDS = 3600.0
-_AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def require_replaceable(folder: Path) -> None:
@@ -95,13 +94,9 @@ def _swap(fresh: Path, place: Path) -> None:
 def _exchange(fresh: Path, place: Path) -> bool:
     """Exchange two folders in one system call; False where the system or the file system cannot."""
     library = ctypes.CDLL(None, use_errno=True)
-    one, two = os.fsencode(fresh), os.fsencode(place)
-    if sys.platform.startswith("linux") and hasattr(library, "renameat2"):
-        failed = library.renameat2(_AT_FDCWD, one, _AT_FDCWD, two, _RENAME_EXCHANGE)
-    elif sys.platform == "darwin" and hasattr(library, "renamex_np"):
-        failed = library.renamex_np(one, two, _RENAME_SWAP)
-    else:
+    if not hasattr(library, "renameat2"):
         return False
+    failed = library.renameat2(_AT_FDCWD, os.fsencode(fresh), _AT_FDCWD, os.fsencode(place), _RENAME_EXCHANGE)
     code = ctypes.get_errno()
     if failed and code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         raise OSError(code, os.strerror(code), str(place))

@@ -1,28 +1,31 @@
-"""Adapters on the Hugging Face Hub: one commit up, four known files down, every failure a `HubError` in plain words.
-
-HF_ENDPOINT and HF_HUB_OFFLINE are read at each call, because the Hub client reads them only once, at its import.
-"""
+"""Adapters on the Hugging Face Hub: one commit up, four known files down, every failure a `HubError`."""
 
 from __future__ import annotations
 
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from surgery.adapters.config import CARD, CONFIG, FILES, MAX_JSON, RECIPE, WEIGHTS, read_json
+from surgery.adapters.config import CARD, CONFIG, FILES, RECIPE, WEIGHTS, read_json
 from surgery.adapters.files import Adapter, adapter_of, read_adapter
 from surgery.adapters.folder import require_replaceable, write_folder
-from surgery.adapters.hub_errors import endpoint, in_words
-from surgery.adapters.tensors import MAX_WEIGHTS
-from surgery.errors import AdapterError, HubError
+from surgery.errors import AdapterError, HubError, SurgeryError
 
 _ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_LIMITS = {CONFIG: MAX_JSON, RECIPE: 64_000, WEIGHTS: MAX_WEIGHTS, CARD: MAX_JSON}
+
+
+_HINTS = {
+    401: "not authorised (401): no such repository, or it is private; pass token=, set HF_TOKEN or log in. ",
+    403: "forbidden (403): the token lacks this permission. ",
+    404: "no such repository, revision or file (404), or it is private. ",
+    412: "somebody else changed the repository meanwhile (412); look at what is there and push again. ",
+    429: "too many requests (429): wait some minutes. ",
+}
 
 
 class CardKeptWarning(UserWarning):
@@ -61,7 +64,7 @@ def safe_subfolder(subfolder: str | None) -> str | None:
     return "/".join(parts)
 
 
-def fetch_adapter(
+def download(
     repo_id: str,
     *,
     revision: str | None = None,
@@ -69,38 +72,49 @@ def fetch_adapter(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     subfolder: str | None = None,
-) -> Adapter:
-    """Download (or find in the cache) and validate an adapter; arguments and errors as in `load_adapter`.
+) -> tuple[Path, str]:
+    """The folder of an adapter in the client's cache and what it calls itself; arguments and errors as `load_adapter`.
 
     All files are of the one commit that `revision` names when the call begins.
     """
-    folder, commit = _download(repo_id, revision, token, cache_dir, local_files_only or _offline(), subfolder)
-    return read_adapter(folder, source=f"{repo_id}@{commit[:12]}" + (f"/{subfolder}" if subfolder else ""))
+    _require_id(repo_id)
+    from huggingface_hub import snapshot_download
+
+    inside = f"{subfolder}/" if subfolder else ""
+    with in_words("load", repo_id, revision):
+        root = Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                allow_patterns=[inside + name for name in FILES],
+                endpoint=_endpoint(),
+            )
+        )
+    commit = root.name[:12]
+    absent = [name for name in (CONFIG, RECIPE, WEIGHTS) if not (root / inside / name).is_file()]
+    if absent:
+        raise HubError(f"{repo_id}@{commit} has no {inside}{absent[0]}: not an adapter of surgery")
+    return root / inside, f"{repo_id}@{commit}" + (f"/{subfolder}" if subfolder else "")
 
 
-def pull_adapter(repo_id: str, out: str | Path, **how: Any) -> Adapter:
+def pull_adapter(repo_id: str, out: str | Path, *, subfolder: str | None = None, **how: Any) -> Adapter:
     """Download an adapter, validate it and put its files, byte for byte, into the folder `out`.
 
     Args:
-        repo_id: "user/name".
-        out: absent, empty or an older adapter, which is replaced in one step.
-        how: revision, token, cache_dir, local_files_only, subfolder, as in `load_adapter`.
+        repo_id: "user/name". out: absent, empty or an older adapter, which is replaced in one step.
+        how: revision, token, cache_dir, local_files_only, as in `load_adapter`.
 
     Raises:
         HubError, AdapterError; `out` is then as it was.
     """
     target = Path(out)
     require_replaceable(target)
-    if _ID.fullmatch(repo_id) is None:
-        raise HubError(f"{repo_id!r:.200} is not a Hub id; expected user/name")
-    subfolder = safe_subfolder(how.pop("subfolder", None))
-    how = {"revision": None, "token": None, "cache_dir": None, "local_files_only": False} | how
-    local = how["local_files_only"] or _offline()
-    folder, commit = _download(
-        repo_id, how["revision"], how["token"], how["cache_dir"], local, subfolder, (CONFIG, RECIPE, WEIGHTS, CARD)
-    )
-    adapter = read_adapter(folder, source=f"{repo_id}@{commit[:12]}")
-    write_folder(target, {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()})
+    folder, source = download(repo_id, subfolder=safe_subfolder(subfolder), **how)
+    adapter = read_adapter(folder, source)
+    write_folder(target, _own_files(folder))
     return adapter
 
 
@@ -138,45 +152,36 @@ def push_adapter(
     """
     from surgery import __version__
 
-    if not isinstance(repo_id, str) or _ID.fullmatch(repo_id) is None:
-        raise HubError(f"{repo_id!r:.200} is not a Hub id; expected user/name")
+    _require_id(repo_id)
     if create_pr and revision not in (None, "main"):
         raise HubError(f"a pull request goes to the default branch; revision {revision!r:.80} cannot be given with it")
-    if revision is not None and _COMMIT.fullmatch(revision):
+    if re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         raise HubError(f"revision {revision} is a commit, which cannot change; give a branch")
     files = _files_to_push(model, repo_id)
-    if _offline():
-        raise HubError(f"cannot push to {repo_id}: HF_HUB_OFFLINE is set; unset it to use the network")
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    message = commit_message or f"Upload adapter with surgery {__version__}"
     with in_words("push to", repo_id, revision):
-        api = HfApi(endpoint=endpoint(), token=token, library_name="surgery", library_version=__version__)
+        api = HfApi(endpoint=_endpoint(), token=token, library_name="surgery", library_version=__version__)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        info = api.repo_info(repo_id)
-        if private and info.private is False:
+        if private and api.repo_info(repo_id).private is False:
             raise HubError(f"{repo_id} exists and is public, private=True was asked: make it private on the Hub first")
         if revision is not None:
-            refs = api.list_repo_refs(repo_id)
-            if any(tag.name == revision for tag in refs.tags):
+            if revision in {tag.name for tag in api.list_repo_refs(repo_id).tags}:
                 raise HubError(f"revision {revision!r:.80} of {repo_id} is a tag, which cannot change; give a branch")
-            if not any(branch.name == revision for branch in refs.branches):
-                api.create_branch(repo_id, branch=revision)
-            info = api.repo_info(repo_id, revision=revision)
-        head = str(info.sha)
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        head = str(api.repo_info(repo_id, revision=revision).sha)
         present = set(api.list_repo_files(repo_id, revision=head))
         if CONFIG in present:
-            _require_ours(api, repo_id, head)
+            _require_ours(repo_id, api.hf_hub_download(repo_id, CONFIG, revision=head))
         kept = CARD in present and not overwrite_card
-        operations = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-            for name, content in files.items()
-            if not (name == CARD and kept)
-        ]
         done = api.create_commit(
             repo_id,
-            operations=operations,
-            commit_message=message,
+            operations=[
+                CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+                for name, content in files.items()
+                if not (name == CARD and kept)
+            ],
+            commit_message=commit_message or f"Upload adapter with surgery {__version__}",
             revision=revision,
             create_pr=create_pr,
             parent_commit=head,
@@ -198,90 +203,54 @@ def _files_to_push(model: Any, repo_id: str) -> dict[str, bytes]:
     folder = Path(model)
     adapter = read_adapter(folder)
     files = adapter.files(repo_id)
-    own = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+    own = _own_files(folder)
     if own.get(CARD) == adapter.files()[CARD]:
         del own[CARD]
     return files | own
 
 
-def _require_ours(api: Any, repo_id: str, commit: str) -> None:
-    path = api.hf_hub_download(repo_id, CONFIG, revision=commit)
+def _own_files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+
+
+def _require_ours(repo_id: str, config: str) -> None:
     try:
-        data = read_json(Path(path))
-    except AdapterError as error:
+        library = dict(read_json(Path(config))).get("library")
+    except (AdapterError, TypeError, ValueError) as error:
         raise HubError(f"{repo_id} has an {CONFIG} that is not one of surgery's; choose another repository") from error
-    library = data.get("library") if isinstance(data, dict) else None
     if library != "surgery":
         raise HubError(
             f"{repo_id} holds another library's adapter ({CONFIG}: library {library!r:.40}); choose another repository"
         )
 
 
-def _download(
-    repo_id: str,
-    revision: str | None,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
-    local: bool,
-    subfolder: str | None,
-    names: Sequence[str] = (CONFIG, RECIPE, WEIGHTS),
-) -> tuple[Path, str]:
-    """Folder of the adapter in the cache, and its commit. The configuration comes first and fixes the commit."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    where: dict[str, Any] = {"repo_id": repo_id, "cache_dir": cache_dir}
-    at, folder = revision, Path()
-    with in_words("load", repo_id, revision, subfolder):
-        for name in names:
-            inside = f"{subfolder}/{name}" if subfolder else name
-            if at is not None and _COMMIT.fullmatch(at):
-                cached = try_to_load_from_cache(filename=inside, revision=at, **where)
-                if isinstance(cached, str):
-                    folder = Path(cached).parent
-                    continue
-            if not local:
-                _check_size(repo_id, inside, at, token, _LIMITS[name])
-            try:
-                path = Path(
-                    hf_hub_download(
-                        filename=inside, revision=at, endpoint=endpoint(), token=token, local_files_only=local, **where
-                    )
-                )
-            except EntryNotFoundError as error:
-                if name == CARD and (local or not isinstance(error, LocalEntryNotFoundError)):
-                    continue
-                raise
-            folder = path.parent
-            at = path.parents[inside.count("/")].name
-    assert at is not None
-    return folder, at
+def _require_id(repo_id: str) -> None:
+    if not isinstance(repo_id, str) or _ID.fullmatch(repo_id) is None:
+        raise HubError(f"{repo_id!r:.200} is not a Hub id; expected user/name")
 
 
-def _check_size(repo_id: str, name: str, revision: str | None, token: str | bool | None, limit: int) -> None:
-    """Refuse a file too large to be what it is called, before it fills the disk."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+def _endpoint() -> str | None:
+    """HF_ENDPOINT as it is now; None for the Hub client's own."""
+    return (os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None
 
-    url = hf_hub_url(repo_id, name, revision=revision, endpoint=endpoint())
+
+@contextmanager
+def in_words(task: str, repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Whatever the Hub client raises becomes a HubError that says what failed, on which repository, and its words."""
     try:
-        size = get_hf_file_metadata(url, token=token).size
-    except Exception:
-        return  # The download that follows asks the same and says what is wrong, or finds the file in the cache.
-    if size is not None and size > limit:
-        raise AdapterError(f"{repo_id}: {name} has {size} bytes, an adapter's has at most {limit}; not downloaded")
+        yield
+    except SurgeryError:
+        raise
+    except Exception as error:  # the client's own errors, its HTTP library's (which has changed) and OSError
+        at = repo_id + (f" at revision {revision!r:.80}" if revision else "")
+        raise HubError(f"cannot {task} {at}: {_hint(error)}{' '.join(str(error).split())}") from error
 
 
-def _offline() -> bool:
-    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return value.upper() in {"1", "ON", "YES", "TRUE"}
+def _hint(error: BaseException | None) -> str:
+    """What to do about the status that the Hub answered, said first."""
+    while error is not None and getattr(error, "response", None) is None:
+        error = error.__cause__ or error.__context__
+    return _HINTS.get(getattr(getattr(error, "response", None), "status_code", 0), "")
 
 
-__all__ = [
-    "CardKeptWarning",
-    "Pushed",
-    "fetch_adapter",
-    "is_repo_id",
-    "pull_adapter",
-    "push_adapter",
-    "safe_subfolder",
-]
+__all__ = ["CardKeptWarning", "Pushed", "download", "is_repo_id", "pull_adapter", "push_adapter", "safe_subfolder"]

@@ -1,14 +1,13 @@
 """The shortcut checkpoints that Efficient-SAM2 was released with, as adapters.
 
-They are pickles: `bypass_bottleneck_{base,large}.pth`, an ordered dictionary of six fp32 tensors. A pickle can name any
-function, so its instructions are read first, without running them; only what such a file needs is let through.
+They are pickles: `bypass_bottleneck_{base,large}.pth`, an ordered dictionary of six fp32 tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import pickletools
+import pickle
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery.adapters.config import AdapterConfig, BaseModelInfo, Provenance, read_bounded, thresholds_of
+from surgery.adapters.config import AdapterConfig, BaseModelInfo, Provenance, require_small, thresholds_of
 from surgery.adapters.files import Adapter, UnprovenBaseWarning
 from surgery.adapters.fingerprint import fingerprint
 from surgery.adapters.folder import require_replaceable, write_folder
@@ -32,8 +31,6 @@ from surgery.operations.window_routing.shortcut import SHORTCUTS
 from surgery.recipe import Recipe
 
 _MAX_BYTES = 8_000_000
-_ALLOWED = {"collections OrderedDict", "torch FloatStorage", "torch._utils _rebuild_tensor_v2"}
-_NAMING = {"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "OBJ", "NEWOBJ", "NEWOBJ_EX"}
 _PROJECT = "github.com/jingjing0419/Efficient-SAM2, bypass/ckpt"
 
 
@@ -85,7 +82,8 @@ def import_published(checkpoint: str | Path, out: str | Path, *, model: Any = No
 
     path, target = Path(checkpoint), Path(out)
     require_replaceable(target)
-    content = read_bounded(path, _MAX_BYTES, "a released shortcut, which is about 1 MB")
+    require_small(path, _MAX_BYTES, "a released shortcut, which is about 1 MB")
+    content = path.read_bytes()
     tensors = _tensors(path, content)
     release = _release(path, tensors)
     size, base = release.size, f"{HUB}{release.size.name}"
@@ -131,20 +129,15 @@ def _origin(release: _Release, digest: str) -> str:
 
 def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
     try:
+        # Not the older format, whose restricted unpickler had holes before torch 2.6.
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = archive.infolist()
-            if len(entries) > 32 or sum(entry.file_size for entry in entries) > _MAX_BYTES:
+            if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
                 raise AdapterError(f"{path}: unpacks to more than a released shortcut holds")
-            pickles = [entry.filename for entry in entries if entry.filename.endswith(".pkl")]
-            if len(pickles) != 1:
-                raise AdapterError(f"{path}: {len(pickles)} pickles inside; a torch checkpoint has one, data.pkl")
-            _screen(path, archive.read(pickles[0]))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RuntimeError) as error:
-        raise AdapterError(f"{path}: not a torch checkpoint in the zip format: {error}") from error
-    try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler or zip reader meets
-        raise AdapterError(f"{path}: not readable as plain tensors: {error!s:.300}") from error
+    except zipfile.BadZipFile as error:
+        raise AdapterError(f"{path}: not a torch checkpoint in the zip format: {error}") from error
+    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError, OSError) as error:
+        raise AdapterError(f"{path}: not readable as plain tensors; nothing was executed: {error!s:.300}") from error
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise AdapterError(f"{path}: holds a {type(state).__name__}, expected a dictionary of tensors by name")
     for name, value in state.items():
@@ -154,19 +147,6 @@ def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
         if not finite(value):
             raise AdapterError(f"{path}: {name!r:.80} has values that are not finite")
     return {name: value.detach().clone().contiguous() for name, value in sorted(state.items())}
-
-
-def _screen(path: Path, code: bytes) -> None:
-    """Refuse a pickle that names any function but those a dictionary of fp32 tensors needs. Nothing is executed."""
-    try:
-        for instruction, argument, _ in pickletools.genops(code):
-            if instruction.name in _NAMING and (instruction.name != "GLOBAL" or argument not in _ALLOWED):
-                raise AdapterError(
-                    f"{path}: its pickle asks for {argument or instruction.name!r:.120}, which a dictionary of fp32 "
-                    "tensors does not need; nothing was executed"
-                )
-    except (ValueError, IndexError, KeyError, UnicodeError) as error:
-        raise AdapterError(f"{path}: its pickle is malformed: {error!s:.200}") from error
 
 
 def _release(path: Path, tensors: dict[str, Tensor]) -> _Release:

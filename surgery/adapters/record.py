@@ -40,11 +40,9 @@ class Fidelity(_Record):
             raise ValueError(f"drop {self.drop} lies outside its own interval {self.interval}")
         return self
 
-    def spread(self, form: str = ".4f") -> str:
+    def spread(self) -> str:
         """The interval in words."""
-        if self.interval is None:
-            return "no interval: one clip"
-        return " to ".join(format(end, form) for end in self.interval)
+        return "no interval: one clip" if self.interval is None else "{:.4f} to {:.4f}".format(*self.interval)
 
 
 class CalibrationRecord(_Record):
@@ -71,6 +69,18 @@ class CalibrationRecord(_Record):
     against_truth: Fidelity | None
     valid_range: dict[str, _Range]
     seed: _Count
+
+    def table(self) -> list[str]:
+        """What was lost, in markdown."""
+        lines = ["| loss of J&F (fraction of 1) | mean over clips | 95 % interval of the mean | worst clip |"]
+        lines.append("|---|---|---|---|")
+        for found in (self.against_dense, self.against_truth):
+            if found is not None:
+                clip = found.worst_clip.replace("|", "\\|").replace("\n", " ").replace("`", "'")
+                worst = f"{found.worst_drop:.4f} (`{clip}`)"
+                row = f"against {found.reference} | {found.drop:.4f} | {found.spread()} | {worst}"
+                lines.append(f"| {row} |")
+        return lines
 
     @model_validator(mode="after")
     def _consistent(self) -> CalibrationRecord:

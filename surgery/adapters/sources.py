@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from surgery.adapters.files import Adapter, read_adapter
-from surgery.adapters.hub import fetch_adapter, is_repo_id, safe_subfolder
+from surgery.adapters.hub import download, is_repo_id, safe_subfolder
 from surgery.engine import apply
 from surgery.errors import AdapterError
 from surgery.recipe import Recipe
@@ -35,7 +35,7 @@ def load_adapter(
         revision: branch, tag or commit on the Hub; default: the default branch. Refused for a local folder.
         token: Hub access token; default: HF_TOKEN or the one stored by `hf auth login`; False: none.
         cache_dir: where downloads are kept; default: the Hub client's.
-        local_files_only: use what has been downloaded before, without network; also with HF_HUB_OFFLINE=1.
+        local_files_only: use what has been downloaded before, without network.
         subfolder: folder inside the repository (or inside `path`) that holds the adapter.
         recipe: use this recipe with the adapter's shortcut; default is the adapter's own.
         force: accept an adapter fitted on other weights of the same structure.
@@ -63,7 +63,7 @@ def open_adapter(path: str | Path, *, revision: str | None = None, subfolder: st
     """Read an adapter from a folder or the Hub; arguments and errors as in `load_adapter`."""
     inside = safe_subfolder(subfolder)
     if is_repo_id(path):
-        return fetch_adapter(str(path), revision=revision, subfolder=inside, **hub)
+        return read_adapter(*download(str(path), revision=revision, subfolder=inside, **hub))
     if revision is not None:
         raise AdapterError(
             f"revision {revision!r:.80} was given, but {str(path)!r:.200} is a local folder, or no Hub id (user/name)"

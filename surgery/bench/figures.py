@@ -64,26 +64,13 @@ def module_rows(
     """One row per part of a frame, means per frame; parts that neither model runs are left out.
 
     Args:
-        names: parts in the order of a frame.
-        tables: "ms", "gflop" and, where known, "gb": (dense, sparse) totals per frame by part.
+        names: parts in the order of a frame. tables: "ms" and "gflop": (dense, sparse) totals per frame by part.
     """
-    rows: list[dict[str, Any]] = []
-    for name in names:
-        row: dict[str, Any] = {"name": name}
-        for which, model in enumerate(("dense", "sparse")):
-            for unit in ("ms", "gflop"):
-                row[f"{model}_{unit}"] = max(0.0, tables[unit][which].get(name, 0.0))
-            if "gb" in tables:
-                spent = row[f"{model}_ms"]
-                row[f"{model}_gb_per_s"] = 1000 * tables["gb"][which].get(name, 0.0) / spent if spent > 0 else None
-        if row["dense_ms"] > 0 or row["sparse_ms"] > 0:
-            rows.append(row)
-    return rows
-
-
-def thinned(values: Sequence[float], most: int = 400) -> tuple[list[int], list[float]]:
-    """At most `most` evenly spread (index, value) pairs, first and last included."""
-    if len(values) <= most:
-        return list(range(len(values))), [float(value) for value in values]
-    picked = np.linspace(0, len(values) - 1, most).round().astype(int)
-    return picked.tolist(), [float(values[index]) for index in picked]
+    rows: list[dict[str, Any]] = [
+        {"name": name} | {
+            f"{model}_{unit}": max(0.0, tables[unit][which].get(name, 0.0))
+            for which, model in enumerate(("dense", "sparse")) for unit in ("ms", "gflop")
+        }
+        for name in names
+    ]  # fmt: skip
+    return [row for row in rows if row["dense_ms"] > 0 or row["sparse_ms"] > 0]

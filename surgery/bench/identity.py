@@ -2,60 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from surgery.bench.pair import Pair
 from surgery.bench.settings import Settings
-from surgery.core.host import HostView
 from surgery.core.surgery import Surgery
 from surgery.operations import Precision
 from surgery.operations.window_routing.bound import WindowRouter
 
+Totals = dict[str, tuple[float, int]]
+"""By name of a share, its sum over the session that ran last and the number of calls."""
 
-@dataclass(frozen=True)
-class Kept:
-    """Running totals of a session at one moment: by name of a share, its sum and the number of calls."""
 
-    totals: dict[str, tuple[float, int]] = field(default_factory=dict)
+def totals(surgery: Surgery) -> Totals:
+    """As they are now."""
+    return dict(surgery.stats.kept) if surgery.stats is not None else {}
 
-    @classmethod
-    def of(cls, surgery: Surgery) -> Kept:
-        """Those of the session that ran last."""
-        return cls(dict(surgery.stats.kept)) if surgery.stats is not None else cls()
 
-    def since(self, before: Kept) -> Kept:
-        """What has been added after `before`."""
-        known = before.totals
-        return Kept(
-            {
-                name: (total - known.get(name, (0.0, 0))[0], calls - known.get(name, (0.0, 0))[1])
-                for name, (total, calls) in self.totals.items()
-            }
-        )
-
-    def share(self, name: str) -> float | None:
-        """Mean share; None where nothing was counted."""
-        total, calls = self.totals.get(name, (0.0, 0))
-        return total / calls if calls else None
-
-    def windows(self, surgery: Surgery, forced: tuple[int, ...] | None) -> dict[str, Any] | None:
-        """Stage-3 windows computed, mean over tracked frames; None when the recipe routes none."""
-        router, share = surgery.find(WindowRouter), self.share("windows")
-        if router is None or share is None:
-            return None
-        count = router.grid.count
-        return {"computed": share * count, "of": count, "share": share, "forced": forced is not None}
-
-    def keys(self, host: HostView) -> dict[str, Any] | None:
-        """Spatial keys read per object and layer; `of` is a full memory bank. None when none are pruned."""
-        share, full = self.share("keys"), host.bank_size() * host.frame_tokens()
-        return None if share is None else {"read": share * full, "of": full, "share": share}
-
-    def queries(self, host: HostView) -> dict[str, Any] | None:
-        """Tokens that were queries of memory attention, per object; None without query routing."""
-        share, tokens = self.share("queries"), host.frame_tokens()
-        return None if share is None else {"computed": share * tokens, "of": tokens, "share": share}
+def kept(surgery: Surgery, before: Totals, forced: bool) -> dict[str, dict[str, Any] | None]:
+    """What was kept after `before`, means over frames: stage-3 windows, spatial keys per object and layer (of a full
+    memory bank), tokens that were queries; None where no operation of the recipe leaves any out."""
+    host, router, now = surgery.host, surgery.find(WindowRouter), totals(surgery)
+    tokens, windows = host.frame_tokens(), router.grid.count if router is not None else 0
+    found: dict[str, dict[str, Any] | None] = {}
+    for name, verb, whole in (
+        ("windows", "computed", windows), ("keys", "read", host.bank_size() * tokens), ("queries", "computed", tokens),
+    ):  # fmt: skip
+        (start, first), (end, last) = before.get(name, (0.0, 0)), now.get(name, (0.0, 0))
+        share = (end - start) / (last - first) if last > first and whole else None
+        found[name] = None if share is None else {verb: share * whole, "of": whole, "share": share}
+    if found["windows"] is not None:
+        found["windows"]["forced"] = forced
+    return found
 
 
 def identity(pair: Pair, settings: Settings) -> dict[str, Any]:
@@ -72,9 +50,8 @@ def identity(pair: Pair, settings: Settings) -> dict[str, Any]:
         "objects": settings.objects,
         "windows_share": settings.windows,
         "recipe": recipe.metadata.name if recipe is not None else None,
-        "protocol": settings.protocol,
         "compile": settings.compile,
-        "settings": settings.as_dict(),
+        "settings": settings.model_dump(),
     }
 
 

@@ -38,14 +38,8 @@ def not_measured(device: torch.device) -> list[dict[str, str]]:
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    return [
-        {
-            "device": kind,
-            "reason": "not measured: another device was asked for" if here else "not measured: none on this machine",
-        }
-        for kind, here in present.items()
-        if kind != device.type
-    ]
+    why = {True: "not measured: another device was asked for", False: "not measured: none on this machine"}
+    return [{"device": kind, "reason": why[here]} for kind, here in present.items() if kind != device.type]
 
 
 def _processor() -> str:

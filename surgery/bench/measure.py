@@ -5,12 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from surgery.bench import figures
 from surgery.bench.clip import LoopingClip
 from surgery.bench.clock import Clock
-from surgery.bench.identity import Kept, identity
+from surgery.bench.identity import identity, kept, totals
 from surgery.bench.modules import fixed_windows, module_names, probed
 from surgery.bench.pair import Pair, inference, plain, stepped, twins
-from surgery.bench.probe import REST, ByteCounter, FlopMeter, Meter, Probe, TimeMeter
+from surgery.bench.probe import REST, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import Settings
 from surgery.core.driver import follow
 from surgery.recipe import Recipe
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
 
 Step = Callable[[], None]
 ORDERS = ((0, 1), (1, 0))
+_Two = tuple[list[float], list[float]]
 
 
 @dataclass
@@ -46,7 +44,7 @@ class Timings:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % bootstrap interval of `speedup`; None when a single pass was counted (protocol sam2)."""
+        """95 % bootstrap interval of `speedup`; None when a single frame was counted."""
         ends = self.row["interval"]
         return (ends[0], ends[1]) if ends else None
 
@@ -82,10 +80,6 @@ def benchmark(
     """
     settings = settings or Settings()
     pair = twins(model, recipe, adapter, settings)
-    if settings.long:
-        from surgery.bench.long import long_run
-
-        return Timings(long_run(pair, settings, step))
     case = _Case(pair, settings, step)
     # The collector is stopped while measuring: a pass of it in one model's frame would count for that model.
     gc.collect()
@@ -99,141 +93,85 @@ def benchmark(
 
 def frame_count(settings: Settings) -> int:
     """How many times `benchmark` calls `step`."""
-    if settings.long:
-        return 2 * settings.long
-    counting = 2 if settings.module_frames else 0
-    before = 2 * (1 + settings.warm)
-    if settings.protocol == "sam2":
-        return before + 2 * settings.passes * settings.frames + 2 * (settings.module_frames + counting)
-    return before + 2 * (settings.frames + settings.module_frames + counting)
+    counting = 1 if settings.module_frames else 0
+    return 2 * (1 + settings.warm + settings.frames + settings.module_frames + counting)
 
 
 class _Case:
     def __init__(self, pair: Pair, settings: Settings, step: Step) -> None:
         self.pair, self.settings, self.step = pair, settings, step
         self.clock = Clock(pair.device, settings.clock == "processor")
-        length = 1 + settings.warm + settings.frames + settings.module_frames + 2
+        length = 1 + settings.warm + settings.frames + settings.module_frames + 1
         self.clip = LoopingClip(pair.sparse.host.image_size(), length, settings.objects, pair.device, settings.seed)
-        self.kept: list[Any] = []
         self.peaks = [0.0, 0.0]
 
     def run(self, windows: tuple[int, ...] | None) -> dict[str, Any]:
         settings = self.settings
-        runs = self._start()
+        runs = [
+            stepped(follow(host, self.clip, self.clip.masks), self.pair.device, settings, own)
+            for host, own in zip(self.pair.hosts(), (False, self.pair.own), strict=True)
+        ]
         first = [self._frame(runs[which], which) for which in (0, 1)]
         warm = self._alternate(runs, settings.warm)
         self.peaks = [0.0, 0.0]
-        before = Kept.of(self.pair.sparse)
-        if settings.protocol == "sam2":
-            series, pairs = self._passes()
-            kept = Kept.of(self.pair.sparse)
-        else:
-            series = pairs = self._alternate(runs, settings.frames)
-            kept = Kept.of(self.pair.sparse).since(before)
+        before = totals(self.pair.sparse)
+        series = self._alternate(runs, settings.frames)
+        shares = kept(self.pair.sparse, before, windows is not None)
         tables = {"ms": self._spans(runs, lambda: TimeMeter(self.clock), settings.module_frames)}
         if settings.module_frames:
-            with plain(self.pair):
-                tables["gflop"] = self._flops(runs)
-                if settings.compile == "none":
-                    tables["gb"] = self._bytes(runs)
-        return self._row(windows, first, warm, series, pairs, tables, kept)
-
-    def _start(self) -> list[Iterator[Tensor]]:
-        return [self._feed(which) for which in (0, 1)]
-
-    def _feed(self, which: int) -> Iterator[Tensor]:
-        run = follow(self.pair.hosts()[which], self.clip, self.clip.masks)
-        return stepped(run, self.pair.device, self.settings, own=bool(which) and self.pair.own)
+            # One frame with attention written out as matrix products, and not compiled.
+            counter = FlopCounterMode(display=False)
+            with plain(self.pair), sdpa_kernel(SDPBackend.MATH), counter:
+                tables["gflop"] = self._spans(runs, lambda: FlopMeter(counter), 1)
+        return self._row(first, warm, series, tables) | shares
 
     def _frame(self, run: Iterator[Tensor], which: int) -> float:
         self.clock.reset_peak()
         # A mask is had when it is in the host's memory, one byte a pixel.
-        masks, ms = self.clock.timed(lambda: (next(run) > 0).cpu())
-        self.kept.append(np.packbits(masks.numpy()))
+        _, ms = self.clock.timed(lambda: (next(run) > 0).cpu())
         self.peaks[which] = max(self.peaks[which], self.clock.peak_mb())
         self.step()
         return ms
 
-    def _alternate(self, runs: list[Iterator[Tensor]], frames: int) -> tuple[list[float], list[float]]:
-        times: tuple[list[float], list[float]] = ([], [])
+    def _alternate(self, runs: list[Iterator[Tensor]], frames: int) -> _Two:
+        times: _Two = ([], [])
         for number in range(frames):
             for which in ORDERS[number % 2]:
                 times[which].append(self._frame(runs[which], which))
         return times
 
-    def _passes(self) -> tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]:
-        """Whole passes without synchronisation: per-frame times of all counted passes, and the mean one of each."""
-        series: tuple[list[float], list[float]] = ([], [])
-        means: tuple[list[float], list[float]] = ([], [])
-        for number in range(self.settings.passes):
-            for which in ORDERS[number % 2]:
-                run = self._feed(which)
-                next(run)
-                marks: list[float] = []
-                self.clock.reset_peak()
-                _, total = self.clock.timed(lambda run=run, marks=marks: self._unsynchronised(run, marks))  # type: ignore[misc]
-                self.peaks[which] = max(self.peaks[which], self.clock.peak_mb())
-                if number:
-                    series[which].extend(1000 * (b - a) for a, b in pairwise(marks))
-                    means[which].append(total / self.settings.frames)
-        return series, means
-
-    def _unsynchronised(self, run: Iterator[Tensor], marks: list[float]) -> None:
-        marks.append(perf_counter())
-        for _ in range(self.settings.frames):
-            next(run)
-            marks.append(perf_counter())
-            self.step()
-
     def _spans(
-        self, runs: list[Iterator[Tensor]], meter: Callable[[], Meter], frames: int, inside: bool | None = None
+        self, runs: list[Iterator[Tensor]], meter: Callable[[], Meter], frames: int
     ) -> tuple[dict[str, float], dict[str, float]]:
         """Mean per frame of every part, by what `meter` reads."""
         probes = [Probe(meter()), Probe(meter())]
-        inside = self.settings.compile == "none" if inside is None else inside
+        inside = self.settings.compile == "none"
         for number in range(frames):
             for which in ORDERS[number % 2]:
-                self._spanned(runs[which], which, probes[which], inside)
+                probe = probes[which]
+                with probed(self.pair.hosts()[which], self.pair.surgeries()[which], probe, inside):
+                    self.clock.synchronise()
+                    probe.enter(REST)
+                    (next(runs[which]) > 0).cpu()
+                    self.clock.synchronise()
+                    probe.leave()
+                probe.settle()
+                self.step()
         dense, sparse = ({name: value / frames for name, value in probe.totals.items()} for probe in probes)
         return dense, sparse
 
-    def _spanned(self, run: Iterator[Tensor], which: int, probe: Probe, inside: bool) -> None:
-        with probed(self.pair.hosts()[which], self.pair.surgeries()[which], probe, inside):
-            self.clock.synchronise()
-            probe.enter(REST)
-            (next(run) > 0).cpu()
-            self.clock.synchronise()
-            probe.leave()
-        probe.settle()
-        self.step()
-
-    def _flops(self, runs: list[Iterator[Tensor]]) -> tuple[dict[str, float], dict[str, float]]:
-        """GFLOP of one frame, by running it with attention written out as matrix products, and not compiled."""
-        counter = FlopCounterMode(display=False)
-        with sdpa_kernel(SDPBackend.MATH), counter:
-            return self._spans(runs, lambda: FlopMeter(counter), 1, inside=self.settings.compile == "none")
-
-    def _bytes(self, runs: list[Iterator[Tensor]]) -> tuple[dict[str, float], dict[str, float]]:
-        counter = ByteCounter()
-        with counter:
-            return self._spans(runs, lambda: counter, 1)
-
     def _row(
-        self, windows: tuple[int, ...] | None, first: list[float], warm: tuple[list[float], list[float]],
-        series: tuple[list[float], list[float]], pairs: tuple[list[float], list[float]],
-        tables: dict[str, tuple[dict[str, float], dict[str, float]]], kept: Kept,
+        self, first: list[float], warm: _Two, series: _Two,
+        tables: dict[str, tuple[dict[str, float], dict[str, float]]],
     ) -> dict[str, Any]:  # fmt: skip
         settings, sparse = self.settings, self.pair.sparse
-        ratio, interval = figures.speedup(pairs)
+        ratio, interval = figures.speedup(series)
         predicted = None
         if "gflop" in tables:
             dense_gflop, sparse_gflop = (sum(table.values()) for table in tables["gflop"])
             predicted = dense_gflop / sparse_gflop
         row: dict[str, Any] = {
             **identity(self.pair, settings),
-            "windows": kept.windows(sparse, windows),
-            "keys": kept.keys(sparse.host),
-            "queries": kept.queries(sparse.host),
             "whole_frame_speedup": ratio,
             "interval": list(interval or ()),
             "predicted": predicted,
@@ -246,10 +184,6 @@ class _Case:
         compile_s = []
         for which, name in enumerate(("dense", "sparse")):
             side = figures.latency(series[which])
-            if settings.protocol == "sam2":
-                # A device that runs behind is waited for at the end of a pass only: a frame's time is its pass's mean.
-                passes = figures.latency(pairs[which])
-                side |= {"median": passes["median"], "fps": passes["fps"]}
             spent = max(0.0, first[which] + sum(warm[which]) - side["median"] * (1 + settings.warm)) / 1000
             compile_s.append(spent)
             row[name] = {

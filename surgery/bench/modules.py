@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -43,9 +43,9 @@ def probed(host: HostView, surgery: Surgery | None, probe: Probe, inside: bool =
     """
     with ExitStack() as stack:
         for name, module in _parts(host, surgery, inside):
-            stack.callback(module.register_forward_pre_hook(_opener(probe, name)).remove)
+            stack.callback(module.register_forward_pre_hook(lambda *_, name=name: probe.enter(name)).remove)
             # Kept for failing calls too, so that an exception leaves no span open.
-            stack.callback(module.register_forward_hook(_closer(probe), always_call=True).remove)
+            stack.callback(module.register_forward_hook(lambda *_: probe.leave(), always_call=True).remove)
         for module in (host.model, host.memory_attention()) if surgery is not None else ():
             site: Site | None = vars(module).get("_surgery")
             if site is not None:
@@ -85,14 +85,6 @@ def _layer(number: int) -> str:
 
 def _operation(bound: Any) -> str:
     return str(bound.settings.type).replace("_", " ")
-
-
-def _opener(probe: Probe, name: str) -> Callable[..., None]:
-    return lambda *_: probe.enter(name)
-
-
-def _closer(probe: Probe) -> Callable[..., None]:
-    return lambda *_: probe.leave()
 
 
 def _spanned(probe: Probe, run: Run, seam: str) -> Run:

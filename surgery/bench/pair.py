@@ -138,14 +138,14 @@ def stepped(run: Iterator[T], device: torch.device, settings: Settings, own: boo
     """The same steps, each under the autocast the settings ask for; `own`: the model has a precision of its own."""
     outer = settings.precision != "fp32" and settings.cast == "autocast" and not own
     dtype = _DTYPES[settings.precision]
-    done = object()
     while True:
         # Entered for a step and not around the loop: the other model's frames lie between two steps.
         with torch.autocast(device.type, dtype=dtype) if outer else nullcontext():
-            step = next(run, done)
-        if step is done:
-            return
-        yield step  # type: ignore[misc]
+            try:
+                step = next(run)
+            except StopIteration:
+                return
+        yield step
 
 
 @contextmanager

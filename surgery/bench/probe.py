@@ -1,4 +1,4 @@
-"""Where a frame's time, FLOPs and bytes go: spans around the parts of a model, each less the spans inside it."""
+"""Where a frame's time and FLOPs go: spans around the parts of a model, each less the spans inside it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from surgery.bench.clock import Clock
@@ -60,72 +58,6 @@ class FlopMeter(Meter):
 
     def between(self, start: int, end: int) -> float:
         return (end - start) / 1e9
-
-
-class KernelMode(TorchDispatchMode):
-    """Sees every op that runs, as the parts that composite ops are made of."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        # In inference mode composite ops arrive whole; their parts are what runs.
-        with self:
-            parts = func.decompose(*args, **kwargs)
-        if parts is not NotImplemented:
-            return parts
-        out = func(*args, **kwargs)
-        self.ran(func, args, kwargs, out)
-        return out
-
-    def ran(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """An op has run on `args` and `kwargs` and made `out`."""
-        raise NotImplementedError
-
-
-class ByteCounter(KernelMode, Meter):
-    """GB that the kernels read and write: inputs and outputs of every op that is not a view, nothing fused.
-
-    An attention kernel counts as one op; rows that are gathered count once and the rest of their table not at all.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def ran(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        if not _is_view(func):
-            given = [] if func.overloadpacket.__name__ in GATHERS else tensors_in((args, kwargs))
-            made = tensors_in(out)
-            reads = sum(map(_bytes, given)) if given else sum(map(_bytes, made))
-            self.total += reads + sum(map(_bytes, made))
-
-    def mark(self) -> int:
-        return self.total
-
-    def between(self, start: int, end: int) -> float:
-        return (end - start) / 1e9
-
-
-GATHERS = {"index_select", "gather", "index", "embedding"}
-
-
-def _is_view(func: Any) -> bool:
-    aliases = [argument.alias_info for argument in func._schema.arguments]
-    return any(alias is not None and not alias.is_write for alias in aliases)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return []
-
-
-def _bytes(tensor: Tensor) -> int:
-    """An expanded tensor is read as often as its storage is large."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 class Probe:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Any, Literal
 
-from surgery.errors import SurgeryError, nearest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from surgery.errors import SurgeryError
 from surgery.operations import CompileMode
+from surgery.validation import explain
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-CASTS = ("autocast", "weights")
-SCOPES = ("none", "encoder", "all")
-MODES: tuple[str, ...] = get_args(CompileMode)
-PROTOCOLS = ("surgery", "sam2")
-CLOCKS = ("wall", "processor")
 SCHEMA = 1
 
 
@@ -23,71 +19,45 @@ class BenchmarkError(SurgeryError):
     """A benchmark cannot be run as asked: a setting out of range, or one that the host or device cannot do."""
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(BaseModel):
     """One case.
 
     objects: tracked at once. windows: share of the stage-3 windows computed on routed frames, in (0, 1], or None for
     the router's own choice. precision: "fp32", "bf16" or "fp16", by `cast`: "autocast" around the calls or "weights"
     converted; of both models, or of the stock one alone when the recipe has a precision of its own. compile: which
-    modules go through torch.compile, "none", "encoder" or "all"; mode: torch.compile's.
-    protocol: "surgery" synchronises every frame, keeps the masks and alternates the models frame by frame; "sam2" is
-    the one of SAM 2's benchmark.py: whole passes without synchronisation, the models alternating pass by pass.
-    frames: measured per model (per pass under "sam2"). warm: tracked before them. passes: under "sam2", the first one
-    not counted. module_frames: measured with spans, 0 leaves the modules out. seed: of the synthetic clip.
-    long: when above 0, a long run of that many frames instead. clock: "wall", or "processor" for the processor time of
-    this process (CPU only): on a machine that others use, wall time is theirs as well.
+    modules go through torch.compile, "none", "encoder" or "all"; mode: torch.compile's. frames: measured per model, in
+    turn. warm: tracked before them. module_frames: measured with spans, 0 leaves the modules out. seed: of the
+    synthetic clip. clock: "wall", or "processor" for the processor time of this process (CPU only): on a machine that
+    others use, wall time is theirs as well.
+
+    Raises:
+        BenchmarkError: a value that is out of range, or that does not go with another.
     """
 
-    objects: int = 1
-    windows: float | None = None
-    precision: str = "fp32"
-    cast: str = "autocast"
-    compile: str = "none"
-    mode: str = "default"
-    protocol: str = "surgery"
-    frames: int = 20
-    warm: int = 10
-    passes: int = 5
-    module_frames: int = 3
-    seed: int = 0
-    long: int = 0
-    clock: str = "wall"
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    objects: int = Field(1, ge=1)
+    windows: float | None = Field(None, gt=0, le=1)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    cast: Literal["autocast", "weights"] = "autocast"
+    compile: Literal["none", "encoder", "all"] = "none"
+    mode: CompileMode = "default"
+    frames: int = Field(20, ge=2)
+    warm: int = Field(10, ge=0)
+    module_frames: int = Field(3, ge=0)
+    seed: int = Field(0, ge=0)
+    clock: Literal["wall", "processor"] = "wall"
 
-    def __post_init__(self) -> None:
-        for name, known in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise BenchmarkError(
-                    f"{name} {value!r}: expected one of {', '.join(known)}{nearest(str(value), known)}"
-                )
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise BenchmarkError(f"{name} {value!r}: expected a whole number from {least} on")
-        if self.windows is not None and not 0 < self.windows <= 1:
-            raise BenchmarkError(f"windows {self.windows!r}: expected a share above 0 and up to 1, or the router's own")
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise BenchmarkError(explain(error, Settings)) from error
+
+    @model_validator(mode="after")
+    def _together(self) -> Settings:
         if self.precision == "fp32" and self.cast == "weights":
-            raise BenchmarkError("cast 'weights' converts weights to bf16 or fp16; with precision fp32 use 'autocast'")
-        if self.protocol == "sam2" and self.objects != 1:
-            raise BenchmarkError(
-                f"protocol sam2 tracks one object, {self.objects} were asked for; use protocol surgery"
-            )
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as plain data."""
-        return asdict(self)
-
-
-_CHOICES = {
-    "precision": PRECISIONS,
-    "cast": CASTS,
-    "compile": SCOPES,
-    "mode": MODES,
-    "protocol": PROTOCOLS,
-    "clock": CLOCKS,
-}
-_LEAST = {"objects": 1, "frames": 2, "warm": 0, "passes": 2, "module_frames": 0, "seed": 0, "long": 0}
+            raise ValueError("cast 'weights' converts weights to bf16 or fp16; with precision fp32 use 'autocast'")
+        return self
 
 
 def digest(*facts: Any) -> str:

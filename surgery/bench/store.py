@@ -8,13 +8,19 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from surgery import files
 from surgery.bench.settings import SCHEMA, BenchmarkError
+from surgery.validation import read_as
 
-KIND = "bench"
+
+class _Case(BaseModel):
+    digest: str
+    row: dict[str, Any]
 
 
-class Store:
+class CaseStore:
     """A folder with `cases/<digest>.json`, one a case, and `bench.json`, the document of the last command.
 
     Raises:
@@ -22,32 +28,19 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.cases = folder / "cases"
+        self.document, self.cases = folder / "bench.json", folder / "cases"
         try:
             self.cases.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BenchmarkError(f"{folder}: cannot be used as the results' folder ({error.strerror})") from error
 
-    @property
-    def document(self) -> Path:
-        """Where the document lies."""
-        return self.folder / "bench.json"
-
     def get(self, key: str) -> dict[str, Any] | None:
-        """The row measured under this digest, or None.
-
-        Raises:
-            BenchmarkError: the file is there and is not what `put` wrote.
-        """
+        """The row measured under this digest, or None. Raises BenchmarkError when the file is not what `put` wrote."""
         path = self.cases / f"{key}.json"
         if not path.is_file():
             return None
-        try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BenchmarkError(f"{path}: not JSON ({error}); delete it to measure the case again") from error
-        if not isinstance(held, dict) or held.get("digest") != key or not isinstance(held.get("row"), dict):
+        held = read_as(path, _Case, BenchmarkError)
+        if held["digest"] != key:
             raise BenchmarkError(f"{path}: not the case {key}; delete it to measure the case again")
         row: dict[str, Any] = held["row"]
         return row
@@ -62,7 +55,7 @@ class Store:
     ) -> dict[str, Any]:  # fmt: skip
         """Write and return the document of the finished rows; `cases` is how many the command asked for."""
         made = {
-            "kind": KIND,
+            "kind": "bench",
             "schema": SCHEMA,
             "command": command,
             "machine": machine,

@@ -1,7 +1,7 @@
 """Calibration: fit the shortcut and choose the thresholds on a few clips, and say what that costs in fidelity."""
 
 from surgery.calibration.clips import CalibrationClip, SkippedClip, gather_clips
-from surgery.calibration.fit import FitResult, FitSettings, feature_error, fit_shortcut
+from surgery.calibration.fit import FitResult, fit_shortcut
 from surgery.calibration.report import CalibrationReport
 from surgery.calibration.whole import PromiseError, calibrate
 
@@ -9,11 +9,9 @@ __all__ = [
     "CalibrationClip",
     "CalibrationReport",
     "FitResult",
-    "FitSettings",
     "PromiseError",
     "SkippedClip",
     "calibrate",
-    "feature_error",
     "fit_shortcut",
     "gather_clips",
 ]

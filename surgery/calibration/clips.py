@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Union
 
 import numpy as np
 import numpy.typing as npt
@@ -61,9 +60,14 @@ class CalibrationClip:
     truth: Sequence[Labels] | PackedLabels | None = None
 
     @property
+    def start(self) -> int:
+        """The first prompted frame."""
+        return min((prompt.frame for prompt in self.prompts), default=0)
+
+    @property
     def tracked(self) -> int:
         """Frames that are tracked: from the first prompt on."""
-        return (self.video.num_frames or 0) - min((prompt.frame for prompt in self.prompts), default=0)
+        return (self.video.num_frames or 0) - self.start
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class SkippedClip:
         return about(self.name, self.reason)
 
 
-ClipSource = Union[str, Path, Video, CalibrationClip, "_Annotated"]
+ClipSource = str | Path | Video | CalibrationClip
 
 
 def gather_clips(
@@ -106,12 +110,11 @@ def gather_clips(
     skipped: list[SkippedClip] = []
     names: set[str] = set()
     given = [sources] if isinstance(sources, (str, Path, Video, CalibrationClip)) else sources
-    found = [each for one in given for each in _expanded(one)]
-    for number, source in enumerate(found):
+    found = [each for one in given for each in _found(one)]
+    for number, (name, opened) in enumerate(found):
         step("reading clips", number, len(found))
-        name = _name_of(source)
         try:
-            clip = _checked(_opened(source), max_frames)
+            clip = _checked(opened(), max_frames)
         except (VideoError, PromptError) as error:
             skipped.append(SkippedClip(name, str(error)))
             continue
@@ -125,51 +128,27 @@ def gather_clips(
     return usable, skipped
 
 
-def _expanded(source: ClipSource) -> list[ClipSource]:
-    """The clips of a folder of clips; anything else is itself."""
-    if not isinstance(source, (str, Path)):
-        return [source]
-    folder = Path(source).expanduser()
-    if not folder.is_dir() or (folder / "frames").is_dir():
-        return [source]
-    if (folder / "JPEGImages").is_dir():
-        pictures = folder / "JPEGImages"
-        pictures = pictures / "480p" if (pictures / "480p").is_dir() else pictures
-        return [_Annotated(each, folder / "Annotations" / each.relative_to(folder / "JPEGImages"))
-                for each in sorted(pictures.iterdir()) if each.is_dir()]  # fmt: skip
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    if any(entry.suffix.lower() in KINDS for entry in entries if entry.is_file()):
-        return [source]
-    return list(entries) or [source]
-
-
-@dataclass(frozen=True)
-class _Annotated:
-    """Frames and masks of one sequence of a data set, not opened yet."""
-
-    frames: Path
-    masks: Path
-
-    @property
-    def name(self) -> str:
-        return self.frames.name
-
-
-def _name_of(source: ClipSource) -> str:
-    return Path(source).name if isinstance(source, (str, Path)) else source.name
-
-
-def _opened(source: ClipSource) -> CalibrationClip:
+def _found(source: ClipSource, inside: bool = False) -> list[tuple[str, Callable[[], CalibrationClip]]]:
+    """Name and opener of a clip, or of every clip in a folder of clips."""
     if isinstance(source, CalibrationClip):
-        return source
+        return [(source.name, lambda: source)]
     if isinstance(source, Video):
-        return CalibrationClip(source.name, source)
-    if isinstance(source, _Annotated):
-        return _annotated(source.name, source.frames, source.masks)
-    folder = Path(source).expanduser()
-    if not (folder / "frames").is_dir():
-        return CalibrationClip(folder.stem if folder.is_file() else folder.name, open_video(folder))
-    return _annotated(folder.name, folder / "frames", folder / "masks")
+        return [(source.name, lambda: CalibrationClip(source.name, source))]
+    path = Path(source).expanduser()
+    if (path / "frames").is_dir():
+        return [(path.name, lambda: _annotated(path.name, path / "frames", path / "masks"))]
+    if path.is_dir() and not inside:
+        if (pictures := path / "JPEGImages").is_dir():
+            pictures = pictures / "480p" if (pictures / "480p").is_dir() else pictures
+            masks = path / "Annotations" / pictures.relative_to(path / "JPEGImages")
+            return [
+                (each.name, lambda each=each: _annotated(each.name, each, masks / each.name))  # type: ignore[misc]
+                for each in sorted(pictures.iterdir()) if each.is_dir()
+            ]  # fmt: skip
+        entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+        if entries and not any(entry.is_file() and entry.suffix.lower() in KINDS for entry in entries):
+            return [each for entry in entries for each in _found(entry, inside=True)]
+    return [(path.name, lambda: CalibrationClip(path.stem if path.is_file() else path.name, open_video(path)))]
 
 
 def _annotated(name: str, frames: Path, masks: Path) -> CalibrationClip:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,45 +49,39 @@ def reference_of(model: Any, clip: CalibrationClip, step: Callable[[], None] = l
     Raises:
         PromptError: the dense model loses every object at once: there is nothing to be faithful to.
     """
-    labels = PackedLabels()
     with disabled(model):
-        for result in track(model, clip.video, clip.prompts):
-            labels.append(labels_from_logits(result.logits))
-            step()
-    start = min(prompt.frame for prompt in clip.prompts)
+        labels = _tracked(model, clip, step)
     if not any(labels[index].any() for index in range(1, len(labels))):
         raise PromptError(f"{clip.name}: the dense model finds no object on any frame after the prompt")
-    truth = None
-    if clip.truth is not None:
-        truth = _score(clip, lambda index: labels[index], lambda index: clip.truth[start + index], len(labels))  # type: ignore[index]
-    return Reference(clip, labels, truth)
+    return Reference(clip, labels, _against_truth(clip, labels))
 
 
 def score_clip(model: Any, reference: Reference, step: Callable[[], None] = lambda: None) -> ClipScore:
     """Track the clip of `reference` with the model as it is set now, and compare."""
     clip = reference.clip
-    found = PackedLabels()
-    for result in track(model, clip.video, clip.prompts):
-        found.append(labels_from_logits(result.logits))
-        step()
-    stats = require_surgery(model).stats
+    found = _tracked(model, clip, step)
+    stats, truth = require_surgery(model).stats, _against_truth(clip, found)
     assert stats is not None
-    start = min(prompt.frame for prompt in clip.prompts)
-    drop = 1.0 - _score(clip, lambda index: found[index], lambda index: reference.labels[index], len(found))
-    truth_drop = None
-    if reference.truth_score is not None and clip.truth is not None:
-        truth = clip.truth
-        truth_drop = reference.truth_score - _score(
-            clip, lambda index: found[index], lambda index: truth[start + index], len(found)
-        )
     return ClipScore(
-        clip.name,
-        drop,
-        truth_drop,
-        stats.fraction("windows"),
-        stats.fraction("keys"),
-        stats.frames,
+        name=clip.name,
+        drop=1.0 - _score(clip, found, reference.labels),
+        truth_drop=None if truth is None or reference.truth_score is None else reference.truth_score - truth,
+        windows_kept=stats.fraction("windows"),
+        keys_kept=stats.fraction("keys"),
+        frames=stats.frames,
     )
+
+
+def _tracked(model: Any, clip: CalibrationClip, step: Callable[[], None]) -> PackedLabels:
+    labels = PackedLabels()
+    for result in track(model, clip.video, clip.prompts):
+        labels.append(labels_from_logits(result.logits))
+        step()
+    return labels
+
+
+def _against_truth(clip: CalibrationClip, labels: PackedLabels) -> float | None:
+    return None if clip.truth is None else _score(clip, labels, clip.truth, clip.start)
 
 
 def summarise(scores: list[ClipScore], seed: int = 0) -> tuple[Fidelity, Fidelity | None]:
@@ -110,16 +104,15 @@ def _summary(reference: Any, drops: list[tuple[float, str]], seed: int) -> Fidel
 
 
 def _score(
-    clip: CalibrationClip, guess: Callable[[int], Labels], wanted: Callable[[int], Labels], frames: int
+    clip: CalibrationClip, guess: PackedLabels, wanted: Sequence[Labels] | PackedLabels, offset: int = 0
 ) -> float:
-    """Mean J&F over objects, and over the frames after each object's prompt."""
+    """Mean J&F over objects, and over the frames after each object's prompt. offset: of the first guess in `wanted`."""
     values: dict[int, list[float]] = {}
-    start = min(prompt.frame for prompt in clip.prompts)
     since = {prompt.obj_id: prompt.frame for prompt in reversed(clip.prompts)}
-    for index in range(frames):
-        mine, theirs = guess(index), wanted(index)
+    for index in range(len(guess)):
+        mine, theirs = guess[index], wanted[index + offset]
         for obj_id, first in since.items():
-            if start + index > first:
+            if clip.start + index > first:
                 pair = np.asarray(mine == obj_id), np.asarray(theirs == obj_id)
                 values.setdefault(obj_id, []).append((region_j(*pair) + boundary_f(*pair)) / 2)
     return statistics.fmean(statistics.fmean(each) for each in values.values())

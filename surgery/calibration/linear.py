@@ -1,13 +1,13 @@
-"""The closed-form start of a shortcut: reduced-rank ridge regression of the span's residual on the shortcut's input.
+"""The closed form of a shortcut: reduced-rank ridge regression of the span's residual on the shortcut's input.
 
 The published branch is y = x + Up(ReLU(Down(LN(x)))). While every hidden unit stays above zero it is linear, so the
 best linear map of rank `hidden` from LN(x) to the residual y - x, a least-squares problem, is a point in its weight
-space: biases of four standard deviations keep the units there. Gradient steps then bend it.
+space: biases of four standard deviations keep the units there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from surgery.errors import CalibrationError
-from surgery.operations.window_routing.shortcut import NORM_EPS, BottleneckShortcut, Shortcut
+from surgery.operations.window_routing.shortcut import NORM_EPS, BottleneckShortcut
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Ridge strengths to choose from, relative to the mean variance of the inputs."""
@@ -27,10 +27,6 @@ HEADROOM = 4.0
 """Standard deviations by which hidden units are lifted above zero."""
 AGES = (1, 2, 4, 8)
 """Frames between a window's last computation and its use, as budgets and rolling refresh produce them."""
-
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over the processes of a distributed fit."""
 
 
 class Regression:
@@ -96,18 +92,19 @@ class Regression:
                         errors[number] += fold.energy_left(others.weight(ridge))
         return errors
 
-    def summed(self) -> Sums:
-        """All clips together."""
-        return Sums.of(self._folds)
+    def summed(self) -> tuple[Sums, float]:
+        """All clips together, and the ridge of `RIDGES` that fits left-out clips best.
 
-    def reduced(self, reduce: Reduce) -> tuple[Sums, float]:
-        """All clips of all processes together, and the ridge of `RIDGES` that fits left-out clips best."""
-        errors = reduce(self.left_out_errors())
-        ridge = RIDGES[int(errors.argmin())] if bool(errors.any()) else DEFAULT_RIDGE
-        whole = self.summed()
-        for tensor in whole.tensors():
-            tensor.copy_(reduce(tensor))
-        return whole, ridge
+        Raises:
+            CalibrationError: features that are not finite, or that never change.
+        """
+        whole = Sums.of(self._folds)
+        if not bool(torch.isfinite(whole.gram).all() & torch.isfinite(whole.cross).all()):
+            raise CalibrationError("the features of the routed blocks are not finite; nothing was fitted")
+        if not whole.scale > 0:
+            raise CalibrationError("no change between frames was seen in the clips; nothing can be fitted")
+        errors = self.left_out_errors()
+        return whole, RIDGES[int(errors.argmin())] if bool(errors.any()) else DEFAULT_RIDGE
 
 
 class ResidualRegression(Regression):
@@ -139,11 +136,12 @@ class Sums:
     @classmethod
     def of(cls, parts: Sequence[Sums]) -> Sums:
         """Their sum."""
-        return cls(*(torch.stack(each).sum(0) for each in zip(*(part.tensors() for part in parts), strict=True)))
-
-    def tensors(self) -> list[Tensor]:
-        """The three sums, to be added up over processes in place."""
-        return [self.gram, self.cross, self.total]
+        return cls(
+            *(
+                torch.stack(each).sum(0)
+                for each in zip(*((part.gram, part.cross, part.total) for part in parts), strict=True)
+            )
+        )
 
     @property
     def scale(self) -> float:
@@ -160,16 +158,8 @@ class Sums:
         """Energy of the target less what `weight` [C + 1, C] predicts."""
         return (self.total - 2 * weight.T @ self.cross + weight.T @ self.gram @ weight).trace()
 
-    def solve(self, rank: int, ridge: float = RIDGES[0]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (down [rank, C], up [C, rank], intercept [C]) of the best map of this rank, fp64.
-
-        Raises:
-            CalibrationError: no frame was added, or the sums are not finite.
-        """
-        if not bool(torch.isfinite(self.gram).all() & torch.isfinite(self.cross).all()):
-            raise CalibrationError("the features of the routed blocks are not finite; nothing was fitted")
-        if not self.scale > 0:
-            raise CalibrationError("no change between frames was seen in the clips; nothing can be fitted")
+    def solve(self, rank: int, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (down [rank, C], up [C, rank], intercept [C]) of the best map of this rank, fp64."""
         weight = self.weight(ridge)
         matrix, intercept = weight[:-1], weight[-1]
         # Reduced rank: keep the directions of the fitted outputs that carry most energy.
@@ -178,26 +168,18 @@ class Sums:
         up = vectors[:, -rank:].flip(-1)
         return (matrix @ up).T, up, intercept
 
-    def explained(self, down: Tensor, up: Tensor, intercept: Tensor) -> float:
+    def explained(self, weight: Tensor) -> float:
         """Share of the target's energy that a map explains: 0 for the identity shortcut, at most 1."""
-        weight = torch.cat([(up @ down).T, intercept[None]])
         return 1.0 - float(self.energy_left(weight) / self.total.trace())
 
 
-def has_closed_form(shortcut: Shortcut) -> bool:
-    """Whether `start_from` can set this branch's weights: the pointwise ones with a hidden layer."""
-    return isinstance(shortcut, BottleneckShortcut)
-
-
 @torch.no_grad()
-def start_from(
-    shortcut: BottleneckShortcut, sums: Sums, level: Tensor, temporal: bool, ridge: float = RIDGES[0]
-) -> float:
+def start_from(shortcut: BottleneckShortcut, sums: Sums, ridge: float, level: Tensor, temporal: bool) -> float:
     """Set the weights of a pointwise branch to the closed form; return the share of energy it explains.
 
     Args:
-        sums: of all clips. level: `ResidualRegression.level`, by which the hidden units are kept above zero.
-        temporal: whether the sums are of changes, so that the intercept means nothing. ridge: one of `RIDGES`.
+        sums, ridge: of all clips. level: `ResidualRegression.level`, by which the hidden units are kept above zero.
+        temporal: whether the sums are of changes, so that the intercept means nothing.
     """
     hidden, channels = shortcut.down_project.weight.shape
     rank = min(hidden, channels)
@@ -218,4 +200,4 @@ def start_from(
     shortcut.up_project.weight[:, :rank].copy_(up / gain)
     shift = intercept if not temporal else torch.zeros_like(intercept)
     shortcut.up_project.bias.copy_(shift - up @ lift)
-    return sums.explained(down, up, intercept)
+    return sums.explained(torch.cat([(up @ down).T, intercept[None]]))

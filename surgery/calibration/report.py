@@ -1,4 +1,4 @@
-"""What a calibration found, as data, as text and as pictures."""
+"""What a calibration found, as data and as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surgery.adapters.record import CalibrationRecord, Fidelity
+from surgery.adapters.record import CalibrationRecord
 from surgery.calibration.clips import SkippedClip
 from surgery.calibration.search import SearchResult, Setting
 from surgery.core.promise import CalibrationSettings
@@ -26,9 +26,7 @@ class CalibrationReport:
 
     recipe: the chosen one, which the model now runs unless the promise was missed and nothing applied. kept: whether
     the promise is met. record: what an adapter carries. search: every setting, predicted and measured. skipped: clips
-    of no use. feature_error: of the identity, the closed form and the final shortcut on the held-out clips, relative to
-    the variance of the teacher's feature. loss: (step, loss). explained, stages: see `FitResult`. seconds: wall time by
-    phase.
+    of no use. explained, stages: see `FitResult`. seconds: wall time by phase.
     """
 
     recipe: Recipe
@@ -38,8 +36,6 @@ class CalibrationReport:
     record: CalibrationRecord
     search: SearchResult
     skipped: list[SkippedClip] = field(default_factory=list)
-    feature_error: dict[str, float] = field(default_factory=dict)
-    loss: list[tuple[int, float]] = field(default_factory=list)
     explained: float | None = None
     stages: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -66,23 +62,19 @@ class CalibrationReport:
                   for score in self.search.chosen.scores),
             ],
             "skipped": [{"name": clip.name, "reason": clip.reason} for clip in self.skipped],
-            "feature_error": self.feature_error,
             "explained": self.explained,
             "stages": self.stages,
-            "loss": [{"step": step, "loss": loss} for step, loss in self.loss],
             "seconds": {phase: round(seconds, 2) for phase, seconds in self.seconds.items()},
         }  # fmt: skip
 
     def _candidate(self, setting: Setting) -> dict[str, Any]:
         found, truth = setting.against_dense, setting.against_truth
-        windows = [score.windows_kept for score in setting.scores if score.windows_kept is not None]
-        keys = [score.keys_kept for score in setting.scores if score.keys_kept is not None]
+        predicted = {name: setting.kept.get(name, 1.0) for name in ("windows", "keys")}
+        measured = {name: setting.measured(f"{name}_kept") for name in predicted}
         return {
             "settings": setting.values,
-            "windows_predicted": setting.kept.get("windows", 1.0),
-            "keys_predicted": setting.kept.get("keys", 1.0),
-            "windows_kept": sum(windows) / len(windows) if windows else setting.kept.get("windows", 1.0),
-            "keys_kept": sum(keys) / len(keys) if keys else setting.kept.get("keys", 1.0),
+            **{f"{name}_predicted": share for name, share in predicted.items()},
+            **{f"{name}_kept": predicted[name] if share is None else share for name, share in measured.items()},
             "predicted_cost": setting.cost,
             "predicted_drop": setting.predicted_drop,
             "risk": setting.risks,
@@ -106,10 +98,7 @@ class CalibrationReport:
             f"Promise: mean drop at most {self.promise.max_drop:.3f}, worst clip at most "
             f"{self.promise.max_clip_drop:.3f} (1 - J&F against the dense model's own masks): {verdict}.",
             "",
-            "| measured on held-out clips | mean drop | 95 % interval | worst clip |",
-            "|---|---|---|---|",
-            _row(record.against_dense),
-            *([_row(record.against_truth)] if record.against_truth is not None else []),
+            *record.table(),
             "",
             *(_ONE_CLIP if record.against_dense.interval is None else ()),
             f"Windows computed: {_percent(record.windows_kept)}. Memory keys read: {_percent(record.keys_kept)}.",
@@ -122,9 +111,6 @@ class CalibrationReport:
         ]
         if self.skipped:
             lines += ["", f"Skipped {len(self.skipped)}:", *(f"- {clip}" for clip in self.skipped)]
-        if self.feature_error:
-            lines += ["", "| shortcut | feature error (held out) |", "|---|---|"]
-            lines += [f"| {name} | {value:.5f} |" for name, value in self.feature_error.items()]
         lines += [
             "",
             "| setting | windows | keys | cost | drop | worst | against truth | |",
@@ -148,9 +134,7 @@ class CalibrationReport:
         return "\n".join(lines)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write `calibration.json`, `calibration.md` and the pictures into `folder`; return their paths."""
-        from surgery.calibration.plots import draw
-
+        """Write `calibration.json` and `calibration.md` into `folder`; return their paths."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         texts = {"calibration.json": json.dumps(self.as_dict(), indent=2) + "\n", "calibration.md": self.as_markdown()}
@@ -158,12 +142,7 @@ class CalibrationReport:
         for name, text in texts.items():
             (target / name).write_text(text, encoding="utf-8")
             written.append(target / name)
-        return [*written, *draw(self.as_dict(), target)]
-
-
-def _row(found: Fidelity) -> str:
-    worst = f"{found.worst_drop:+.4f} ({found.worst_clip})"
-    return f"| {found.reference} | {found.drop:+.4f} | {found.spread('+.4f')} | {worst} |"
+        return written
 
 
 def _percent(value: float | None) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from surgery.adapters.record import Fidelity
 from surgery.calibration.clips import CalibrationClip
@@ -49,6 +47,11 @@ class Setting:
     scores: list[ClipScore] = field(default_factory=list)
     against_dense: Fidelity | None = None
     against_truth: Fidelity | None = None
+
+    def measured(self, share: str) -> float | None:
+        """Mean of a field of `scores` over the clips that have it."""
+        values = [value for score in self.scores if (value := getattr(score, share)) is not None]
+        return sum(values) / len(values) if values else None
 
     def keeps(self, promise: CalibrationSettings) -> bool:
         """Whether it was run and met the promise."""
@@ -222,32 +225,14 @@ def _predict_drops(settings: Sequence[Setting]) -> None:
     """Predicted drop = a sum over operations of a coefficient >= 0, fitted to real runs, times the risk."""
     names = _names(settings)
     done = [setting for setting in settings if setting.against_dense is not None]
-    slopes = _non_negative(
-        np.array([[setting.risks.get(name, 0.0) for name in names] for setting in done]).reshape(len(done), len(names)),
-        np.array([setting.against_dense.drop for setting in done]),  # type: ignore[union-attr]
-    )
+    from scipy.optimize import nnls
+
+    rows = np.array([[setting.risks.get(name, 0.0) for name in names] for setting in done])
+    # Risks are on scales of their own.
+    scale = np.maximum(np.linalg.norm(rows, axis=0), 1e-12)
+    slopes = nnls(rows / scale, [setting.against_dense.drop for setting in done])[0] / scale  # type: ignore[union-attr]
     for setting in settings:
         setting.predicted_drop = float(np.dot(slopes, [setting.risks.get(name, 0.0) for name in names]))
-
-
-def _non_negative(rows: npt.NDArray[np.float64], drops: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Least squares through the origin with coefficients >= 0: [n, k], [n] -> [k].
-
-    Every set of predictors that the rows can tell apart is tried; of equally good ones the smaller, then the first.
-    """
-    best, least = np.zeros(rows.shape[1]), math.inf
-    for count in range(1, rows.shape[1] + 1):
-        for chosen in itertools.combinations(range(rows.shape[1]), count):
-            columns = rows[:, chosen]
-            scale = np.linalg.norm(columns, axis=0)
-            if not scale.all() or np.linalg.matrix_rank(columns / scale, tol=1e-4) < count:
-                continue
-            slopes = np.linalg.lstsq(columns / scale, drops, rcond=None)[0] / scale
-            error = float(np.square(drops - columns @ slopes).sum())
-            if (slopes >= 0).all() and error < least * (1 - 1e-9) - 1e-18:
-                best, least = np.zeros(rows.shape[1]), error
-                best[list(chosen)] = slopes
-    return best
 
 
 def _front(settings: Sequence[Setting]) -> list[Setting]:

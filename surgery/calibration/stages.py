@@ -7,8 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from surgery.calibration.linear import Reduce, Regression
-from surgery.errors import CalibrationError
+from surgery.calibration.linear import Regression
 from surgery.operations.window_routing.correction import Corrections, StageCorrection
 
 TOKENS = 2048
@@ -52,22 +51,16 @@ class StageRegressions:
                 features = stage.features(inputs.to(stage.up.weight.dtype)).to(self.device, torch.float32)
             self.regressions[number].observe(features, targets.index_select(0, used).to(self.device, torch.float32))
 
-    def solve(self, reduce: Reduce) -> list[float]:
+    def solve(self) -> list[float]:
         """Set the weights; return the share of every stage's change that they explain.
-
-        reduce: sums a tensor over the processes of a distributed fit.
 
         Raises:
             CalibrationError: features that are not finite, or clips without any change.
         """
         explained = []
         for stage, regression in zip(self.stages, self.regressions, strict=True):
-            sums, ridge = regression.reduced(reduce)
-            if not bool(torch.isfinite(sums.gram).all() & torch.isfinite(sums.cross).all()):
-                raise CalibrationError("the features of the first stages are not finite; nothing was fitted")
-            if not sums.scale > 0:
-                raise CalibrationError("no change between frames was seen in the clips; nothing can be fitted")
+            sums, ridge = regression.summed()
             weight = sums.weight(ridge)
             stage.set_fit(weight[:-1])
-            explained.append(1.0 - float(sums.energy_left(weight) / sums.total.trace()))
+            explained.append(sums.explained(weight))
         return explained

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
-from rich.text import Text
 
-from surgery.cli.common import Command, OutPath, counted, err, out, print_json
-from surgery.cli.options import SAVED, load, model_options
+from surgery.cli.common import Command, OutPath, counted, out, print_json
+from surgery.cli.options import SAVED, Asked, asking, json_option
 from surgery.errors import SurgeryError
 
 
@@ -21,29 +17,17 @@ from surgery.errors import SurgeryError
 @click.option("--revision", help="Branch to push to; made when absent. Default: the default branch.")
 @click.option("--private/--public", default=None, help="Visibility, when the repository is new.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
-@click.option("--message", help="Commit message.")
+@click.option("--message", "commit_message", help="Commit message.")
 @click.option("--overwrite-card", is_flag=True, help="Replace a README.md that the repository already has.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def push(
-    adapter: str, repo_id: str, revision: str | None, private: bool | None, create_pr: bool, message: str | None,
-    overwrite_card: bool, as_json: bool,
-) -> None:  # fmt: skip
+@json_option
+def push(adapter: str, repo_id: str, as_json: bool, **how: Any) -> None:
     """Upload the folder ADAPTER to REPO_ID (user/name) on the Hub, in one commit.
 
     No model is needed. The access token is taken from HF_TOKEN or `hf auth login`.
     """
     from surgery.adapters import push_adapter
 
-    with _notes():
-        done = push_adapter(
-            adapter,
-            repo_id,
-            revision=revision,
-            private=private,
-            create_pr=create_pr,
-            commit_message=message,
-            overwrite_card=overwrite_card,
-        )
+    done = push_adapter(adapter, repo_id, **how)
     if as_json:
         print_json(vars(done))
     else:
@@ -55,7 +39,7 @@ def push(
 @click.option("--out", "folder", required=True, type=OutPath(), help="Folder to write; an older adapter is replaced.")
 @click.option("--revision", help="Branch, tag or commit.")
 @click.option("--subfolder", help="Folder inside the repository that holds the adapter.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def pull(repo_id: str, folder: str, revision: str | None, subfolder: str | None, as_json: bool) -> None:
     """Download the adapter REPO_ID (user/name), validate it, and write it to a folder."""
     from surgery.adapters import pull_adapter
@@ -68,27 +52,24 @@ def pull(repo_id: str, folder: str, revision: str | None, subfolder: str | None,
 
 
 @click.command(cls=Command)
-@click.argument("adapter")
+@click.argument("name", metavar="ADAPTER")
 @click.option("--model", help=f"Check the fingerprint against this model: {SAVED}.")
 @click.option("--revision", help="Branch, tag or commit, for an adapter on the Hub.")
 @click.option("--subfolder", help="Folder inside the repository (or inside ADAPTER) that holds the adapter.")
-@model_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def verify(
-    adapter: str, model: str | None, revision: str | None, subfolder: str | None, host: str | None,
-    device: str | None, as_json: bool,
-) -> None:  # fmt: skip
+@asking(recipe=False)
+@json_option
+def verify(name: str, revision: str | None, subfolder: str | None, asked: Asked, as_json: bool) -> None:
     """Check ADAPTER (a folder or a Hub id): files, structure, finite weights, thresholds, and, with --model, whether it
     fits that model and its weights. Exit code 1 when it is bad or does not fit.
     """
     from surgery.adapters import open_adapter
 
-    facts: dict[str, Any] = {"adapter": adapter, "valid": False}
+    facts: dict[str, Any] = {"adapter": name, "valid": False}
     try:
-        opened = open_adapter(adapter, revision=revision, subfolder=subfolder)
+        opened = open_adapter(name, revision=revision, subfolder=subfolder)
         facts |= {"valid": True, **_facts(opened)}
-        if model is not None:
-            facts["model"] = {"name": model, **_against(opened, model, host, device)}
+        if asked.model:
+            facts["model"] = {"name": asked.model, **_against(opened, asked.load())}
             facts["valid"] = facts["model"]["verdict"] != "different"
     except SurgeryError as error:
         facts |= {"valid": False, "error": str(error), "kind": type(error).__name__}
@@ -101,62 +82,53 @@ def verify(
 @click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False))
 @click.option("--out", "folder", required=True, type=OutPath(), help="Adapter folder to write.")
 @click.option("--model", help=f"The base model, to record its fingerprint: {SAVED}.")
-@model_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def import_published(
-    checkpoint: str, folder: str, model: str | None, host: str | None, device: str | None, as_json: bool
-) -> None:
+@asking(recipe=False)
+@json_option
+def import_published(checkpoint: str, folder: str, asked: Asked, as_json: bool) -> None:
     """Turn a released Efficient-SAM2 shortcut, bypass_bottleneck_{base,large}.pth, into an adapter folder."""
     from surgery.adapters import import_published as convert
 
-    loaded = load(model, host, device) if model is not None else None
-    with _notes():
-        adapter = convert(checkpoint, folder, model=loaded)
-    facts = _facts(adapter)
-    print_json({"adapter": folder, **facts}) if as_json else _print({"adapter": folder, "valid": True, **facts})
+    adapter = convert(checkpoint, folder, model=asked.load() if asked.model else None)
+    facts = {"adapter": folder, "valid": True, **_facts(adapter)}
+    print_json(facts) if as_json else _print(facts)
+
+
+_SHOWN = {"schema_version", "channels", "window", "shortcut", "thresholds", "calibration", "provenance"}
 
 
 def _facts(adapter: Any) -> dict[str, Any]:
     config = adapter.config
     return {
+        **config.model_dump(include=_SHOWN),
         "source": adapter.source,
-        "schema_version": config.schema_version,
         "written_by": config.library_version,
         "base_model": config.base_model.id,
         "revision": config.base_model.revision,
         "fingerprint_recorded": config.base_model.fingerprint is not None,
         "blocks": [config.entry_block, config.exit_block],
-        "channels": config.channels,
-        "window": config.window,
-        "shortcut": config.shortcut,
         "parameters": adapter.parameters,
-        "thresholds": config.thresholds,
         "recipe": adapter.recipe.to_dict(),
-        "calibration": config.calibration.model_dump() if config.calibration is not None else None,
-        "provenance": config.provenance.model_dump() if config.provenance is not None else None,
     }
 
 
-def _against(adapter: Any, name: str, host: str | None, device: str | None) -> dict[str, Any]:
+def _against(adapter: Any, model: Any) -> dict[str, Any]:
     """How the adapter fits a model. verdict: as in `fingerprint.Match`, or "not recorded"."""
     from surgery.adapters.fingerprint import compare
     from surgery.hosts import view_of
     from surgery.operations.window_routing.geometry import span_of
 
-    view = view_of(load(name, host, device))
+    view = view_of(model)
     span = span_of(view)
     adapter.check_structure(span)
     recorded = adapter.config.base_model.fingerprint
     if recorded is None:
-        return {"verdict": "not recorded", "precision": None, "distance": None}
-    match = compare(view, span, recorded)
-    return {"verdict": match.verdict, "precision": match.precision, "distance": match.distance}
+        return {"verdict": "not recorded", "precision": None}
+    return vars(compare(view, span, recorded))
 
 
 _VERDICTS = {
     "same": "is the base model",
     "rounded": "is the base model, rounded to {precision}",
-    "close": "is within rounding of the base model ({distance:.1e} relative), not proven",
     "different": "has other weights than the base model",
     "not recorded": "has the right structure; no fingerprint is recorded, its weights were not compared",
 }
@@ -197,16 +169,3 @@ def _measured(calibration: dict[str, Any] | None) -> str:
             )
     kept = "kept" if calibration["kept"] else "not kept"
     return "; ".join(parts) + f"; {counted(len(calibration['held_out_clips']), 'held-out clip')}, promise {kept}"
-
-
-@contextmanager
-def _notes() -> Iterator[None]:
-    """Our warnings as one line each on stderr."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for one in caught:
-        err.print(Text.assemble(("note:", "yellow"), f" {one.message}"))
-
-
-ADAPTER_COMMANDS = (push, pull, verify, import_published)

@@ -11,17 +11,13 @@ from typing import Any
 import click
 
 from surgery.cli.common import Command, OutPath, counted, err, out, print_json, shown
-from surgery.cli.options import listed, load, model_options, recipe_options
+from surgery.cli.options import Asked, asking, json_option, listed
 from surgery.cli.tables import print_table
-
-_SAM2 = {"precision": "bf16", "compile": "all"}
-_PLAIN = {"precision": "fp32", "compile": "none"}
 
 
 @click.command(cls=Command)
 @click.argument("model")
-@recipe_options()
-@model_options
+@asking()
 @click.option("--objects", default="1", show_default=True, help="Objects tracked at once; several: 1,4,16.")
 @click.option(
     "--windows", default="routed", show_default=True,
@@ -29,33 +25,26 @@ _PLAIN = {"precision": "fp32", "compile": "none"}
 )  # fmt: skip
 @click.option(
     "--precision",
-    help="fp32, bf16 or fp16, of both models, or of the stock one when the recipe has its own; several: fp32,bf16.  "
-    "[default: fp32; bf16 for protocol sam2]",
+    default="fp32",
+    show_default=True,
+    help="fp32, bf16 or fp16, of both models, or of the stock one when the recipe has its own; several: fp32,bf16.",
 )
 @click.option("--cast", default="autocast", show_default=True, help="Reach the precision by 'autocast' or 'weights'.")
-@click.option("--compile", "scope", help="none, encoder or all.  [default: none; all for protocol sam2]")
+@click.option("--compile", default="none", show_default=True, help="none, encoder or all.")
 @click.option(
     "--compile-mode", "mode", default="default", show_default=True, help="Of torch.compile, such as max-autotune."
 )
-@click.option(
-    "--protocol", default="surgery", show_default=True,
-    help="surgery: synchronised, masks kept, frame by frame in turn. sam2: as SAM 2's benchmark.py, pass by pass.",
-)  # fmt: skip
-@click.option("--frames", default=20, show_default=True, help="Measured frames a model (a pass, for protocol sam2).")
+@click.option("--frames", default=20, show_default=True, help="Measured frames a model.")
 @click.option("--warm", default=10, show_default=True, help="Frames tracked before them.")
-@click.option("--passes", default=5, show_default=True, help="Passes of protocol sam2; the first is not counted.")
 @click.option("--module-frames", default=3, show_default=True, help="Frames timed module by module; 0: none.")
-@click.option("--long", "long_", default=0, metavar="N", help="Long run instead: N frames, memory over time.")
 @click.option("--seed", default=0, show_default=True, help="Of the synthetic clip.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; default: torch's.")
 @click.option("--out", "folder", default="bench", show_default=True, type=OutPath(file_okay=False))
 @click.option("--again", is_flag=True, help="Measure cases that are in the folder already again.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def bench(
-    model: str, recipe: str, overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None,
-    objects: str, windows: str, precision: str | None, cast: str, scope: str | None, mode: str, protocol: str,
-    frames: int, warm: int, passes: int, module_frames: int, long_: int, seed: int, threads: int | None, folder: str,
-    again: bool, as_json: bool,
+    asked: Asked, objects: str, windows: str, precision: str, threads: int | None, folder: str, again: bool,
+    as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Time MODEL against itself under RECIPE, in one process, on a synthetic clip.
 
@@ -68,34 +57,29 @@ def bench(
     from surgery.bench import Settings, benchmark, frame_count
     from surgery.bench.machine import machine, not_measured
     from surgery.bench.settings import digest
-    from surgery.bench.store import Store
+    from surgery.bench.store import CaseStore
     from surgery.digests import code_digest, weights_digest
     from surgery.recipe import Recipe
 
-    defaults = _SAM2 if protocol == "sam2" else _PLAIN
-    common: dict[str, Any] = {
-        "cast": cast, "compile": scope or defaults["compile"], "mode": mode, "protocol": protocol, "frames": frames,
-        "warm": warm, "passes": passes, "module_frames": module_frames, "seed": seed, "long": long_,
-    }  # fmt: skip
     cases = [
-        Settings(objects=count, windows=share, precision=kind, **common)
+        Settings(objects=count, windows=share, precision=kind, **settings)
         for kind, count, share in itertools.product(
-            listed("--precision", precision or defaults["precision"], str, "a precision"),
+            listed("--precision", precision, str, "a precision"),
             listed("--objects", objects, int, "a whole number"),
             listed("--windows", windows, lambda text: None if text == "routed" else float(text), "a share or 'routed'"),
         )
     ]
-    chosen = Recipe.load(recipe, overrides)
-    opened = open_adapter(adapter) if adapter is not None else None
+    chosen = Recipe.load(str(asked.recipe), asked.overrides)
+    opened = open_adapter(asked.adapter) if asked.adapter is not None else None
     fitted = weights_digest(opened.tensors) if opened is not None else None
     if threads:
         torch.set_num_threads(threads)
-    store = Store(Path(folder))
-    loaded = load(model, host, device)
+    store = CaseStore(Path(folder))
+    loaded = asked.load()
     place = next(loaded.parameters()).device
     facts = machine(place)
-    about = [model, weights_digest(loaded.state_dict()), chosen.to_dict(), fitted, facts, code_digest()]
-    keys = [digest(case.as_dict(), *about) for case in cases]
+    about = [asked.model, weights_digest(loaded.state_dict()), chosen.to_dict(), fitted, facts, code_digest()]
+    keys = [digest(case.model_dump(), *about) for case in cases]
     rows = [None if again else store.get(key) for key in keys]
     command = shlex.join(["surgery", *sys.argv[1:]])
 
@@ -110,7 +94,7 @@ def bench(
                 continue
             with shown(_title(case), frame_count(case)) as step:
                 timings = benchmark(loaded, chosen, adapter=opened, settings=case, step=step)
-            row = {**timings.row, "model": model}
+            row = {**timings.row, "model": asked.model}
             store.put(keys[number], row)
             rows[number] = row
             document = save()
@@ -132,7 +116,7 @@ def _title(case: Any) -> str:
 def _print(document: dict[str, Any], path: Path) -> None:
     facts, rows = document["machine"], document["rows"]
     out.print(f"{facts['cpu']}, {facts['threads']} threads, {facts['device']}")
-    print_table(_HEAD, [_cells(row) for row in rows], names=3)
+    print_table(_HEAD, [_cells(row) for row in rows])
     out.print(_LEGEND, style="dim")
     if len(rows) == 1 and rows[0]["modules"]:
         _print_modules(rows[0])
@@ -151,9 +135,8 @@ _LEGEND = (
 def _cells(row: dict[str, Any]) -> list[str]:
     kept, predicted, interval = row.get("windows"), row["predicted"], row["interval"]
     share = "all" if kept is None else f"{kept['share']:.0%}{'' if kept['forced'] else ' (routed)'}"
-    order = f", {row['long']} frames in a row" if row.get("long") else ""
     return [
-        _types(row), str(row["objects"]), share + order, f"{row['dense']['median']:.1f}",
+        _types(row), str(row["objects"]), share, f"{row['dense']['median']:.1f}",
         f"{row['sparse']['median']:.1f}", f"{row['sparse']['p95']:.1f}", f"{row['whole_frame_speedup']:.2f}x",
         "-".join(f"{end:.2f}" for end in interval) or "one pass", "-" if predicted is None else f"{predicted:.2f}x",
         "-" if predicted is None else f"{row['measured_over_predicted']:.2f}", f"{row['peak_memory_mb']:.0f}",
@@ -166,13 +149,9 @@ def _types(row: dict[str, Any]) -> str:
     return f"{row['settings']['precision']}/{own['dtype']}" if own else row["precision"]
 
 
-_MODULES = ("module", "ms", "sparse", "GFLOP", "sparse", "GB/s", "sparse")
+_MODULES = ("module", "ms", "sparse", "GFLOP", "sparse")
 
 
 def _print_modules(row: dict[str, Any]) -> None:
-    lines = []
-    for part in row["modules"]:
-        speeds = (part.get("dense_gb_per_s"), part.get("sparse_gb_per_s"))
-        figures = [f"{part[key]:.2f}" for key in ("dense_ms", "sparse_ms", "dense_gflop", "sparse_gflop")]
-        lines.append([part["name"], *figures, *("-" if speed is None else f"{speed:.1f}" for speed in speeds)])
-    print_table(_MODULES, lines)
+    keys = ("dense_ms", "sparse_ms", "dense_gflop", "sparse_gflop")
+    print_table(_MODULES, [[part["name"], *(f"{part[key]:.2f}" for key in keys)] for part in row["modules"]])

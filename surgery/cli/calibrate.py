@@ -8,30 +8,22 @@ from typing import Any
 import click
 
 from surgery.cli.common import Command, OutPath, err, out, print_json
-from surgery.cli.options import load, model_options, recipe_options
+from surgery.cli.options import Asked, asking, json_option
 from surgery.errors import AdapterError
-from surgery.missing import require
 from surgery.operations import SparseWindowRouting
 from surgery.progress import progress_bar
-
-_OBJECTIVES = click.Choice(["memory", "stage", "masks"])
 
 
 def _shared(function: Any) -> Any:
     for option in (
-        click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0)),
-        click.option("--checkpoint", type=OutPath(dir_okay=False), help="Resume the fit from it, and save to it."),
         click.option("--max-frames", type=click.IntRange(min=3), help="Use only so many frames of each clip."),
-        click.option("--objective", type=_OBJECTIVES, help="What the shortcut is fitted to; default the recipe's."),
-        click.option("--steps", type=click.IntRange(min=0), help="Steps after the closed form; default the recipe's."),
         click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Adapter to write."),
         click.option(
             "--clips", "clips", multiple=True, required=True, metavar="PATH",
             help="Video file, folder of frames, folder with frames/ and masks/, or a folder of those; repeatable.",
         ),
-        recipe_options(adapter=False),
-        model_options,
-        click.argument("spec", metavar="MODEL"),
+        asking(adapter=False),
+        click.argument("model"),
     ):  # fmt: skip
         function = option(function)
     return function
@@ -42,38 +34,37 @@ def _shared(function: Any) -> Any:
 @click.option(
     "--held-out", "held_out", multiple=True, metavar="PATH", help="Clips to measure on; default half of --clips."
 )
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--runs", default=8, show_default=True, type=click.IntRange(min=1), help="Settings run for real.")
 @click.option(
     "--if-missed", default="raise", show_default=True, type=click.Choice(["raise", "nearest"]),
     help="When no setting keeps the promise: fail, or write the most faithful one.",
 )  # fmt: skip
 @click.option("--report", "report_to", type=OutPath(file_okay=False), help="Report folder; default OUT-report.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def calibrate(
-    spec: str, recipe: str, overrides: tuple[str, ...], clips: tuple[str, ...], folder: str, steps: int | None,
-    objective: str | None, max_frames: int | None, checkpoint: str | None, seed: int, host: str | None,
-    device: str | None, held_out: tuple[str, ...], runs: int, if_missed: str, report_to: str | None, as_json: bool,
+    asked: Asked, clips: tuple[str, ...], folder: str, held_out: tuple[str, ...], report_to: str | None,
+    as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Calibrate MODEL on a few clips and write the result as an adapter.
 
     Fits the shortcut, chooses the fastest setting that keeps the recipe's promise on clips that took no part in
-    fitting, and writes OUT (the adapter; a recipe where it routes no windows) and a report with pictures.
+    fitting, and writes OUT (the adapter; a recipe where it routes no windows) and a report.
 
     \b
     surgery calibrate facebook/sam2.1-hiera-large --recipe balanced --clips a.mp4 --clips b.mp4 --out my-adapter
     """
+    from surgery import Recipe
     from surgery.adapters import save_adapter
     from surgery.calibration import PromiseError
     from surgery.calibration import calibrate as run
 
-    require("matplotlib")
     target = _target(folder)
-    model, chosen, fit = _prepared(spec, host, device, recipe, overrides, steps, objective, seed)
+    model, chosen = asked.load(), Recipe.load(str(asked.recipe), asked.overrides)
     reports = Path(report_to) if report_to is not None else target.with_name(target.name + "-report")
     try:
         report = run(
-            model, clips, chosen, held_out=held_out or None, fit=fit, if_missed=if_missed,  # type: ignore[arg-type]
-            max_frames=max_frames, runs=runs, seed=seed, checkpoint=checkpoint, progress=not as_json, name=spec,
+            model, clips, chosen, held_out=held_out or None, progress=not as_json, name=asked.model, **how,
         )  # fmt: skip
     except PromiseError as error:
         error.report.save(reports)
@@ -95,20 +86,11 @@ def calibrate(
 
 @click.command(cls=Command)
 @_shared
-@click.option("--closed-form/--no-closed-form", default=True, show_default=True, help="Start from the closed form.")
 def fit(
-    spec: str, recipe: str, overrides: tuple[str, ...], clips: tuple[str, ...], folder: str, steps: int | None,
-    objective: str | None, max_frames: int | None, checkpoint: str | None, seed: int, host: str | None,
-    device: str | None, closed_form: bool,
+    asked: Asked, clips: tuple[str, ...], folder: str, max_frames: int | None,
 ) -> None:  # fmt: skip
-    """Fit only the shortcut of MODEL, leave the recipe's thresholds, and write an adapter.
-
-    Runs on one CPU or GPU, or on many: `accelerate launch -m surgery.cli.main fit ...`.
-    """
-    require("accelerate")
-    from accelerate import PartialState
-
-    from surgery import sparsify
+    """Fit only the shortcut of MODEL, leave the recipe's thresholds, and write an adapter."""
+    from surgery import Recipe, sparsify
     from surgery.adapters import save_adapter
     from surgery.calibration import fit_shortcut, gather_clips
     from surgery.calibration.clips import LAYOUTS
@@ -116,7 +98,7 @@ def fit(
     from surgery.errors import CalibrationError
 
     target = _target(folder)
-    model, chosen, settings = _prepared(spec, host, device, recipe, overrides, steps, objective, seed)
+    model, chosen = asked.load(), Recipe.load(str(asked.recipe), asked.overrides)
     with progress_bar(True) as bars:
         usable, skipped = gather_clips(clips, max_frames, bars)
         sparsify(model, chosen)
@@ -125,12 +107,10 @@ def fit(
             bars.say(f"skipped {clip}")
         if not usable:
             raise CalibrationError(f"none of the {len(skipped)} clips is usable. What works: {LAYOUTS}")
-        result = fit_shortcut(model, usable, settings, checkpoint=checkpoint, closed_form=closed_form, step=bars)
-    if PartialState().is_main_process:
-        save_adapter(model, target)
-        explained = "" if result.explained is None else f"closed form explains {result.explained:.1%} of the residual; "
-        last = f"loss {result.loss[0][1]:.5f} -> {result.loss[-1][1]:.5f}; " if result.loss else ""
-        out.print(f"{explained}{last}adapter: {target}")
+        result = fit_shortcut(model, usable, step=bars)
+    save_adapter(model, target)
+    explained = "" if result.explained is None else f"closed form explains {result.explained:.1%} of the residual; "
+    out.print(f"{explained}adapter: {target}")
 
 
 def _target(folder: str) -> Path:
@@ -139,29 +119,3 @@ def _target(folder: str) -> Path:
     if target.exists() and not (target / "adapter_config.json").is_file() and any(target.iterdir()):
         raise AdapterError(f"{target}: exists and is not an adapter; choose another folder")
     return target
-
-
-def _prepared(
-    spec: str, host: str | None, device: str | None, recipe: str, overrides: tuple[str, ...], steps: int | None,
-    objective: str | None, seed: int,
-) -> tuple[Any, Any, Any]:  # fmt: skip
-    from surgery import Recipe
-    from surgery.calibration import FitSettings
-    from surgery.core.promise import CalibrationSettings
-
-    chosen = Recipe.load(recipe, overrides)
-    plan = chosen.calibration or CalibrationSettings()
-    fit = FitSettings(objective=objective or plan.objective, steps=plan.steps if steps is None else steps, seed=seed)
-    return load(spec, host, device or _own_device()), chosen, fit
-
-
-def _own_device() -> str | None:
-    """Under `accelerate launch`, every process has a device of its own."""
-    import os
-
-    rank = os.environ.get("LOCAL_RANK")
-    if rank is None:
-        return None
-    import torch
-
-    return f"cuda:{rank}" if torch.cuda.is_available() else "cpu"

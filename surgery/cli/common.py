@@ -24,6 +24,11 @@ out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
+def note(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as one line on stderr, in the place of `warnings.showwarning`."""
+    err.print(Text.assemble(("note:", "yellow"), f" {message}"))
+
+
 class Failure(click.ClickException):
     """A `SurgeryError` as the command line shows it: exit code 1, one message on stderr."""
 
@@ -63,12 +68,12 @@ class OutPath(click.Path):
         try:
             found = super().convert(value, param, ctx)
             place = Path(os.fsdecode(found)).absolute()
-            place.exists()  # raises for a name that no file system takes
-            for above in place.parents:
-                if above.exists():
-                    if not above.is_dir():
-                        self.fail(f"{str(value)!r}: {str(above)!r} is a file, expected a folder.", param, ctx)
-                    return found
+            there = place.exists()  # raises for a name that no file system takes
+            above = next(above for above in place.parents if above.exists())
+            if not above.is_dir():
+                self.fail(f"{str(value)!r}: {str(above)!r} is a file, expected a folder.", param, ctx)
+            if not os.access(place if there and place.is_dir() else above, os.W_OK | os.X_OK):
+                self.fail(f"{str(value)!r}: cannot be written, expected a folder with permission.", param, ctx)
         except OSError as error:
             self.fail(f"{str(value)!r}: {error.strerror}, expected a name that can be written.", param, ctx)
         return found

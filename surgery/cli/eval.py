@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from surgery.cli.common import Command, OutPath, counted, err, noted, out, print_json
-from surgery.cli.options import chosen_recipe, load, model_options, recipe_options
+from surgery.cli.options import Asked, asking, json_option
 from surgery.cli.tables import SCORES, print_table, score_cells
+from surgery.evaluation import CONVENTIONS, DATASETS, evaluate, open_dataset
 from surgery.progress import progress_bar
 
-DATASETS = ("davis2016", "davis2017", "mose", "lvos", "sav", "ytvos", "folder")
-CONVENTIONS = ("davis2017", "vos-benchmark", "sav", "lvos", "after-prompt")
+_ERRORS = {"on_object": "on objects", "elsewhere": "elsewhere"}
 
 
 @click.command(cls=Command, name="eval")
@@ -24,19 +25,20 @@ CONVENTIONS = ("davis2017", "vos-benchmark", "sav", "lvos", "after-prompt")
 @click.option("--dataset", required=True, type=click.Choice(DATASETS), help="Layout of ROOT.")
 @click.option("--split", help="Part of the data set; default val or valid.")
 @click.option("--sequences", multiple=True, metavar="NAME[,NAME]", help="Only these sequences; repeatable.")
-@recipe_options(stock=True)
-@model_options
+@asking(stock=True)
 @click.option("--compare", "--dense-too", "dense_too", is_flag=True, help="Run the stock model beside it, in turn.")
 @click.option("--max-frames", type=click.IntRange(min=1), help="Only the first frames of every sequence.")
 @click.option("--convention", type=click.Choice(CONVENTIONS), help="Which frames count; default the data set's.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
 @click.option("--record", is_flag=True, help="Also write a trace of every sequence, for a player.")
+@click.option(
+    "--drift-free", is_flag=True, help="Also compare sparse frames with dense ones from the dense model's own state."
+)
 @click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Folder for the results.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def evaluate_command(
-    model: str, root: str, dataset: str, split: str | None, sequences: tuple[str, ...], recipe: str | None,
-    overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None, dense_too: bool,
-    max_frames: int | None, convention: str | None, threads: int | None, record: bool, folder: str, as_json: bool,
+    asked: Asked, root: str, dataset: str, split: str | None, sequences: tuple[str, ...], dense_too: bool,
+    threads: int | None, folder: str, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Score MODEL on the annotated data set in ROOT: semi-supervised video object segmentation, J and F.
 
@@ -47,38 +49,21 @@ def evaluate_command(
     surgery eval demo clips/ --dataset folder --recipe balanced --dense-too --out eval
     surgery eval facebook/sam2.1-hiera-large DAVIS/ --dataset davis2017 --dense-too --out eval
     """
-    import torch
-
-    from surgery.api import sparsify
-    from surgery.evaluation import evaluate, open_dataset
-
     if threads is not None:
         torch.set_num_threads(threads)
     opened = open_dataset(dataset, root, split)
     names = [part for text in sequences for part in text.split(",") if part] or None
-    chosen = chosen_recipe(recipe, overrides, adapter)
-    loaded = load(model, host, device)
-    if not dense_too and recipe != "none":
+    chosen, adapter, model = asked.chosen(), asked.adapter, asked.load()
+    if not dense_too:
         # Nothing else needs the stock model, so it need not be copied.
-        sparsify(loaded, chosen, adapter=adapter)
-        chosen = adapter = None
+        model, chosen, adapter = asked.operate(model, chosen), None, None
     with progress_bar(err.is_terminal) as bars:
         bars("tracking", 0, None, "reading")
         scores = evaluate(
-            loaded,
-            opened,
-            recipe=chosen,
-            adapter=adapter,
-            dense_too=dense_too,
-            sequences=names,
-            max_frames=max_frames,
-            convention=convention,
-            out=folder,
-            record=record,
-            progress=lambda done, total, name: bars("tracking", done, total, name),
-            name=model,
-            command=shlex.join(["surgery", *sys.argv[1:]]),
-        )
+            model, opened, recipe=chosen, adapter=adapter, dense_too=dense_too, sequences=names, out=folder,
+            progress=lambda done, total, name: bars("tracking", done, total, name), name=asked.model,
+            command=shlex.join(["surgery", *sys.argv[1:]]), **how,
+        )  # fmt: skip
     if as_json:
         print_json(scores.as_dict())
         return
@@ -99,7 +84,7 @@ def _say(scores: Any) -> None:
     summary = scores.summary
     found = (summary.get("difference") or {}).get("j_and_f") or {}
     rows += _lines(counted(summary["objects"], "object"), scores.arms, summary, found.get("mean"))
-    print_table(("", "", *SCORES, "difference"), rows, names=2)
+    print_table(("", "", *SCORES, "difference"), rows)
     faster = summary.get("speedup")
     if faster:
         out.print(
@@ -114,6 +99,13 @@ def _say(scores: Any) -> None:
     elif summary["sequences"] == 1 and scores.sequences[0].get("difference"):
         change = scores.sequences[0]["difference"]["j_and_f"]
         out.print(f"J&F of sparse minus dense: {change:+.4f}; one sequence gives no interval")
+    for each in summary.get("drift_free", ()):
+        errors = [f"{each[name]:.1%} {label}" for name, label in _ERRORS.items() if each[name] is not None]
+        spread = f" ({each['interval']['low']:.3f} to {each['interval']['high']:.3f})" if each["interval"] else ""
+        out.print(
+            f"{counted(each['steps'], 'sparse frame')} from the dense state: J&F of the dense masks {each['masks']:.3f}"
+            f"{spread}; feature error {', '.join(errors)}; {counted(each['comparisons'], 'comparison')}"
+        )
     if not summary["alternating"]:
         out.print("ms of a single model, measured beside nothing: not for comparing", style="dim")
     for reason in dict.fromkeys(item["reason"] for item in scores.not_scored):

@@ -2,76 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import click
 
+from surgery.api import status
 from surgery.cli.common import Command, out, print_json
-from surgery.cli.options import listed, load, model_options, recipe_options
+from surgery.cli.options import Asked, asking, json_option
 from surgery.cli.tables import print_table
-from surgery.errors import RecipeError
+from surgery.core.cost import CostModel
+from surgery.describe import described
+from surgery.engine import require_surgery
+from surgery.operations.window_routing.bound import WindowRouter
+from surgery.recipe import Recipe
 
 
 @click.command(cls=Command)
 @click.argument("model")
-@recipe_options()
-@model_options
-@click.option("--windows", help="Also count these shares of the windows, whatever the recipe allows: 0.25,0.5.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def inspect(
-    model: str, recipe: str, overrides: tuple[str, ...], adapter: str | None, host: str | None, device: str | None,
-    windows: str | None, as_json: bool,
-) -> None:  # fmt: skip
+@asking()
+@json_option
+def inspect(asked: Asked, as_json: bool) -> None:
     """Show the blocks of MODEL, which of them RECIPE routes, the parameters added, and GFLOP per frame.
 
     Counted at the recipe's own point: as many windows as its budget allows.
     """
-    from surgery.api import sparsify
-    from surgery.engine import require_surgery
-    from surgery.operations.window_routing.bound import WindowRouter
-    from surgery.recipe import Recipe
-
-    chosen = Recipe.load(recipe, overrides)
-    shares = listed("--windows", windows, _share, "a share above 0 and up to 1") if windows else []
+    chosen = Recipe.load(str(asked.recipe), asked.overrides)
     # Only an adapter asks for the weights: it is checked against them.
-    loaded = load(model, host, device, weights=adapter is not None)
-    sparsify(loaded, chosen, adapter=adapter)
-    surgery = require_surgery(loaded)
-    if shares and surgery.find(WindowRouter) is None:
-        raise RecipeError(f"recipe {chosen.metadata.name!r} routes no windows; leave --windows out")
-    facts = describe(surgery, shares)
-    print_json({"model": model, **facts}) if as_json else _print(model, facts)
+    surgery = require_surgery(asked.operate(asked.load(weights=asked.adapter is not None), chosen))
+    facts = describe(surgery)
+    print_json({"model": asked.model, **facts}) if as_json else _print(asked.model, facts)
 
 
-def _share(text: str) -> float:
-    if not 0 < float(text) <= 1:
-        raise ValueError
-    return float(text)
-
-
-def describe(surgery: Any, shares: Sequence[float] = ()) -> dict[str, Any]:
-    """Everything `inspect` shows, as plain data. `shares`: of the windows, counted beside the recipe's own."""
-    from surgery.api import status
-    from surgery.describe import described
-    from surgery.operations.window_routing.bound import WindowRouter
-
+def describe(surgery: Any) -> dict[str, Any]:
+    """Everything `inspect` shows, as plain data."""
     host, router = surgery.host, surgery.find(WindowRouter)
     state, grid = status(host.model), router.grid if router is not None else None
-    blocks = []
-    for index in range(len(host.blocks())):
-        info = host.block_info(index)
-        role = router.role(index) if router is not None else "dense"
-        blocks.append(
-            {
-                "block": index,
-                "channels": info.dim,
-                "heads": info.heads,
-                "attention": f"window {info.window}" if info.window else "global",
-                "halves_map": info.pools,
-                "role": role,
-            }
-        )
+    infos = [host.block_info(index) for index in range(len(host.blocks()))]
     return {
         "host": host.name,
         "image_size": host.image_size(),
@@ -83,38 +50,38 @@ def describe(surgery: Any, shares: Sequence[float] = ()) -> dict[str, Any]:
         else {"rows": grid.rows, "columns": grid.cols, "side": grid.window, "count": grid.count},
         "parameters": sum(parameter.numel() for parameter in host.model.parameters()) - state.parameters_added,
         "parameters_added": state.parameters_added,
-        "blocks": blocks,
-        "gflop_per_frame": _costs(surgery, shares),
+        "blocks": [
+            {
+                "block": index,
+                "channels": info.dim,
+                "heads": info.heads,
+                "attention": f"window {info.window}" if info.window else "global",
+                "halves_map": info.pools,
+                "role": router.role(index) if router is not None else "dense",
+            }
+            for index, info in enumerate(infos)
+        ],
+        "gflop_per_frame": _costs(surgery),
     }
 
 
-def _costs(surgery: Any, shares: Sequence[float]) -> list[dict[str, Any]]:
-    """GFLOP of encoder and memory attention: the recipe at its own point, stock, then the forced shares."""
-    from surgery.core.cost import CostModel
-    from surgery.operations.window_routing.bound import WindowRouter
-
+def _costs(surgery: Any) -> list[dict[str, Any]]:
+    """GFLOP of encoder and memory attention: the recipe at its own point, and stock."""
     model, router = CostModel(surgery), surgery.find(WindowRouter)
-    stock = model.stock
-
-    def row(what: str, windows: int | None, at_most: bool = False) -> dict[str, Any]:
-        kept = {} if windows is None or router is None else {"windows": windows / router.grid.count}
-        cost = model.parts(kept)
-        ratio = sum(stock.values()) / sum(cost.values())
-        return {"what": what, "windows": windows, "at_most": at_most, "ratio": ratio, **_named(cost)}
-
-    if router is None:
-        own, forced = row("recipe", None), []
-    else:
+    stock, own, windows, at_most = model.stock, model.parts({}), None, False
+    if router is not None:
         count, settings = router.grid.count, router.settings
         routed = settings.windows == "object"
-        most = max(1, round(settings.budget * count)) if routed else count
-        own = row("recipe", most, at_most=routed and not settings.fill)
-        forced = [row("forced", max(1, round(share * count))) for share in shares]
-    return [own, {"what": "stock", "windows": None, "at_most": False, "ratio": 1.0, **_named(stock)}, *forced]
-
-
-def _named(cost: Mapping[Any, float]) -> dict[str, float]:
-    return {str(part): value for part, value in cost.items()}
+        windows, at_most = max(1, round(settings.budget * count)) if routed else count, routed and not settings.fill
+        own = model.parts({"windows": windows / count})
+    ratio = sum(stock.values()) / sum(own.values())
+    return [
+        {"what": what, "windows": kept, "at_most": most, "ratio": less, **{str(part): cost[part] for part in cost}}
+        for what, kept, most, less, cost in (
+            ("recipe", windows, at_most, ratio, own),
+            ("stock", None, False, 1.0, stock),
+        )
+    ]
 
 
 def _print(model: str, facts: dict[str, Any]) -> None:
@@ -138,8 +105,10 @@ def _print(model: str, facts: dict[str, Any]) -> None:
     )  # fmt: skip
     out.print(f"{facts['parameters']:,} parameters, {facts['parameters_added']:,} added")
     blocks = []
-    for first, last in _runs(facts["blocks"]):
-        name = str(first["block"]) if first is last else f"{first['block']}..{last['block']}"
+    # Neighbours that differ only in their number are one line.
+    for _, run in groupby(facts["blocks"], key=lambda block: {**block, "block": None}):
+        first, *_, last = (alike := list(run)) * 2
+        name = str(first["block"]) if len(alike) == 1 else f"{first['block']}..{last['block']}"
         blocks.append([name, str(first["channels"]), str(first["heads"]), first["attention"], _ROLES[first["role"]]])
     print_table(("blocks", "channels", "heads", "attention", "under this recipe"), blocks)
     if facts["windows"] is not None:
@@ -156,15 +125,3 @@ def _point(row: dict[str, Any], windows: dict[str, Any] | None) -> str:
 
 
 _ROLES = {"dense": "as is", "routed": "chosen windows only", "merge": "as is; merges the windows"}
-
-
-def _runs(blocks: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Group neighbours that differ only in their number."""
-    runs: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for block in blocks:
-        alike = runs and all(runs[-1][1][key] == block[key] for key in block if key != "block")
-        if alike:
-            runs[-1] = (runs[-1][0], block)
-        else:
-            runs.append((block, block))
-    return runs

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
 import click
 
 from surgery import __version__
-from surgery.cli.adapters import ADAPTER_COMMANDS
+from surgery.cli.adapters import import_published, pull, push, verify
 from surgery.cli.bench import bench
 from surgery.cli.calibrate import calibrate, fit
-from surgery.cli.demo import demo
-from surgery.cli.demo_eval import demo_clips, demo_eval
+from surgery.cli.common import note
+from surgery.cli.demo import demo, demo_clips, demo_eval
 from surgery.cli.eval import evaluate_command
 from surgery.cli.inspect import inspect
 from surgery.cli.recipes import recipes
@@ -22,24 +24,15 @@ from surgery.hosts import hosts
 @click.version_option(__version__, prog_name="surgery")
 def main() -> None:
     """Make SAM 2 video models faster without retraining, and see what it does to them."""
+    warnings.showwarning = note
     for host in hosts():
         host.loader.quiet()
 
 
 for command in (
-    track,
-    inspect,
-    recipes,
-    demo,
-    demo_eval,
-    demo_clips,
-    bench,
-    report,
-    evaluate_command,
-    calibrate,
-    fit,
-    *ADAPTER_COMMANDS,
-):
+    track, inspect, recipes, demo, demo_eval, demo_clips, bench, report, evaluate_command, calibrate, fit, push, pull,
+    verify, import_published,
+):  # fmt: skip
     main.add_command(command)
 
 

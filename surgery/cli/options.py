@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from typing import Any, TypeVar
 
 import click
 
+from surgery import loading
+from surgery.api import DEFAULT_RECIPE, sparsify
 from surgery.cli.common import shown
 from surgery.hosts import builders
-from surgery.loading import saved_forms
+from surgery.progress import Bars
 from surgery.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
-SAVED = saved_forms()
+SAVED = loading.saved_forms()
 """How saved models are named, for help texts."""
 _HOSTS = list(builders())
 host_option = click.option(
@@ -23,49 +27,69 @@ host_option = click.option(
     type=click.Choice(_HOSTS),
     help=f"Host library, for MODEL demo and random:SIZE; default: {' where it is installed, else '.join(_HOSTS)}.",
 )
-
-
-def model_options(function: F) -> F:
-    """`--host` and `--device`."""
-    function = click.option("--device", help="torch device; default: CUDA when there is one, else the CPU.")(function)
-    return host_option(function)
-
-
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable."
 )
+recipe_option = click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="Recipe name or YAML path.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+_stock_option = click.option("--recipe", help="Recipe name or YAML path; 'none' runs the stock model.")
 _adapter_option = click.option("--adapter", type=click.Path(), help="Adapter folder with a fitted shortcut.")
+_device_option = click.option("--device", help="torch device; default: CUDA when there is one, else the CPU.")
 
 
-def recipe_options(stock: bool = False, adapter: bool = True) -> Callable[[F], F]:
-    """`--recipe`, `--set` and, unless `adapter` is False, `--adapter`. stock: `--recipe none` is a choice, see
-    `chosen_recipe`; else the default is "balanced"."""
-    other, default = ("; 'none' runs the stock model", None) if stock else ("", "balanced")
-    recipe = click.option("--recipe", default=default, show_default=True, help=f"Recipe name or YAML path{other}.")
-    return lambda function: recipe(set_option(_adapter_option(function) if adapter else function))
+@dataclass(frozen=True)
+class Asked:
+    """What a command's MODEL, --recipe, --set, --adapter, --host and --device say."""
 
+    model: str = ""
+    host: str | None = None
+    device: str | None = None
+    recipe: str | None = None
+    overrides: tuple[str, ...] = ()
+    adapter: str | None = None
 
-def chosen_recipe(recipe: str | None, overrides: tuple[str, ...], adapter: str | None) -> Recipe | None:
-    """What `--recipe`, `--set` and `--adapter` ask for; None for the stock model or the adapter's own recipe."""
-    from surgery.api import DEFAULT_RECIPE
+    def load(self, bars: Bars | None = None, **more: Any) -> Any:
+        """The stock model; see `load_model`. bars: where to show that it is being loaded, if there are any yet."""
+        text = f"loading {self.model}"
+        with shown(text) if bars is None else bars.stage(text):
+            return loading.load_model(self.model, self.host, self.device, **more)
 
-    if recipe == "none":
-        if overrides or adapter is not None:
+    def chosen(self) -> Recipe | None:
+        """The recipe; None for the stock model or the adapter's own recipe."""
+        if self.recipe == "none" and (self.overrides or self.adapter is not None):
             raise click.UsageError("--recipe none runs the stock model: it takes no --set and no --adapter")
-        return None
-    if recipe is None and adapter is not None:
-        if overrides:
+        if self.recipe is None and self.adapter is not None and self.overrides:
             raise click.UsageError("--set needs --recipe")
-        return None
-    return Recipe.load(recipe or DEFAULT_RECIPE, overrides)
+        if self.recipe == "none" or (self.recipe is None and self.adapter is not None):
+            return None
+        return Recipe.load(self.recipe or DEFAULT_RECIPE, self.overrides)
+
+    def operate(self, model: Any, recipe: Recipe | None) -> Any:
+        """Put the model under surgery, unless it is to stay stock; `recipe` as of `chosen`."""
+        return model if self.recipe == "none" else sparsify(model, recipe, adapter=self.adapter)
 
 
-def load(spec: str, host: str | None, device: str | None, **more: Any) -> Any:
-    """The model of this name, loaded; see `load_model`."""
-    from surgery.loading import load_model
+def asking(recipe: bool = True, adapter: bool = True, stock: bool = False) -> Callable[[F], Callable[..., Any]]:
+    """The options of `Asked`, which the command gets as `asked`.
 
-    with shown(f"loading {spec}"):
-        return load_model(spec, host, device, **more)
+    Args:
+        recipe: whether there is one to choose. adapter: or an adapter. stock: `--recipe none` is a choice.
+    """
+    chosen = [_stock_option if stock else recipe_option, set_option, *([_adapter_option] * adapter)] if recipe else []
+    names = {field.name for field in fields(Asked)}
+
+    def add(function: F) -> Callable[..., Any]:
+        @wraps(function)
+        def command(**given: Any) -> Any:
+            asked = Asked(**{name: given.pop(name) for name in names & given.keys()})
+            return function(asked=asked, **given)
+
+        wrapped: Callable[..., Any] = command
+        for option in (_device_option, host_option, *reversed(chosen)):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return add
 
 
 def listed(option: str, text: str, read: Callable[[str], T], expected: str) -> list[T]:

@@ -7,14 +7,14 @@ from rich.table import Table
 from rich.text import Text
 
 from surgery.cli.common import Command, out, print_json
-from surgery.cli.options import set_option
+from surgery.cli.options import json_option, set_option
 from surgery.recipe import Recipe, list_recipes
 
 
 @click.command(cls=Command)
 @click.argument("name", required=False)
 @set_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def recipes(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """List the built-in recipes, or print recipe NAME (a name or a YAML path) with every field spelt out."""
     if name is not None:

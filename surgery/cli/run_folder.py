@@ -14,28 +14,28 @@ from pydantic import BaseModel
 from surgery.errors import VideoError
 from surgery.files import hold, write_whole
 from surgery.validation import read_as
-from surgery.video.frames import Video
 from surgery.video.masks import Labels, read_label_png, write_label_png
+from surgery.video.source import Video
 
 # A run goes on only with what it was started with; a video may not change its size in between, either.
 _SETTINGS = ("video", "size", "model", "host", "recipe", "adapter", "prompts")
 
 
-class _Frame(BaseModel):
+class _PastFrame(BaseModel):
     frame: int
     ms: float
 
 
-class _Run(BaseModel):
+class _PastRun(BaseModel):
     frames: int
     seconds: float
 
 
-class _Summary(BaseModel):
+class _PastSummary(BaseModel):
     """What resuming reads of summary.json. The first versions wrote no runs."""
 
-    per_frame: list[_Frame]
-    runs: list[_Run] = []
+    per_frame: list[_PastFrame]
+    runs: list[_PastRun] = []
 
 
 class RunFolder:
@@ -45,7 +45,7 @@ class RunFolder:
         video: what is tracked. first: its first prompted frame. resume, overwrite: what to do with a run that is there.
 
     Attributes:
-        last: the frame up to which all masks are there, when resuming; else None.
+        after: the frame up to which all masks are there, when resuming; else the one before the first.
         before: the summary of the run to go on with, or None.
 
     Raises:
@@ -57,15 +57,9 @@ class RunFolder:
         self.path, self.video, self.first, self.overwrite = path, video, first, overwrite
         self.masks, self.overlay, self.note = path / "masks", path / "overlay.mp4", path / "summary.json"
         self.before: dict[str, Any] | None = None
-        self.last: int | None = None
+        self.after = first - 1
         self._lock: int | None = None
-        try:
-            occupied = path.is_dir() and any(path.iterdir())
-        except OSError as error:
-            raise self._not_writable(error.strerror) from error
-        if not os.access(_nearest(path), os.W_OK | os.X_OK) or not _nearest(path).is_dir():
-            raise self._not_writable(f"{_nearest(path)} is no folder to write to")
-        if not occupied:
+        if not path.is_dir() or not any(path.iterdir()):
             return
         if not (resume or overwrite):
             raise VideoError(
@@ -74,7 +68,15 @@ class RunFolder:
             )
         found = self._read()
         if resume:
-            self.before, self.last = found, self._last()
+            self.before = found
+            count = None if video.names is None else len(video.names)
+            while self.after + 1 != count and self.mask(self.after + 1).is_file():
+                self.after += 1
+
+    @property
+    def resumed(self) -> bool:
+        """Whether masks are there to go on from."""
+        return self.after >= self.first
 
     def check_same(self, head: dict[str, Any]) -> None:
         """Raise `VideoError` if the run to go on with was started with another video, model, recipe or prompts."""
@@ -110,7 +112,7 @@ class RunFolder:
             if self.overwrite or not overlay:
                 self.overlay.unlink(missing_ok=True)
             self.masks.mkdir(exist_ok=True)
-            kept = {self.mask(index) for index in range(self.first, -1 if self.last is None else self.last + 1)}
+            kept = {self.mask(index) for index in range(self.first, self.after + 1)}
             for stray in set(self.masks.glob("*.png")) - kept:
                 stray.unlink()
         except OSError as error:
@@ -143,24 +145,9 @@ class RunFolder:
 
     def _read(self) -> dict[str, Any]:
         try:
-            return read_as(self.note, _Summary, VideoError)
+            return read_as(self.note, _PastSummary, VideoError)
         except VideoError as error:
             raise VideoError(f"{self.path}: holds no run of `surgery track`; choose a new folder ({error})") from error
 
-    def _last(self) -> int | None:
-        index = self.first
-        count = None if self.video.names is None else len(self.video.names)
-        while index != count and self.mask(index).is_file():
-            index += 1
-        return index - 1 if index > self.first else None
-
     def _not_writable(self, reason: str | None) -> VideoError:
         return VideoError(f"{self.path}: cannot be written ({reason}), expected a folder to write to")
-
-
-def _nearest(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there."""
-    path = path.absolute()
-    while not os.path.lexists(path):
-        path = path.parent
-    return path

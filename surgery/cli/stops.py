@@ -17,46 +17,36 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-class _Signals:
-    def __init__(self) -> None:
-        self.held = False
-        self.pending: int | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.held:
-            self.pending = number
-        else:
-            raise Stopped(number)
+_HELD: list[list[int]] = []
+"""Signals that came inside `held`."""
 
 
-_SIGNALS = _Signals()
+def _heed(number: int, frame: FrameType | None) -> None:
+    if not _HELD:
+        raise Stopped(number)
+    _HELD[-1].append(number)
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Inside, SIGINT and SIGTERM raise `Stopped`, unless the process was started to ignore them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    heeded = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _heed) for number in heeded}
     try:
-        for number in heeded:
-            signal.signal(number, _SIGNALS)
         yield
     finally:
-        for number, handler in heeded.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
 def held() -> Iterator[None]:
     """Inside `stoppable`, let a block end before a signal is heeded: what belongs together is written together."""
-    _SIGNALS.held = True
+    _HELD.append([])
     try:
         yield
     finally:
-        _SIGNALS.held = False
-        number, _SIGNALS.pending = _SIGNALS.pending, None
-    if number is not None:
-        raise Stopped(number)
+        came = _HELD.pop()
+    if came:
+        raise Stopped(came[-1])

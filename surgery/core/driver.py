@@ -6,6 +6,7 @@ warming up.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -60,6 +61,12 @@ class Driver(ABC):
     @abstractmethod
     def add_points(self, frame: int, obj_id: int, points: Sequence[tuple[float, float]], labels: Sequence[int]) -> None:
         """The same with points (x, y) in pixels; labels: 1 on the object, 0 off it."""
+
+    def twin(self) -> Driver:
+        """The same with a copy of the session, which goes on as this one would. Frames are shared."""
+        other = copy.copy(self)
+        other.session = copy.deepcopy(self.session, {id(self.frames): self.frames})
+        return other
 
     @abstractmethod
     def steps(self, first: int, last: int) -> Generator[tuple[Sequence[int], Tensor], None, None]:

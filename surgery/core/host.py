@@ -189,14 +189,13 @@ class HostView(ABC):
         """The mask decoder, and those of its modules that the host calls by themselves."""
         return [self.mask_decoder()]
 
-    @property
     @abstractmethod
-    def current_argument(self) -> str:
-        """Name of the argument by which memory attention takes the current features."""
+    def stride16_of(self, output: Any) -> Tensor:
+        """What the encoder returned -> its stride-16 feature as memory attention takes it, [T, 1, C]."""
 
-    @abstractmethod
     def stride16(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels [1, 3, S, S] -> the encoder's stride-16 feature as memory attention takes it, [T, 1, C]."""
+        """The same of normalised pixels [1, 3, S, S]."""
+        return self.stride16_of(self.image_encoder()(pixels))
 
     @abstractmethod
     def base_id(self) -> tuple[str | None, str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 class Observer:
     """Looks on while every approximate operation runs dense and reports: calibration learns from it what sparse
-    settings would have done."""
+    settings would have done.
+
+    leads: what operations remember of a frame is as if everything had been asked for, so that sparse frames can follow.
+    """
+
+    leads: ClassVar[bool] = False
 
     def frame(self, context: FrameContext, pixels: Tensor) -> None:
         """Before a frame is encoded; `context.video.evidence` is that of the frame before. pixels: [1, 3, S, S]."""

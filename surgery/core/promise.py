@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from surgery.core.operation import MOST, Settings
+from surgery.core.operation import Settings
 
 _MAX_CANDIDATES = 5000
 
@@ -25,15 +25,16 @@ class CalibrationSettings(Settings):
     max_clip_drop: float = Field(
         0.2, gt=0.0, le=1.0, allow_inf_nan=False, description="promise on the worst held-out clip"
     )
-    objective: Literal["memory", "stage", "masks"] = Field(
-        "memory",
-        description="what the shortcut is fitted to: conditioned feature (`memory`), span output (`stage`) or masks",
-    )
-    steps: int = Field(100, ge=0, le=MOST, description="gradient steps after the closed form")
     search: dict[str, tuple[Any, ...]] = Field(
         default_factory=dict,
         description="values to try, by dotted field; every combination is a candidate, at most 5,000",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_files(cls, data: Any) -> Any:
+        """Without what the gradient steps of 0.1.0 were told; the closed form is all of the fit now."""
+        return {key: data[key] for key in data if key not in ("objective", "steps")} if isinstance(data, dict) else data
 
     @field_validator("search", mode="before")
     @classmethod

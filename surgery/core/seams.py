@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from surgery.core.attention import AttentionCall
@@ -64,6 +65,18 @@ class BlockCall:
         out: Tensor = self.block.attn(windows, **self._kwargs)
         return out
 
+    def qkv(self, tokens: Tensor) -> Tensor:
+        """Queries, keys and values of normed tokens, N in all: [N, 3, heads, d]."""
+        out: Tensor = self.block._qkv(tokens)
+        return out
+
+    def attended(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention output [N, C] of queries [N, heads, d] over keys and values [M, heads, d]."""
+        q, k, v = (each.transpose(0, 1)[None] for each in (query, key, value))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.block._out(mixed[0].transpose(0, 1).flatten(1))
+        return out
+
     def project(self, tokens: Tensor) -> Tensor:
         """The residual's projection where the block changes the width."""
         out: Tensor = self.block.proj(tokens)
@@ -76,7 +89,7 @@ class BlockCall:
 
 
 class Block(Patched):
-    """An encoder block. A host says how it calls the norms; attention, projection and feed-forward have one name."""
+    """An encoder block. A host says what its norms and the inside of its attention are; all else has one name."""
 
     _surgery: Site
 
@@ -84,6 +97,12 @@ class Block(Patched):
         raise NotImplementedError
 
     def _norm2(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _qkv(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _out(self, mixed: Tensor) -> Tensor:
         raise NotImplementedError
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:

@@ -138,7 +138,7 @@ class FrameRecord:
     """How one frame was encoded.
 
     windows: ids computed, out of `grid` (rows, cols). dense: why all were, or None. cover: side of the padded grid over
-    the side of the image (1 without padding).
+    the side of the image (1 without padding). widened: why more were than the budget allows, or None.
     """
 
     frame: int
@@ -146,16 +146,19 @@ class FrameRecord:
     grid: tuple[int, int]
     dense: str | None
     cover: float = 1.0
+    widened: str | None = None
 
 
 @dataclass
 class SessionStats:
     """Running totals of one video. kept: shares computed of what an operation may skip, by its name, summed over calls:
-    (sum, number of calls). dense: reasons for dense frames and how often. last: of the last frame encoded."""
+    (sum, number of calls). dense: reasons for dense frames and how often; widened: for frames that computed more than
+    the budget. last: of the last frame encoded."""
 
     frames: int = 0
     kept: dict[str, tuple[float, int]] = field(default_factory=dict)
     dense: Counter[str] = field(default_factory=Counter)
+    widened: Counter[str] = field(default_factory=Counter)
     last: FrameRecord | None = None
 
     def count(self, name: str, share: float) -> None:
@@ -173,8 +176,17 @@ class SessionStats:
         total, calls = self.kept.get(name, (0.0, 0))
         return total / calls if calls else None
 
+    def since(self, before: SessionStats) -> dict[str, float]:
+        """Mean shares of the calls after those of `before`."""
+        found = {}
+        for name, (total, calls) in self.kept.items():
+            past, many = before.kept.get(name, (0.0, 0))
+            if calls > many:
+                found[name] = (total - past) / (calls - many)
+        return found
+
     def copied(self) -> SessionStats:
-        return replace(self, kept=dict(self.kept), dense=Counter(self.dense))
+        return replace(self, kept=dict(self.kept), dense=Counter(self.dense), widened=Counter(self.widened))
 
 
 @dataclass(eq=False)

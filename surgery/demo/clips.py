@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -46,6 +46,11 @@ class Clip:
     labels: NDArray[np.uint8]
     visible: NDArray[np.bool_]
 
+    @property
+    def objects(self) -> range:
+        """The labels of its objects."""
+        return range(1, self.visible.shape[1] + 1)
+
 
 def make_clip(
     seed: int,
@@ -81,6 +86,11 @@ def make_clip(
     images, labels = _render(script, size)
     visible = _areas(labels, script.objects) > 0
     return Clip(f"{difficulty}-{seed:05d}", images, labels, visible)
+
+
+def held_out(seed: int, count: int, frames: int = 24, **how: Any) -> Iterator[Clip]:
+    """Held-out clips `seed` to `seed + count - 1`, never trained on; other arguments as of `make_clip`."""
+    return (make_clip(HELD_OUT + seed + number, frames, **how) for number in range(count))
 
 
 def write_davis(clips: Iterable[Clip], folder: str | Path) -> list[Path]:
@@ -142,13 +152,14 @@ def _check(seed: Any, frames: Any, size: Any, difficulty: Any, cuts: Any, object
         raise ClipError(
             f"difficulty {difficulty!r} is not one of {', '.join(levels)}{nearest(str(difficulty), levels)}"
         )
-    if seed < 0:
-        raise ClipError(f"seed {seed} is negative")
-    if not 1 <= frames <= 1000:
-        raise ClipError(f"frames {frames} is not in 1 to 1000")
-    if not 32 <= size <= 1024 or size % 16:
-        raise ClipError(f"size {size} is not a multiple of 16 in 32 to 1024")
-    if not 0 <= cuts < frames:
-        raise ClipError(f"cuts {cuts} is not in 0 to frames - 1 = {frames - 1}")
-    if objects is not None and not 1 <= objects <= MAX_OBJECTS:
-        raise ClipError(f"objects {objects} is not in 1 to {MAX_OBJECTS}")
+    for name, value, low, high in (
+        ("seed", seed, 0, 1 << 62),
+        ("frames", frames, 1, 1000),
+        ("size", size, 32, 1024),
+        ("cuts", cuts, 0, frames - 1),
+        ("objects", 1 if objects is None else objects, 1, MAX_OBJECTS),
+    ):
+        if not low <= value <= high:
+            raise ClipError(f"{name} {value} is not in {low} to {high}")
+    if size % 16:
+        raise ClipError(f"size {size} is not a multiple of 16")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from surgery.errors import DatasetError, nearest
-from surgery.evaluation.truth import frame_size, read_binary, read_labels, read_merged
-from surgery.video.masks import MAX_ID, Labels, Mask
+from surgery.errors import DatasetError, VideoError, nearest
+from surgery.evaluation.truth import read_binary, read_labels
+from surgery.video import Video, open_video
+from surgery.video.masks import MAX_ID, Mask
 
 
 def frame_number(path: Path) -> int:
@@ -43,16 +44,14 @@ class Sequence:
 
     Attributes:
         name: the data set's name for it. frames: picture files in order. masks: label PNG by frame index.
-        object_masks: instead of `masks`, binary PNG by object name and frame index. merged: everything above 0 is one
-        object. spans: object name -> (start, end) of the meta file. fps: frames per second, or None. expected: objects
-        the meta file lists; they must appear.
+        object_masks: instead of `masks`, binary PNG by object name and frame index. spans: object name -> (start, end)
+        of the meta file. fps: frames per second, or None. expected: objects the meta file lists; they must appear.
     """
 
     name: str
     frames: list[Path]
     masks: dict[int, Path] = field(default_factory=dict)
     object_masks: dict[str, dict[int, Path]] | None = None
-    merged: bool = False
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     fps: float | None = None
     expected: tuple[str, ...] = ()
@@ -63,13 +62,21 @@ class Sequence:
         return self.object_masks is not None
 
     @cached_property
+    def video(self) -> Video:
+        """The frames. Raises DatasetError when the first cannot be read."""
+        try:
+            return open_video(self.frames[0].parent)
+        except VideoError as error:
+            raise DatasetError(str(error)) from error
+
+    @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the frames."""
-        return frame_size(self.frames[0])
+        return self.video.size
 
     def digest(self) -> str:
         """`"sha256:..."` over names and contents of all frames and masks, and what the meta file says."""
-        total = hashlib.sha256(f"{self.name} {self.merged} {sorted(self.spans.items())}".encode())
+        total = hashlib.sha256(f"{self.name} {sorted(self.spans.items())}".encode())
         for path in [*self.frames, *self._mask_files()]:
             total.update(f"\n{path.parent.name}/{path.name} ".encode())
             try:
@@ -101,7 +108,7 @@ class Sequence:
         else:
             listed = [index for index in sorted(self.masks) if index < limit]
             for index in listed:
-                for value in np.unique(self._labels(index)).tolist():
+                for value in np.unique(read_labels(self.masks[index], self.size)).tolist():
                     if value:
                         first.setdefault(str(value), index)
             frames = dict.fromkeys(first, listed)
@@ -121,12 +128,9 @@ class Sequence:
                 if path is not None:
                     yield thing, read_binary(path, self.size)
         elif index in self.masks:
-            labels = self._labels(index)
+            labels = read_labels(self.masks[index], self.size)
             for thing in objects:
                 yield thing, labels == thing.id
-
-    def _labels(self, index: int) -> Labels:
-        return (read_merged if self.merged else read_labels)(self.masks[index], self.size)
 
     def _mask_files(self) -> list[Path]:
         if self.object_masks is None:
@@ -173,5 +177,4 @@ class Dataset:
                 )
         if not wanted:
             raise DatasetError("no sequence named, expected at least one, or none to take all")
-        kept = tuple(sequence for sequence in self.sequences if sequence.name in wanted)
-        return Dataset(self.name, self.root, self.split, kept, self.convention, self.tree)
+        return replace(self, sequences=tuple(sequence for sequence in self.sequences if sequence.name in wanted))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel
 
 from surgery.errors import DatasetError, VideoError, nearest
 from surgery.evaluation.dataset import Dataset, Sequence, frame_number
+from surgery.validation import read_as
 from surgery.video.folder import KINDS, natural_sort
 
 
@@ -37,24 +38,14 @@ def open_dataset(name: str, root: str | Path, split: str | None = None) -> Datas
 
 def _davis(name: str, root: Path, split: str | None) -> Dataset:
     split = split or "val"
-    year = name.removeprefix("davis")
-    lists = [root / "ImageSets" / part / f"{split}.txt" for part in ((year, "480p") if year == "2016" else (year,))]
-    names = [_davis_name(line) for line in _read_list(lists, root / "ImageSets")]
     # test-dev and test-challenge publish the masks of the first frame only.
-    hidden = split.startswith("test")
+    complete = not split.startswith("test")
+    names = _read_list(root / "ImageSets" / "2017" / f"{split}.txt", root / "ImageSets")
     sequences = tuple(
-        _labelled(seq, root / "JPEGImages" / "480p" / seq, root / "Annotations" / "480p" / seq, complete=not hidden)
+        _labelled(seq, root / "JPEGImages/480p" / seq, root / "Annotations/480p" / seq, complete, 24.0)
         for seq in dict.fromkeys(names)
     )
-    for sequence in sequences:
-        sequence.merged, sequence.fps = year == "2016", 24.0
     return Dataset(name, root, split, sequences, "davis2017")
-
-
-def _davis_name(line: str) -> str:
-    """2017 lists names; 2016 lists two files per frame, `/JPEGImages/480p/bear/00000.jpg /Annotations/...`."""
-    first = line.split()[0]
-    return Path(first).parent.name if "/" in first else first
 
 
 def _split_folder(name: str, root: Path, split: str) -> Path:
@@ -73,74 +64,68 @@ def _split_folder(name: str, root: Path, split: str) -> Path:
 def _mose(name: str, root: Path, split: str | None) -> Dataset:
     split = split or "valid"
     folder = _split_folder(name, root, split)
-    found = _children(folder / "JPEGImages")
     sequences = tuple(
         _labelled(seq, folder / "JPEGImages" / seq, folder / "Annotations" / seq, complete=split == "train")
-        for seq in found
+        for seq in _children(folder / "JPEGImages")
     )
     return Dataset(name, root, split, sequences, "vos-benchmark")
 
 
+class _Range(BaseModel):
+    start: int
+    end: int
+
+
+class _Object(BaseModel):
+    frame_range: _Range | None = None
+
+
+class _Video(BaseModel):
+    objects: dict[str, _Object]
+
+
+class _Meta(BaseModel):
+    videos: dict[str, _Video]
+
+
 def _with_meta(name: str, root: Path, split: str | None) -> Dataset:
     """LVOS and YouTube-VOS: a meta file lists the objects of every video."""
-    split = split or "valid"
+    split, lvos = split or "valid", name == "lvos"
     folder = _split_folder(name, root, split)
     places = [folder / "meta.json"]
-    if name == "lvos":
+    if lvos:
         places = [folder / f"{split}_meta.json", *places, root / f"{split}_meta.json"]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise DatasetError(f"{places[0]}: no such file, expected the meta file of the {split} split")
     sequences = []
-    for seq, objects in _meta(path).items():
-        sequence = _labelled(seq, folder / "JPEGImages" / seq, folder / "Annotations" / seq, complete=False)
-        sequence.expected, sequence.fps = tuple(objects), 6.0
-        if name == "lvos":
-            sequence.spans = {key: _span(path, seq, key, value) for key, value in objects.items()}
+    for seq, video in sorted(_Meta.model_validate(read_as(path, _Meta, DatasetError)).videos.items()):
+        sequence = _labelled(seq, folder / "JPEGImages" / seq, folder / "Annotations" / seq, False, 6.0)
+        sequence.expected = tuple(video.objects)
+        for key, thing in video.objects.items() if lvos else ():
+            if thing.frame_range is None:
+                raise DatasetError(f"{path}: object {key!r} of {seq} has no frame_range, expected one in LVOS")
+            sequence.spans[key] = thing.frame_range.start, thing.frame_range.end
         sequences.append(sequence)
-    if name == "lvos":
-        return Dataset(name, root, split, tuple(sequences), "lvos")
-    return Dataset(name, root, split, tuple(sequences), "after-prompt", tree="ytvos")
-
-
-def _meta(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
-        return {seq: dict(videos[seq]["objects"]) for seq in sorted(videos)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f"{path}: not a meta file ({type(error).__name__}: {error}), expected "
-            '{"videos": {NAME: {"objects": {ID: {...}}}}}'
-        ) from error
-
-
-def _span(path: Path, seq: str, key: str, value: Any) -> tuple[int, int]:
-    try:
-        span = value["frame_range"]
-        return int(span["start"]), int(span["end"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(
-            f"{path}: object {key!r} of {seq} has no usable frame_range, expected "
-            '{"start": FRAME, "end": FRAME} as in the LVOS meta files'
-        ) from error
+    convention, tree = ("lvos", "labels") if lvos else ("after-prompt", "ytvos")
+    return Dataset(name, root, split, tuple(sequences), convention, tree)
 
 
 def _sav(name: str, root: Path, split: str | None) -> Dataset:
     lists = sorted(root.glob("*.txt")) if split is None else [root / f"{split}.txt"]
-    if split is None and len(lists) != 1:
+    if len(lists) != 1:
         raise DatasetError(
             f"{root}: {len(lists)} list files, expected one such as sav_val.txt: name the split (its file without .txt)"
         )
-    split = lists[0].stem
     sequences = []
-    for seq in _read_list(lists, root):
+    for seq in _read_list(lists[0], root):
         frames = _files(root / "JPEGImages_24fps" / seq, "frames")
         masks = root / "Annotations_6fps" / seq
         objects = {thing: _masks(masks / thing, frames) for thing in _children(masks)}
         if not objects:
             raise DatasetError(f"{masks}: no object folder, expected one per object such as 000")
         sequences.append(Sequence(seq, frames, object_masks=objects, fps=24.0))
-    return Dataset(name, root, split, tuple(sequences), "sav", tree="objects")
+    return Dataset(name, root, lists[0].stem, tuple(sequences), "sav", tree="objects")
 
 
 def _folder(name: str, root: Path, split: str | None) -> Dataset:
@@ -148,13 +133,10 @@ def _folder(name: str, root: Path, split: str | None) -> Dataset:
         raise DatasetError(f"split {split!r}: the layout {name!r} has no splits; choose sequences instead")
     found = [seq for seq in _children(root) if (root / seq / "frames").is_dir()]
     sequences = tuple(_labelled(seq, root / seq / "frames", root / seq / "masks", complete=True) for seq in found)
-    if not sequences:
-        raise DatasetError(f"{root}: no sequence, expected folders SEQ/frames and SEQ/masks")
     return Dataset(name, root, None, sequences, "vos-benchmark")
 
 
 DATASETS: dict[str, Callable[[str, Path, str | None], Dataset]] = {
-    "davis2016": _davis,
     "davis2017": _davis,
     "mose": _mose,
     "lvos": _with_meta,
@@ -164,7 +146,7 @@ DATASETS: dict[str, Callable[[str, Path, str | None], Dataset]] = {
 }
 
 
-def _labelled(name: str, frames_at: Path, masks_at: Path, complete: bool) -> Sequence:
+def _labelled(name: str, frames_at: Path, masks_at: Path, complete: bool, fps: float | None = None) -> Sequence:
     """A sequence with one label PNG per annotated frame, named as the frame."""
     frames = _files(frames_at, "frames")
     masks = _masks(masks_at, frames)
@@ -174,7 +156,7 @@ def _labelled(name: str, frames_at: Path, masks_at: Path, complete: bool) -> Seq
             f"{masks_at}: {len(masks)} masks for {len(frames)} frames, expected one each; "
             f"{frames[missing].stem}.png is missing"
         )
-    return Sequence(name, frames, masks)
+    return Sequence(name, frames, masks, fps=fps)
 
 
 def _files(folder: Path, what: str, kinds: Collection[str] = KINDS) -> list[Path]:
@@ -210,12 +192,11 @@ def _visible(folder: Path) -> list[Path]:
     return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
 
 
-def _read_list(places: list[Path], folder: Path) -> list[str]:
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
+def _read_list(path: Path, folder: Path) -> list[str]:
+    if not path.is_file():
         known = sorted(entry.stem for entry in folder.rglob("*.txt")) if folder.is_dir() else []
         raise DatasetError(
-            f"{places[0]}: no such list of sequences{nearest(places[0].stem, known)}; "
+            f"{path}: no such list of sequences{nearest(path.stem, known)}; "
             f"lists here: {', '.join(dict.fromkeys(known)) or 'none'}"
         )
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return path.read_text(encoding="utf-8").split()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from surgery.digests import code_digest, weights_digest
 from surgery.engine import current_surgery, desparsify
 from surgery.errors import DatasetError
 from surgery.evaluation.dataset import Dataset, Sequence
+from surgery.evaluation.drift_free import STEPS
 from surgery.evaluation.layouts import open_dataset
 from surgery.evaluation.metrics import TOLERANCE
 from surgery.evaluation.scores import Scores
 from surgery.evaluation.scoring import convention_named
 from surgery.evaluation.sequence_run import SequenceRun
-from surgery.evaluation.store import Store
+from surgery.evaluation.store import RunStore
 from surgery.hosts import view_of
 from surgery.recipe import Recipe
 
@@ -43,6 +45,7 @@ def evaluate(
     tolerance: float = TOLERANCE,
     out: str | Path | None = None,
     record: bool = False,
+    drift_free: bool = False,
     progress: Progress | None = None,
     name: str | None = None,
     command: str | None = None,
@@ -62,6 +65,8 @@ def evaluate(
         tolerance: of F, share of the image diagonal in (0, 1).
         out: folder for results and predictions, which makes the run resumable. None writes nothing.
         record: also write a trace of every sequence (needs `out`).
+        drift_free: also compare sparse frames with dense ones from the dense model's own state, see
+            `surgery.evaluation.drift_free`; of the objects on the first prompted frame.
         progress: called with frames done, frames in all and the running sequence.
         name, command: how the model and the call are named in the results.
 
@@ -74,11 +79,18 @@ def evaluate(
     convention_named(rule)
     _check_numbers(max_frames, tolerance, record, out)
     arms = _arms(model, recipe, adapter, dense_too)
+    if drift_free and "sparse" not in arms:
+        raise DatasetError("drift_free compares sparse frames with dense ones: expected a recipe or an adapter")
     settings = _settings(arms, chosen, name, max_frames, rule, tolerance, record)
-    store = Store(Path(out), settings, chosen.tree) if out is not None else None
+    if drift_free:
+        settings["drift_free"] = list(STEPS)
+    store = RunStore(Path(out), settings, chosen.tree) if out is not None else None
     try:
         shown = progress or (lambda done, total, sequence: None)
-        rows, not_scored = _run_all(arms, chosen, rule, tolerance, max_frames, record, store, shown)
+        one = partial(
+            SequenceRun, arms=arms, convention=rule, tolerance=tolerance, max_frames=max_frames, drift_free=drift_free
+        )
+        rows, not_scored = _run_all(one, arms, chosen, max_frames, record, store, shown)
     finally:
         if store is not None:
             store.close()
@@ -155,8 +167,8 @@ def _settings(
 
 
 def _run_all(
-    arms: dict[str, Any], dataset: Dataset, convention: str, tolerance: float, max_frames: int | None, record: bool,
-    store: Store | None, progress: Progress,
+    made: Callable[[Sequence], SequenceRun], arms: dict[str, Any], dataset: Dataset, max_frames: int | None,
+    record: bool, store: RunStore | None, progress: Progress,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
     names = list(arms)
     results: dict[str, dict[str, Any]] = {}
@@ -178,7 +190,7 @@ def _run_all(
 
     for sequence in left:
         progress(done, total, sequence.name)
-        one = SequenceRun(sequence, arms, convention, tolerance, max_frames)
+        one = made(sequence)
         places = store.start(sequence.name, names) if store is not None else None
         found = one.run(places, record, lambda sequence=sequence: step(sequence))  # type: ignore[misc]
         found["row"]["digest"] = digests.get(sequence.name) or sequence.digest()
@@ -191,7 +203,7 @@ def _run_all(
 
 
 def _head(
-    settings: dict[str, Any], dataset: Dataset, arms: dict[str, Any], store: Store | None, command: str | None
+    settings: dict[str, Any], dataset: Dataset, arms: dict[str, Any], store: RunStore | None, command: str | None
 ) -> dict[str, Any]:
     head = {
         "kind": "eval",

@@ -7,13 +7,15 @@ import io
 import json
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from surgery.bench.figures import speedup
 from surgery.evaluation.bootstrap import mean_interval
+from surgery.evaluation.drift_free import Comparison, Summary, summarise
 from surgery.evaluation.scoring import FIELDS, mean_of
 from surgery.evaluation.store import write_text
 
@@ -74,6 +76,9 @@ class Scores:
             }
             if alternating:
                 found["speedup"] = self._speedup()
+        compared = [[Comparison(**each) for each in row.get("drift_free", ())] for row in self.sequences]
+        if any(compared):
+            found["drift_free"] = [_drift(summary, compared) for summary in summarise([*chain(*compared)])]
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -117,6 +122,12 @@ class Scores:
         summary = self.summary
         for arm in self.arms:
             yield {"level": "summary", "arm": arm, "frames": summary["frames"], **summary[arm]}
+
+
+def _drift(summary: Summary, sequences: list[list[Comparison]]) -> dict[str, Any]:
+    """Means after so many steps, and how much sequences differ in their masks."""
+    rows = [[each.masks for each in one if each.steps == summary.steps] for one in sequences]
+    return {**asdict(summary), "interval": _interval([statistics.fmean(row) for row in rows if row])}
 
 
 def _over(average: Any, values: list[float | None]) -> float | None:

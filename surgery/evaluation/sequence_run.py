@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 
 from surgery.api import status
 from surgery.errors import DatasetError, VideoError, about
-from surgery.evaluation.dataset import Annotated, Sequence
+from surgery.evaluation.dataset import Sequence
+from surgery.evaluation.drift_free import STEPS, drift_free
 from surgery.evaluation.scoring import FIELDS, Scorer
 from surgery.evaluation.trace import Trace
 from surgery.tracking import TrackedFrame, track
-from surgery.video import MaskPrompt, Video, first_frames, labels_from_logits, open_video, write_label_png
+from surgery.video import MaskPrompt, Video, first_frames, labels_from_logits, write_label_png
 from surgery.video.masks import Mask
 
 
@@ -25,16 +27,17 @@ class SequenceRun:
 
     Args:
         sequence: to track. arms: models by name, "dense" and "sparse". convention, tolerance: see `Scorer`.
-        max_frames: look at the first frames only, or None.
+        max_frames: look at the first frames only, or None. drift_free: see `evaluate`.
 
     Raises:
         DatasetError: frames or masks that cannot be read or do not fit each other.
     """
 
     def __init__(
-        self, sequence: Sequence, arms: dict[str, Any], convention: str, tolerance: float, max_frames: int | None
-    ) -> None:
-        self.sequence, self.arms = sequence, arms
+        self, sequence: Sequence, arms: dict[str, Any], convention: str, tolerance: float, max_frames: int | None,
+        drift_free: bool = False,
+    ) -> None:  # fmt: skip
+        self.sequence, self.arms, self.drift_free = sequence, arms, drift_free
         self.count = min(len(sequence.frames), max_frames or len(sequence.frames))
         self.objects = sequence.annotated(self.count)
         self.by_id = {thing.id: thing for thing in self.objects}
@@ -48,7 +51,7 @@ class SequenceRun:
         Args:
             places: folder for the predictions of each arm, or None to write none. step: called after every frame.
         """
-        video, prompts = self._video(), self._prompts()
+        video, prompts = first_frames(self.sequence.video, self.count), self._prompts()
         prompted = {prompt.frame for prompt in prompts}
         trace = Trace(
             self.sequence.name,
@@ -60,14 +63,10 @@ class SequenceRun:
         runs = {arm: track(model, video, prompts) for arm, model in self.arms.items()}
         try:
             for index in range(self.count):
-                truth = self._truth(index)
-                if index < min(prompted):
-                    results: dict[str, TrackedFrame] = {}
-                else:
-                    results = self._advance(runs, index)
+                results = self._advance(runs, index) if index >= min(prompted) else {}
                 masks = {arm: self._masks(results.get(arm)) for arm in self.arms}
+                self._score(index, masks)
                 for arm in self.arms:
-                    self._score(arm, masks[arm], truth)
                     if places is not None:
                         self._write(places[arm], video.name_of(index), masks[arm])
                     if results and index not in prompted:
@@ -80,21 +79,18 @@ class SequenceRun:
         finally:
             for one in runs.values():
                 one.close()  # type: ignore[attr-defined]
-        return {**self._row(), "trace": trace.result() if record else None}
+        found = {**self._row(), "trace": trace.result() if record else None}
+        if self.drift_free:
+            found["row"]["drift_free"] = self._compared(video, prompts)
+        return found
 
-    def _video(self) -> Video:
-        folder = self.sequence.frames[0].parent
-        try:
-            whole = open_video(folder)
-        except VideoError as error:
-            raise DatasetError(str(error)) from error
-        if whole.size != self.sequence.size or whole.num_frames != len(self.sequence.frames):
-            raise DatasetError(
-                f"{folder}: read as {whole.num_frames} frames of {whole.size[0]}x{whole.size[1]}, expected "
-                f"{len(self.sequence.frames)} of {self.sequence.size[0]}x{self.sequence.size[1]} (height x width, EXIF "
-                "rotation not applied)"
-            )
-        return whole if self.count == len(self.sequence.frames) else first_frames(whole, self.count)
+    def _compared(self, video: Video, prompts: list[MaskPrompt]) -> list[dict[str, Any]]:
+        """Nothing of a sequence that is too short."""
+        first = prompts[0].frame
+        if self.count - first <= max(STEPS):
+            return []
+        together = [prompt for prompt in prompts if prompt.frame == first]
+        return [asdict(each) for each in drift_free(self.arms["sparse"], video, together)]
 
     def _prompts(self) -> list[MaskPrompt]:
         prompts = []
@@ -102,10 +98,6 @@ class SequenceRun:
             new = [thing for thing in self.objects if thing.first == index]
             prompts += [MaskPrompt(mask, thing.id, index) for thing, mask in self.sequence.truth(index, new)]
         return prompts
-
-    def _truth(self, index: int) -> list[tuple[Annotated, Mask]]:
-        wanted = set().union(*(scorer.wanted(index) for scorer in self.scorers.values()))
-        return list(self.sequence.truth(index, [thing for thing in self.objects if thing.name in wanted]))
 
     def _advance(self, runs: dict[str, Iterator[TrackedFrame]], index: int) -> dict[str, TrackedFrame]:
         """One frame of every arm, in turn; who goes first changes with every frame."""
@@ -128,25 +120,23 @@ class SequenceRun:
         labels = labels_from_logits(result.logits)
         return {self.by_id[number].name: labels == number for number in result.logits}
 
-    def _score(self, arm: str, masks: dict[str, Mask], truth: list[tuple[Annotated, Mask]]) -> None:
+    def _score(self, index: int, masks: dict[str, dict[str, Mask]]) -> None:
         nothing = np.zeros(self.sequence.size, dtype=bool)
-        for thing, mask in truth:
-            self.scorers[arm].feed(thing.name, masks.get(thing.name, nothing), mask)
+        wanted = set().union(*(scorer.wanted(index) for scorer in self.scorers.values()))
+        for thing, truth in self.sequence.truth(index, [thing for thing in self.objects if thing.name in wanted]):
+            for arm, scorer in self.scorers.items():
+                scorer.feed(thing.name, masks[arm].get(thing.name, nothing), truth)
 
     def _write(self, folder: Path, name: str, masks: dict[str, Mask]) -> None:
-        size = self.sequence.size
-        if self.sequence.per_object:
-            for thing in self.objects:
-                place = folder / thing.name
-                place.mkdir(exist_ok=True)
-                mask = masks.get(thing.name, np.zeros(size, dtype=bool))
-                write_label_png(place / f"{name}.png", mask.astype(np.uint8))
-            return
-        labels = np.zeros(size, dtype=np.uint8)
+        labels = np.zeros(self.sequence.size, dtype=np.uint8)
         for thing in self.objects:
-            if thing.name in masks:
-                labels[masks[thing.name]] = thing.id
-        write_label_png(folder / f"{name}.png", labels)
+            mask = masks.get(thing.name, np.zeros(self.sequence.size, dtype=bool))
+            if self.sequence.per_object:
+                (folder / thing.name).mkdir(exist_ok=True)
+                write_label_png(folder / thing.name / f"{name}.png", mask.astype(np.uint8))
+            labels[mask] = thing.id
+        if not self.sequence.per_object:
+            write_label_png(folder / f"{name}.png", labels)
 
     def _row(self) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -167,17 +157,17 @@ class SequenceRun:
                 "windows_kept": state.windows_kept,
                 "keys_kept": state.keys_kept,
                 "dense_frames": state.dense_frames,
+                "widened_frames": state.widened_frames,
                 "objects": objects,
             }
             not_scored += [
                 {"sequence": self.sequence.name, "object": name, "arm": arm, "reason": reason}
                 for name, reason in reasons.items()
             ]
-        both = "dense" in row and "sparse" in row
-        if both and row["dense"]["j"] is not None and row["sparse"]["j"] is not None:
-            row["difference"] = {name: row["sparse"][name] - row["dense"][name] for name in FIELDS[:3]}
-        elif both:
-            row["difference"] = None
+        if len(self.arms) > 1:
+            scored = row["dense"]["j"] is not None and row["sparse"]["j"] is not None
+            changes = {name: row["sparse"][name] - row["dense"][name] for name in FIELDS[:3]} if scored else None
+            row["difference"] = changes
         sparse = row.get("sparse", {})
         row["windows_kept"], row["keys_kept"] = sparse.get("windows_kept"), sparse.get("keys_kept")
         row["ms"] = {**{arm: row[arm]["ms"] for arm in self.arms}, "alternating": len(self.arms) > 1}

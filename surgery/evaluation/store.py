@@ -28,7 +28,7 @@ def write_text(path: Path, text: str) -> None:
         raise _not_writable(path, error) from error
 
 
-class Store:
+class RunStore:
     """One run's folder under `out`.
 
     Args:

@@ -34,12 +34,14 @@ class Trace:
         self, sequence: str, size: tuple[int, int], fps: float | None, objects: list[str], sparse: Any = None
     ) -> None:
         self.head = {"kind": "trace", "schema": 1, "sequence": sequence, "size": list(size), "fps": fps}
-        self.objects, self.sparse = objects, sparse
+        self.objects = objects
+        self.surgery = current_surgery(sparse) if sparse is not None else None
         self.grid: list[int] | None = None
         self.cover = 1.0
         self.tokens: list[int] | None = None
         self.frames: list[dict[str, Any]] = []
-        self._totals = _totals(sparse)
+        self._before: tuple[Any, dict[str, tuple[float, int]]] = None, {}
+        self._kept()
 
     def add(
         self,
@@ -68,6 +70,7 @@ class Trace:
                 "name": name,
                 "windows": list(record.windows) if record is not None else None,
                 "dense_reason": reason,
+                "widened_reason": record.widened if record is not None else None,
                 **self._kept(),
                 "tokens_kept": None,
                 "masks": objects,
@@ -75,20 +78,31 @@ class Trace:
             }
         )
         # Which tokens of a frame are kept is decided when it is first read, one frame later.
-        tokens = _tokens_kept(self.sparse, index - 1)
-        if tokens is not None and len(self.frames) > 1:
-            self.frames[-2]["tokens_kept"], side = tokens
-            self.tokens = [side, side]
+        tokens = self._tokens_kept(index - 1)
+        if tokens is not None and len(self.frames) > 1 and self.surgery is not None:
+            self.frames[-2]["tokens_kept"] = tokens
+            self.tokens = [self.surgery.host.frame_side()] * 2
 
     def _kept(self) -> dict[str, float | None]:
-        """`keys_kept` and `queries_kept` since the last frame; None where no memory was read."""
-        before, self._totals = self._totals, _totals(self.sparse)
+        """`keys_kept` and `queries_kept` since the last call; None where no memory was read."""
+        # Another session's totals start anew.
+        stats = self.surgery.stats if self.surgery is not None else None
+        now = dict(stats.kept) if stats is not None else {}
+        (session, before), self._before = self._before, (stats, now)
         kept: dict[str, float | None] = {}
-        for name, (total, calls) in self._totals[1].items():
-            total, calls = total - before[1][name][0], calls - before[1][name][1]
-            # Another session's totals start anew.
-            kept[name] = total / calls if self._totals[0] == before[0] and calls else None
+        for name in ("keys", "queries"):
+            (start, first), (end, last) = before.get(name, (0.0, 0)), now.get(name, (0.0, 0))
+            kept[f"{name}_kept"] = (end - start) / (last - first) if session is stats and last > first else None
         return kept
+
+    def _tokens_kept(self, frame: int) -> list[int] | None:
+        """Tokens of `frame` that the first layer of memory attention keeps, over all objects, if measured."""
+        surgery = self.surgery
+        videos = surgery.states if surgery is not None else ()
+        known = [video.objects.items() for video in videos if surgery is not None and video.stats is surgery.stats]
+        memories = [states.get(ObjectMemory) for (_, reverse), states in (known[0] if known else ()) if not reverse]
+        found = [each.frames[frame][0] for each in memories if isinstance(each, ObjectMemory) and frame in each.frames]
+        return sorted({token for ids in found for token in ids.tolist()}) if found else None
 
     def result(self) -> dict[str, Any]:
         """The finished trace as plain data."""
@@ -100,28 +114,3 @@ class Trace:
             "objects": self.objects,
             "frames": self.frames,
         }
-
-
-def _totals(model: Any) -> tuple[int, dict[str, tuple[float, int]]]:
-    """Which session the model ran last, and its totals: fractions kept, and calls of memory attention they are over."""
-    surgery = current_surgery(model) if model is not None else None
-    stats = surgery.stats if surgery is not None else None
-    kept = stats.kept if stats is not None else {}
-    return id(stats), {f"{name}_kept": kept.get(name, (0.0, 0)) for name in ("keys", "queries")}
-
-
-def _tokens_kept(model: Any, frame: int) -> tuple[list[int], int] | None:
-    """Tokens of `frame` that the first layer of memory attention keeps, over all objects, and the side of their grid.
-
-    None where the frame was not measured.
-    """
-    surgery = current_surgery(model) if model is not None else None
-    if surgery is None:
-        return None
-    video = next((video for video in surgery.states if video.stats is surgery.stats), None)
-    known = video.objects.items() if video is not None else ()
-    memories = [states.get(ObjectMemory) for (_, reverse), states in known if not reverse]
-    found = [each.frames[frame][0] for each in memories if isinstance(each, ObjectMemory) and frame in each.frames]
-    if not found:
-        return None
-    return sorted({token for ids in found for token in ids.tolist()}), surgery.host.frame_side()

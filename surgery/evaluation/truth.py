@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from surgery.errors import DatasetError, PromptError
-from surgery.video.folder import BROKEN_PICTURE
 from surgery.video.masks import Labels, Mask, read_with_mode
 
 VOID = 255
@@ -51,11 +49,6 @@ def read_binary(path: Path, size: tuple[int, int]) -> Mask:
     return labels > 0
 
 
-def read_merged(path: Path, size: tuple[int, int]) -> Labels:
-    """Read a label map whose values above 0 are all one object, id 1 (DAVIS 2016). Errors as in `read_labels`."""
-    return (_read(path, size)[0] > 0).astype(np.uint8)
-
-
 def _read(path: Path, size: tuple[int, int]) -> tuple[Labels, str]:
     try:
         labels, mode = read_with_mode(path)
@@ -67,14 +60,3 @@ def _read(path: Path, size: tuple[int, int]) -> tuple[Labels, str]:
             "frames of the sequence"
         )
     return labels, mode
-
-
-def frame_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a picture, from its header. Raises DatasetError when it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.size[1], image.size[0]
-    except BROKEN_PICTURE as error:
-        raise DatasetError(
-            f"{path}: the picture cannot be read ({error}), expected a whole JPEG or PNG file"
-        ) from error

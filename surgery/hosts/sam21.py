@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,38 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from surgery.core.seams import Block
+
 _MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 _STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 _SCORE = "sam_mask_decoder.pred_obj_score_head.layers.2.bias"
 _HEADS = re.compile(r"sam_mask_decoder\.output_hypernetworks_mlps\.\d\.layers\.2\.")
+
+
+class HieraBlock(Block):
+    """An encoder block. _norms, _heads: what the host calls its two norms and the heads of its attention."""
+
+    _norms: ClassVar[tuple[str, str]]
+    _heads: ClassVar[str]
+
+    def _norm1(self, tokens: Tensor) -> Tensor:
+        out: Tensor = getattr(self, self._norms[0])(tokens)
+        return out
+
+    def _norm2(self, tokens: Tensor) -> Tensor:
+        out: Tensor = getattr(self, self._norms[1])(tokens)
+        return out
+
+    def _qkv(self, tokens: Tensor) -> Tensor:
+        own: Any = self
+        out: Tensor = own.attn.qkv(tokens)
+        return out.reshape(tokens.shape[:-1].numel(), 3, getattr(own.attn, self._heads), -1)
+
+    def _out(self, mixed: Tensor) -> Tensor:
+        own: Any = self
+        out: Tensor = own.attn.proj(mixed)
+        return out
+
 
 HUB = "facebook/sam2.1-hiera-"
 """Released sizes are on the Hub under this and their name."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from surgery.report.document import Document
+from surgery.report import charts
 from surgery.report.frames import embedded
-from surgery.report.headline import bench_headline, calibration_headline, eval_headline
+from surgery.report.page import at, write_page
 from surgery.report.read import ReportError, Result, read_result
-from surgery.report.sections import bench_section, calibration_section, compromise, eval_section, trace_part
 
 
 def write_report(
@@ -29,48 +29,77 @@ def write_report(
     if not files:
         raise ReportError("no result file was given; expected at least one of eval, bench, calibration or trace JSON")
     results = [read_result(Path(file)) for file in files]
-    traces = [result for result in results if result.kind == "trace"]
+    of_kind = {kind: [result for result in results if result.kind == kind] for kind in (*_TITLES, "trace")}
+    traces = of_kind.pop("trace")
     pictures = embedded(traces, Path(frames)) if frames is not None else {}
+    for result in of_kind["bench"]:
+        for row in result.data["rows"]:
+            row["case"] = _case_name(row)
     target = Path(out)
     try:
-        _document(results, pictures, title).write(target)
+        write_page(
+            target,
+            title,
+            "report.html.j2",
+            ordered=[result for found in of_kind.values() for result in found],
+            traces=traces,
+            pictures=pictures,
+            compromises=charts.compromises([result.data for result in of_kind["eval"]]),
+            files=[{**result.data, "file": result.path.name} for result in results],
+            title_of=lambda result: _TITLES[result.kind](result),
+            arms=_arms,
+            worst_first=_worst_first,
+            by_drop=_by_drop,
+            charts=charts,
+        )
     except OSError as error:
         raise ReportError(f"{target}: cannot be written ({error.strerror})") from error
     return target
 
 
-def _document(results: Sequence[Result], pictures: dict[Path, list[str | None]], title: str) -> Document:
-    """The page of checked results; `pictures` has data URIs by trace file."""
-    document = Document(title)
-    kinds = {
-        "eval": (eval_headline, eval_section),
-        "bench": (bench_headline, bench_section),
-        "calibration": (calibration_headline, calibration_section),
-    }
-    ordered = [result for kind in kinds for result in results if result.kind == kind]
-    for result in ordered[:1]:
-        document.section("Result")
-        kinds[result.kind][0](document, result.data)
-    traces = [result for result in results if result.kind == "trace"]
-    if traces:
-        document.section("Stock and sparse side by side")
-        cases = document.cases("Clip", [result.data["sequence"] for result in traces])
-        for result in traces:
-            with cases:
-                trace_part(document, result.data, f"From {result.path.name}.", pictures.get(result.path, []))
-    compromise(document, [result.data for result in results if result.kind == "eval"])
-    for place, result in enumerate(ordered):
-        kinds[result.kind][1](document, result, place > 0)
-    document.section("Files")
-    document.table(
-        "What this page was made of",
-        [("file", ""), ("kind", ""), ("date", ""), ("processor", ""), ("command", "")],
-        [
-            [
-                result.path.name, result.kind, result.data.get("date"), (result.data.get("machine") or {}).get("cpu"),
-                result.data.get("command"),
-            ]
-            for result in results
-        ],
-    )  # fmt: skip
-    return document
+def _models(result: Result) -> str:
+    return ", ".join(dict.fromkeys(row["model"] for row in result.data["rows"])) or "no finished case"
+
+
+_TITLES = {
+    "eval": lambda result: f"Quality: {result.data['settings']['model']}, recipe {charts.recipe_name(result.data)}",
+    "bench": lambda result: f"Speed: {_models(result)}",
+    "calibration": lambda result: "Calibration",
+}
+"""By kind, in the order of the page."""
+
+
+def _arms(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{**summary[arm], "run": name} for arm, name in charts.ARMS.items() if summary.get(arm)]
+
+
+def _worst_first(sequences: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By the change where both arms ran, else by the score itself; clips without a score come last."""
+    keys = ("difference.j_and_f", "sparse.j_and_f", "dense.j_and_f")
+    by = next((key for key in keys if any(at(row, key) is not None for row in sequences)), keys[-1])
+    rows = []
+    for row in sorted(sequences, key=lambda row: (at(row, by) is None, at(row, by) or 0.0)):
+        whole = at(row, "sparse.dense_frames")
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in whole.items()) if isinstance(whole, dict) else ""
+        rows.append({**row, "whole": reasons or None})
+    return rows
+
+
+def _by_drop(rows: list[dict[str, Any]], sign: int = 1) -> list[dict[str, Any]]:
+    """The least drop first, with a `sign` of -1 the largest; rows without one come last."""
+    return sorted(rows, key=lambda row: (row.get("drop") is None, sign * (row.get("drop") or 0.0)))
+
+
+def _case_name(row: dict[str, Any]) -> str:
+    kept = row.get("windows")
+    share = f"{kept['share']:.0%} of windows" if kept else "all windows"
+    if kept and row.get("windows_share") is None:
+        share += " (routed)"
+    objects = f"{row['objects']} object{'s' * (row['objects'] != 1)}"
+    parts = [row["model"], row["precision"], objects, share, row["device"]]
+    if row.get("long"):
+        parts.append(f"{row['long']} frames, one model after the other")
+    for key, usual in (("protocol", "surgery"), ("compile", "none")):
+        if row.get(key) not in (None, usual):
+            parts.append(f"{key} {row[key]}")
+    return ", ".join([*parts, row["host"]])

@@ -23,30 +23,24 @@ _Arm = Literal["dense", "sparse"]
 _Pair = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
 
 
-class _Part(BaseModel):
+class _Checked(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class _Machine(_Part):
-    cpu: str | None = None
-    device: str | None = None
-    threads: int | None = None
-
-
-class _File(_Part):
+class _File(_Checked):
     kind: Literal["bench", "eval", "trace", "calibration"]
     schema_: Literal[1] = Field(alias="schema")
-    machine: _Machine | None = None
+    machine: dict[str, Any] | None = None
 
 
-class _Side(_Part):
+class _Side(_Checked):
     median: float
     p95: float
     p99: float
     first: float | None = None
 
 
-class _Module(_Part):
+class _Module(_Checked):
     name: str
     dense_ms: float
     sparse_ms: float
@@ -56,29 +50,29 @@ class _Module(_Part):
     sparse_gb_per_s: float | None = None
 
 
-class _Latency(_Part):
+class _Latency(_Checked):
     name: str
     ms: list[float]
     frame: list[int] | None = None
 
 
-class _Memory(_Part):
+class _Memory(_Checked):
     name: str
     frame: list[int]
     mb: list[float]
 
 
-class _Windows(_Part):
+class _Windows(_Checked):
     computed: float
     of: int
     share: float
 
 
-class _Keys(_Part):
+class _Keys(_Checked):
     read: float
 
 
-class _Row(_Part):
+class _Row(_Checked):
     model: str
     precision: str
     device: str
@@ -101,7 +95,7 @@ class _Row(_Part):
     long: int | None = None
 
 
-class _Unmeasured(_Part):
+class _Unmeasured(_Checked):
     device: str
     reason: str
 
@@ -111,7 +105,7 @@ class _Bench(_File):
     not_measured: list[_Unmeasured] | None = None
 
 
-class _Kept(_Part):
+class _Kept(_Checked):
     windows_kept: float | None = None
     keys_kept: float | None = None
 
@@ -131,13 +125,13 @@ class _Sequence(_Kept):
     difference: dict[str, float | None] | None = None
 
 
-class _Spread(_Part):
+class _Spread(_Checked):
     mean: float
     low: float
     high: float
 
 
-class _Summary(_Part):
+class _Summary(_Checked):
     sequences: int
     dense: _Scores | None = None
     sparse: _Scores | None = None
@@ -145,7 +139,7 @@ class _Summary(_Part):
     speedup: _Spread | None = None
 
 
-class _EvalSettings(_Part):
+class _EvalSettings(_Checked):
     model: str
     dataset: str | None = None
 
@@ -166,13 +160,13 @@ class _Candidate(_Kept):
     chosen: bool
 
 
-class _Clip(_Part):
+class _Clip(_Checked):
     name: str
     role: str
     drop: float | None = None
 
 
-class _Loss(_Part):
+class _Loss(_Checked):
     step: float
     loss: float
 
@@ -184,7 +178,7 @@ class _Calibration(_File):
     kept: bool | None = None
 
 
-class _Frame(_Part):
+class _Frame(_Checked):
     index: int
     name: str
     windows: list[int] | None = None

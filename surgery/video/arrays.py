@@ -10,9 +10,10 @@ import numpy as np
 
 from surgery.errors import VideoError
 from surgery.video.rgb import Frame, require_rgb
+from surgery.video.source import Video
 
 
-class ArrayReader:
+class ArrayVideo(Video):
     """Frames of an iterable, passed on one at a time and never stored.
 
     An iterable that makes a new iterator each time (a list, an array, a class with `__iter__`) can be read again and
@@ -23,41 +24,29 @@ class ArrayReader:
             not RGB.
     """
 
-    fps: float | None = None
-    names: tuple[str, ...] | None = None
+    name = "frames"
 
     def __init__(self, source: Iterable[Any]) -> None:
-        self.name = "frames"
-        if isinstance(source, np.ndarray) and source.ndim != 4:
+        if not isinstance(source, Iterable) or (isinstance(source, np.ndarray) and source.ndim != 4):
+            got = f"one array of shape {source.shape}" if isinstance(source, np.ndarray) else type(source).__name__
             raise VideoError(
-                f"got one array of shape {source.shape}, expected a 4-D (frames, height, width, 3) uint8 RGB array "
-                "or an iterable of (height, width, 3) arrays"
+                f"got {got} as the video, expected a folder, a video file, a 4-D (frames, height, width, 3) uint8 RGB "
+                "array or an iterable of (height, width, 3) arrays"
             )
-        try:
-            iterator = iter(source)
-        except TypeError:
-            raise VideoError(
-                f"got a {type(source).__name__} as the video, expected a folder, a video file, a 4-D uint8 array or an "
-                "iterable of (height, width, 3) uint8 RGB arrays"
-            ) from None
-        self._source: Iterable[Any] | None = None if iterator is source else source
+        iterator = iter(source)
+        self._source = None if iterator is source else source
         self.num_frames = len(source) if isinstance(source, Sized) else None
-        # The peeked iterator serves the first pass: a camera that drains on iteration must not lose its first frame.
-        for first in iterator:
-            self._peeked: tuple[Frame, Iterator[Any]] | None = (require_rgb(first, "frame 0"), iterator)
-            self.size = (int(first.shape[0]), int(first.shape[1]))
-            return
-        raise VideoError("the video holds no frames, expected at least one (height, width, 3) uint8 RGB array")
+        first = next(iterator, None)
+        if first is None:
+            raise VideoError("the video holds no frames, expected at least one (height, width, 3) uint8 RGB array")
+        height, width, _ = require_rgb(first, self.where(0)).shape
+        self.size = (height, width)
+        # The iterator serves the first pass: a camera that drains on iteration must not lose its first frame.
+        self._begun: tuple[Frame, Iterator[Any]] | None = (first, iterator)
 
-    def frames(self) -> Iterator[Frame]:
-        """Start a pass over the frames.
-
-        Raises:
-            VideoError: a second pass over a one-shot iterator.
-        """
-        if self._peeked is not None:
-            first, rest = self._peeked
-            self._peeked = None
+    def _frames(self) -> Iterator[Frame]:
+        if self._begun is not None:
+            (first, rest), self._begun = self._begun, None
             return self._checked(itertools.chain([first], rest))
         if self._source is None:
             raise VideoError(
@@ -66,7 +55,6 @@ class ArrayReader:
             )
         return self._checked(iter(self._source))
 
-    @staticmethod
-    def _checked(frames: Iterator[Any]) -> Iterator[Frame]:
+    def _checked(self, frames: Iterator[Any]) -> Iterator[Frame]:
         for index, frame in enumerate(frames):
-            yield require_rgb(frame, f"frame {index}")
+            yield require_rgb(frame, self.where(index))

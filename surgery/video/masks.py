@@ -48,7 +48,10 @@ def write_label_png(path: str | os.PathLike[str], labels: Labels) -> None:
         VideoError: another suffix, or a file that cannot be written.
     """
     path = Path(path)
-    _require_labels(labels, str(path))
+    if labels.ndim != 2 or labels.dtype != np.uint8 or labels.size == 0:
+        raise PromptError(
+            f"{path}: got {labels.dtype} of shape {labels.shape}, expected a (height, width) uint8 label map"
+        )
     if path.suffix.lower() != ".png":
         raise VideoError(f"{path}: cannot write labels as {path.suffix or 'a file without suffix'}, expected .png")
     image = Image.fromarray(np.ascontiguousarray(labels))
@@ -80,98 +83,53 @@ def read_with_mode(path: str | os.PathLike[str]) -> tuple[Labels, str]:
         with Image.open(path) as image:
             if image.format != "PNG":
                 raise PromptError(f"{path}: a {image.format} picture, whose values are not exact labels: {_SAVE_AS}")
-            _require_exact(image, path)
+            if image.mode.startswith("I"):
+                raise PromptError(f"{path}: a 16-bit greyscale PNG, expected 8 bits per pixel (ids 1..255): {_SAVE_AS}")
+            if image.mode not in ("P", "L", "1"):
+                raise PromptError(f"{path}: a {image.mode} picture, colours are not object ids: {_SAVE_AS}")
+            # Pillow stretches 2- and 4-bit greyscale to 0..255, which would turn label 1 into label 85 or 17.
+            depth = path.read_bytes()[24]
+            if image.mode == "L" and depth != 8:
+                raise PromptError(f"{path}: a {depth}-bit greyscale PNG, expected 8 bits per pixel: {_SAVE_AS}")
             return np.array(image, dtype=np.uint8), image.mode
     except BROKEN_PICTURE as error:
         raise PromptError(f"{path}: the file cannot be read ({error}), expected a whole label PNG") from error
 
 
-def _require_exact(image: Image.Image, path: Path) -> None:
-    if image.mode.startswith("I"):
-        raise PromptError(f"{path}: a 16-bit greyscale PNG, expected 8 bits per pixel (ids 1..255): {_SAVE_AS}")
-    if image.mode not in ("P", "L", "1"):
-        raise PromptError(f"{path}: a {image.mode} picture, colours are not object ids: {_SAVE_AS}")
-    # Pillow stretches 2- and 4-bit greyscale to 0..255, which would turn label 1 into label 85 or 17.
-    with path.open("rb") as file:
-        depth = file.read(25)[24]
-    if image.mode == "L" and depth != 8:
-        raise PromptError(f"{path}: a {depth}-bit greyscale PNG, expected 8 bits per pixel: {_SAVE_AS}")
-
-
-def labels_from_masks(masks: Mapping[int, Mask], size: tuple[int, int] | None = None) -> Labels:
-    """Put the masks of several objects into one label map; where they overlap the higher id wins.
-
-    Args:
-        masks: object id (1..255) -> (height, width) bool, all of one size.
-        size: (height, width) of the result; needed only when `masks` may be empty.
-
-    Returns:
-        (height, width) uint8.
-
-    Raises:
-        PromptError: an id outside 1..255, a mask that is not 2-D bool or of another size, no mask and no `size`.
-    """
-    labels = _blank(masks, size, np.bool_)
-    for obj_id in sorted(masks):
-        labels[masks[obj_id]] = obj_id
-    return labels
-
-
-def labels_from_logits(logits: Mapping[int, npt.NDArray[np.floating]], size: tuple[int, int] | None = None) -> Labels:
+def labels_from_logits(logits: Mapping[int, npt.NDArray[np.floating]]) -> Labels:
     """Put the mask logits of several objects into one label map: the highest logit wins, if it is above 0.
 
     Args:
         logits: object id (1..255) -> (height, width) of floats, all of one size; equal ones go to the lower id.
-        size: (height, width) of the result; needed only when `logits` may be empty.
 
     Returns:
         (height, width) uint8, 0 where no logit is above 0.
 
     Raises:
-        PromptError: an id outside 1..255, logits that are not 2-D floats, of another size or NaN, no logits and no
-            `size`.
+        PromptError: no logits, an id outside 1..255, logits that are not 2-D, of another size or NaN.
     """
-    labels = _blank(logits, size, np.floating)
-    best = np.zeros(labels.shape, np.float32)
+    if not logits:
+        raise PromptError("no logits, expected those of at least one object")
+    shape = next(iter(logits.values())).shape
+    labels, best = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
     for obj_id in sorted(logits):
+        require_id(obj_id)
         values = logits[obj_id]
-        if np.isnan(values).any():
-            raise PromptError(f"the logits of object {obj_id} contain NaN, expected numbers")
+        if values.ndim != 2 or values.shape != shape or np.isnan(values).any():
+            fault = "with NaN" if np.isnan(values).any() else f"of shape {values.shape}"
+            raise PromptError(
+                f"logits of object {obj_id} {fault}, expected (height, width) numbers of one size for all"
+            )
         wins = values > best
         labels[wins] = obj_id
         best[wins] = values[wins]
     return labels
 
 
-def _blank(maps: Mapping[int, Any], size: tuple[int, int] | None, kind: type[np.generic]) -> Labels:
-    expected = size
-    for obj_id, array in maps.items():
-        require_id(obj_id)
-        if not isinstance(array, np.ndarray) or array.ndim != 2 or not np.issubdtype(array.dtype, kind):
-            found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            wanted = "bool" if kind is np.bool_ else "float"
-            raise PromptError(f"object {obj_id}: got {found}, expected a (height, width) {wanted} numpy array")
-        expected = expected or (array.shape[0], array.shape[1])
-        if array.shape != tuple(expected):
-            raise PromptError(
-                f"object {obj_id}: {array.shape[0]}x{array.shape[1]} pixels (height x width), "
-                f"expected {expected[0]}x{expected[1]} as the others"
-            )
-    if expected is None:
-        raise PromptError("no masks, and no size given: expected at least one of them to know the size of the labels")
-    return np.zeros(expected, np.uint8)
-
-
 def require_id(obj_id: Any) -> None:
     """Raise `PromptError` unless `obj_id` is an integer 1..255 (what a label PNG can hold)."""
     if not isinstance(obj_id, (int, np.integer)) or isinstance(obj_id, bool) or not 1 <= obj_id <= MAX_ID:
         raise PromptError(f"object id {obj_id!r}, expected an integer 1..{MAX_ID} (0 is the background)")
-
-
-def _require_labels(labels: Any, where: str) -> None:
-    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype != np.uint8 or labels.size == 0:
-        found = f"{labels.dtype} of shape {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
-        raise PromptError(f"{where}: got {found}, expected a (height, width) uint8 label map")
 
 
 def deepest_pixel(mask: Mask) -> tuple[int, int]:

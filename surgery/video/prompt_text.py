@@ -9,17 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from surgery.errors import PromptError, nearest
 from surgery.video.prompts import BoxPrompt, MaskPrompt, PointPrompt, load_mask_prompts
 
 BOX_FORM = "x0,y0,x1,y1[@frame][#id]"
 POINT_FORM = "x,y[,label][@frame][#id]"
-
-# Bounded lengths: longer ones would overflow to infinity, or be refused by int() with an error of its own.
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,9}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})", re.ASCII)
-_INTEGER = re.compile(r"[0-9]{1,9}", re.ASCII)
-_TARGET = {"@": "frame", "#": "id"}
 
 
 def parse_box(text: str, names: Sequence[str] | None = None) -> BoxPrompt:
@@ -36,7 +32,7 @@ def parse_box(text: str, names: Sequence[str] | None = None) -> BoxPrompt:
     numbers, frame, obj_id = _split(text, "box", BOX_FORM, names)
     if len(numbers) != 4:
         raise PromptError(f"box {text!r} has {len(numbers)} numbers, expected 4: {BOX_FORM}")
-    x0, y0, x1, y1 = (_number(item, text, "box", BOX_FORM) for item in numbers)
+    x0, y0, x1, y1 = numbers
     return BoxPrompt(x0, y0, x1, y1, obj_id, frame)
 
 
@@ -51,11 +47,8 @@ def parse_point(text: str, names: Sequence[str] | None = None) -> PointPrompt:
     numbers, frame, obj_id = _split(text, "point", POINT_FORM, names)
     if len(numbers) not in (2, 3):
         raise PromptError(f"point {text!r} has {len(numbers)} numbers, expected 2 or 3: {POINT_FORM}")
-    label = numbers[2] if len(numbers) == 3 else "1"
-    if label not in ("0", "1"):
-        raise PromptError(f"point {text!r} has label {label!r}, expected 1 (on the object) or 0 (off the object)")
-    x, y = (_number(item, text, "point", POINT_FORM) for item in numbers[:2])
-    return PointPrompt(((x, y),), (int(label),), obj_id, frame)
+    x, y, label = (*numbers, 1)[:3]
+    return PointPrompt(((x, y),), (int(label) if label in (0, 1) else label,), obj_id, frame)
 
 
 def parse_mask(text: str, names: Sequence[str] | None = None) -> list[MaskPrompt]:
@@ -72,41 +65,30 @@ def parse_mask(text: str, names: Sequence[str] | None = None) -> list[MaskPrompt
     return load_mask_prompts(path, _frame(frame, names, f"mask {text!r}", "PNG[@FRAME]") if sign else 0)
 
 
-def _split(text: str, kind: str, form: str, names: Sequence[str] | None) -> tuple[list[str], int, int]:
+def _split(text: str, kind: str, form: str, names: Sequence[str] | None) -> tuple[list[Any], int, int]:
     head, *tail = re.split(r"([@#])", text)
-    target = {"frame": 0, "id": 1}
-    seen = set()
-    for sign, value in zip(tail[::2], tail[1::2], strict=True):
-        name = _TARGET[sign]
-        # What strip takes off, int need not: a unit separator, for one.
-        value = value.strip()
-        if sign in seen:
-            raise PromptError(f"{kind} {text!r} names the {name} twice, expected it once: {form}")
-        seen.add(sign)
-        if sign == "@":
-            target[name] = _frame(value, names, f"{kind} {text!r}", form)
-        elif not _INTEGER.fullmatch(value):
-            raise PromptError(f"{kind} {text!r} has {name} {value!r} after {sign!r}, expected an integer: {form}")
-        else:
-            target[name] = int(value)
-    return [item.strip() for item in head.split(",")], target["frame"], target["id"]
+    target = dict(zip(tail[::2], map(str.strip, tail[1::2]), strict=True))
+    if 2 * len(target) < len(tail):
+        raise PromptError(f"{kind} {text!r} names the frame or the id twice, expected each once: {form}")
+    try:
+        numbers, obj_id = [float(item) for item in head.split(",")], int(target.get("#", 1))
+    except ValueError as error:
+        raise PromptError(f"{kind} {text!r}: {error!s:.200}, expected numbers: {form}") from error
+    return numbers, _frame(target["@"], names, f"{kind} {text!r}", form) if "@" in target else 0, obj_id
 
 
 def _frame(value: str, names: Sequence[str] | None, where: str, form: str) -> int:
     if names is not None and value in names:
         return names.index(value)
-    index = int(value) if _INTEGER.fullmatch(value) else None
-    if names is not None and (index is None or index >= len(names)):
-        raise PromptError(
-            f"{where} has frame {value!r} after '@', expected a frame's name ({names[0]} to {names[-1]}) or its index, "
-            f"0..{len(names) - 1}{nearest(value, names)}: {form}"
-        )
-    if index is None:
-        raise PromptError(f"{where} has frame {value!r} after '@', expected an integer: {form}")
-    return index
-
-
-def _number(item: str, text: str, kind: str, form: str) -> float:
-    if not _NUMBER.fullmatch(item):
-        raise PromptError(f"{kind} {text!r} has {item!r} where a number of pixels is expected: {form}")
-    return float(item)
+    expected = (
+        "an integer"
+        if names is None
+        else (f"a frame's name ({names[0]} to {names[-1]}) or its index, 0..{len(names) - 1}{nearest(value, names)}")
+    )
+    try:
+        index = int(value)
+        if index >= 0 and (names is None or index < len(names)):
+            return index
+    except ValueError:
+        pass
+    raise PromptError(f"{where} has frame {value!r} after '@', expected {expected}: {form}")

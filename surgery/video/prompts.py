@@ -76,11 +76,13 @@ class MaskPrompt:
 
     def __post_init__(self) -> None:
         _require_target(self.obj_id, self.frame)
-        mask: Any = self.mask
-        if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.bool_:
-            found = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-            raise PromptError(f"mask of object {self.obj_id}: got {found}, expected a (height, width) bool numpy array")
-        if not mask.any():
+        kind, shape = (getattr(self.mask, name, None) for name in ("dtype", "shape"))
+        if kind != np.bool_ or len(shape or ()) != 2:
+            raise PromptError(
+                f"mask of object {self.obj_id}: got a {type(self.mask).__name__} of {kind} and shape {shape}, expected "
+                "a (height, width) bool numpy array"
+            )
+        if not self.mask.any():
             raise PromptError(
                 f"mask of object {self.obj_id} in frame {self.frame} is empty, expected at least one pixel"
             )
@@ -92,14 +94,10 @@ Prompt = BoxPrompt | PointPrompt | MaskPrompt
 def merge_points(prompts: Iterable[PointPrompt]) -> list[PointPrompt]:
     """Join the points of the same object and frame into one prompt each, in the order they were first named."""
     merged: dict[tuple[int, int], PointPrompt] = {}
-    for prompt in prompts:
-        key = (prompt.frame, prompt.obj_id)
-        seen = merged.get(key)
-        merged[key] = (
-            prompt
-            if seen is None
-            else PointPrompt(seen.points + prompt.points, seen.labels + prompt.labels, prompt.obj_id, prompt.frame)
-        )
+    for one in prompts:
+        seen = merged.get((one.frame, one.obj_id))
+        points, labels = (seen.points, seen.labels) if seen else ((), ())
+        merged[one.frame, one.obj_id] = PointPrompt(points + one.points, labels + one.labels, one.obj_id, one.frame)
     return list(merged.values())
 
 
@@ -186,8 +184,22 @@ def check(prompts: Sequence[Prompt], size: tuple[int, int], num_frames: int | No
             _check_mask(prompt, size)
         kinds.setdefault((prompt.obj_id, prompt.frame), []).append(kind)
     for (obj_id, frame), found in kinds.items():
-        _check_combination(obj_id, frame, found)
-    _check_positive(prompts)
+        where, *others = f"object {obj_id} in frame {frame}", *(kind for kind in found if kind != "mask")
+        if others and len(others) < len(found):
+            raise PromptError(
+                f"{where} has a mask and {others[0]}, expected one or the other: the model keeps only the last"
+            )
+        if len(set(found)) < len(found):
+            kind = max(found, key=found.count)
+            fix = "join them with merge_points" if kind == "points" else "keep one"
+            raise PromptError(f"{where} has {found.count(kind)} prompts of the kind {kind!r}, expected one: {fix}")
+    shown = {prompt.obj_id for prompt in prompts if not isinstance(prompt, PointPrompt) or 1 in prompt.labels}
+    hidden = {prompt.obj_id for prompt in prompts} - shown
+    if hidden:
+        raise PromptError(
+            f"object {min(hidden)} has only points off the object (label 0), expected a box, a mask or a point with "
+            "label 1 that says where it is"
+        )
 
 
 def _check_box(box: BoxPrompt, size: tuple[int, int]) -> None:
@@ -236,26 +248,6 @@ def _check_mask(prompt: MaskPrompt, size: tuple[int, int]) -> None:
             f"the mask of object {prompt.obj_id} has {prompt.mask.shape[0]}x{prompt.mask.shape[1]} pixels "
             f"(height x width), expected {size[0]}x{size[1]}, the size of the video"
         )
-
-
-def _check_combination(obj_id: int, frame: int, kinds: list[str]) -> None:
-    where = f"object {obj_id} in frame {frame}"
-    if "mask" in kinds and len(set(kinds)) > 1:
-        other = next(kind for kind in kinds if kind != "mask")
-        raise PromptError(f"{where} has a mask and {other}, expected one or the other: the model keeps only the last")
-    for kind, fix in (("box", "keep one"), ("mask", "keep one"), ("points", "join them with merge_points")):
-        if kinds.count(kind) > 1:
-            raise PromptError(f"{where} has {kinds.count(kind)} prompts of the kind {kind!r}, expected one: {fix}")
-
-
-def _check_positive(prompts: Sequence[Prompt]) -> None:
-    shown = {p.obj_id for p in prompts if not isinstance(p, PointPrompt) or 1 in p.labels}
-    for prompt in prompts:
-        if prompt.obj_id not in shown:
-            raise PromptError(
-                f"object {prompt.obj_id} has only points off the object (label 0), expected a box, a mask or a point "
-                "with label 1 that says where it is"
-            )
 
 
 def _require_target(obj_id: Any, frame: Any) -> None:

@@ -11,8 +11,6 @@ from surgery.errors import VideoError
 
 Frame = npt.NDArray[np.uint8]
 
-_EXPECTED = "expected a (height, width, 3) uint8 RGB numpy array"
-
 
 def require_rgb(frame: Any, where: str) -> Frame:
     """Return `frame` unchanged if it is a frame, otherwise say what is wrong with it.
@@ -24,28 +22,18 @@ def require_rgb(frame: Any, where: str) -> Frame:
     Raises:
         VideoError: not a numpy array, not uint8, greyscale, RGBA, channels first, or without a pixel.
     """
-    if not isinstance(frame, np.ndarray):
-        hint = ": convert it with numpy.asarray(...)" if hasattr(frame, "__array__") else ""
-        raise VideoError(f"{where}: got a {type(frame).__name__}, {_EXPECTED}{hint}")
-    if frame.ndim == 2:
-        raise VideoError(
-            f"{where}: got a greyscale array of shape {frame.shape}, {_EXPECTED}: "
-            "repeat the channel with numpy.stack([grey] * 3, axis=-1)"
-        )
-    if frame.ndim != 3 or frame.shape[2] != 3:
-        raise VideoError(f"{where}: got an array of shape {frame.shape}, {_EXPECTED}{_shape_hint(frame.shape)}")
-    if frame.dtype != np.uint8:
-        raise VideoError(f"{where}: got values of type {frame.dtype}, {_EXPECTED} with values 0..255")
-    if frame.shape[0] == 0 or frame.shape[1] == 0:
-        raise VideoError(f"{where}: got an array of shape {frame.shape} without a pixel, {_EXPECTED}")
-    return frame
-
-
-def _shape_hint(shape: tuple[int, ...]) -> str:
-    if len(shape) == 3 and shape[2] == 4:
-        return ": drop the alpha channel with frame[..., :3]"
-    if len(shape) == 3 and shape[2] == 1:
-        return ": repeat the channel with numpy.repeat(frame, 3, axis=2)"
-    if len(shape) == 3 and shape[0] == 3:
-        return ": move the channels last with frame.transpose(1, 2, 0)"
-    return ""
+    found, fix = f"a {type(frame).__name__}", ""
+    if isinstance(frame, np.ndarray):
+        if frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8 and frame.size:
+            return frame
+        found = f"{frame.dtype} values of shape {frame.shape}"
+        match frame.shape:
+            case (_, _) | (_, _, 1):
+                fix = ": repeat the channel with numpy.repeat(grey.reshape(height, width, 1), 3, axis=2)"
+            case (_, _, 4):
+                fix = ": drop the alpha channel with frame[..., :3]"
+            case (3, _, columns) if columns != 3:
+                fix = ": move the channels last with frame.transpose(1, 2, 0)"
+    elif hasattr(frame, "__array__"):
+        fix = ": convert it with numpy.asarray(...)"
+    raise VideoError(f"{where}: got {found}, expected a (height, width, 3) uint8 RGB numpy array{fix}")

@@ -317,12 +317,6 @@ def test_huge_numbers(number: str, field: str, hostile: Folder) -> None:
     hostile.refuses(CONFIG, text.replace(field, f"{field.split(':')[0]}: {number}").encode())
 
 
-@pytest.mark.parametrize("key", ["channels", "base_model", "thresholds", "bfloat16", "schema_version"])
-def test_keys_given_twice(key: str, hostile: Folder) -> None:
-    text = hostile.intact[CONFIG].decode()
-    hostile.refuses(CONFIG, text.replace(f'"{key}":', f'"{key}": 1, "{key}":').encode())
-
-
 def test_half_a_million_keys(hostile: Folder) -> None:
     keys = ",".join(f'"{number}":0' for number in range(80_000))
     hostile.refuses(CONFIG, (hostile.intact[CONFIG].decode().rstrip()[:-1] + "," + keys + "}").encode())

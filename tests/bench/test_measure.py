@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,6 @@ def test_counted_gflop_are_those_of_the_flop_model(host: str) -> None:
     )
     assert by_name["encoder: stage 3"]["dense_gflop"] > by_name["encoder: stage 3"]["sparse_gflop"]
     assert by_name["sparse window routing"]["dense_ms"] == 0 < by_name["sparse window routing"]["sparse_ms"]
-    assert by_name["encoder: stage 1"]["dense_gb_per_s"] > 0
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -121,22 +119,13 @@ def test_all_windows_and_keys_cost_as_many_flops_as_stock() -> None:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_bf16_and_the_protocol_of_sam2(host: str) -> None:
-    settings = Settings(precision="bf16", protocol="sam2", frames=3, warm=0, passes=3, module_frames=0)
+def test_bf16_without_modules(host: str) -> None:
+    settings = Settings(precision="bf16", frames=2, warm=0, module_frames=0)
     steps: list[int] = []
-    row = benchmark(small(host), "balanced", settings=settings, step=lambda: steps.append(1)).row
+    timings = benchmark(small(host), "balanced", settings=settings, step=lambda: steps.append(1))
     assert len(steps) == frame_count(settings)
-    assert row["protocol"] == "sam2" and row["modules"] == [] and row["predicted"] is None
-    assert [len(series["ms"]) for series in row["latency"]] == [6, 6]  # two counted passes of three frames
-    assert row["whole_frame_speedup"] == pytest.approx(row["dense"]["median"] / row["sparse"]["median"])
-
-
-def test_one_counted_pass_gives_no_interval() -> None:
-    timings = benchmark(
-        small("sam2"), "balanced", settings=Settings(protocol="sam2", frames=2, warm=0, passes=2, module_frames=0)
-    )
-    assert timings.row["interval"] == [] and timings.interval is None
-    assert str(timings).endswith(f"{timings.speedup:.2f}x")
+    assert timings.row["precision"] == "bf16" and timings.row["modules"] == [] and timings.predicted is None
+    assert str(timings).endswith("]")
 
 
 def test_weights_can_be_converted_for_transformers_only() -> None:
@@ -148,17 +137,6 @@ def test_weights_can_be_converted_for_transformers_only() -> None:
         benchmark(small("sam2"), "balanced", settings=settings)
     with pytest.raises(BenchmarkError, match="bf16"):
         benchmark(small("sam2"), "balanced", settings=Settings(precision="fp16"))
-
-
-def test_a_long_run_records_memory_over_time_for_each_model() -> None:
-    settings = Settings(long=14, warm=4)
-    steps: list[int] = []
-    row = benchmark(small("sam2"), "balanced", settings=settings, step=lambda: steps.append(1)).row
-    assert len(steps) == frame_count(settings) == 28
-    assert [part["name"] for part in row["memory_over_time"]] == ["dense", "sparse"]
-    assert all(part["frame"] == list(range(14)) and len(part["mb"]) == 14 for part in row["memory_over_time"])
-    assert all(math.isfinite(row[side]["memory_growth_mb"]) for side in ("dense", "sparse"))
-    assert row["long"] == 14 and row["dense"]["frames"] == 14 - 5
 
 
 def test_fixed_windows_still_pay_for_the_router(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,11 +162,10 @@ def test_fixed_windows_still_pay_for_the_router(monkeypatch: pytest.MonkeyPatch)
     ("wrong", "message"),
     [
         ({"precision": "bf61"}, "did you mean 'bf16'"),
-        ({"windows": 0.0}, "above 0"),
-        ({"windows": 1.5}, "up to 1"),
-        ({"objects": 0}, "from 1 on"),
-        ({"frames": 1}, "from 2 on"),
-        ({"protocol": "sam2", "objects": 4}, "one object"),
+        ({"windows": 0.0}, "greater than 0"),
+        ({"windows": 1.5}, "less than or equal to 1"),
+        ({"objects": 0}, "greater than or equal to 1"),
+        ({"frames": 1}, "greater than or equal to 2"),
         ({"cast": "weights"}, "precision fp32"),
         ({"compile": "al"}, "did you mean 'all'"),
     ],

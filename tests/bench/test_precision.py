@@ -64,12 +64,6 @@ def test_without_its_own_both_models_have_the_settings_precision() -> None:
     assert seen == {"part": {torch.bfloat16}, "between": {torch.bfloat16}}
 
 
-def test_a_long_run_names_both_precisions_too() -> None:
-    row, seen = seen_in(make("sam2", localised=False).model, half(), Settings(long=4, warm=1))
-    assert row["precision"] == "stock fp32, sparse bf16 by autocast"
-    assert seen["part"] == {torch.float32, torch.bfloat16}
-
-
 def test_counting_flops_leaves_no_copies_of_weights_behind() -> None:
     """A count runs on fake tensors; copies made then would be fake for ever."""
     driver = make("sam2")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,7 @@ def test_the_compiling_predictor_is_the_baseline(tmp_path: Path, monkeypatch: py
 
 def test_stock_and_sparse_arms_are_compiled_by_the_same_operation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    settings = replace(QUICK, compile="all")
+    settings = QUICK.model_copy(update={"compile": "all"})
     found: list[Any] = []
     arms = Arms(make("sam2").model, [Recipe.load("fast")], settings)
     compilations: list[Any] = [surgery.find(Compilation) for surgery in arms.surgeries if surgery is not None]

@@ -17,6 +17,7 @@ from benchmarks.training.feed import Batch, Feed, FeedPlan, PromptKind, make_poi
 from benchmarks.training.judge import track
 from benchmarks.training.learner import Weights, encode, roll, set_image_size
 from benchmarks.training.train import (
+    FINE_TUNING,
     SCHEDULE,
     Options,
     Stage,
@@ -28,7 +29,7 @@ from benchmarks.training.train import (
     rate_at,
 )
 from surgery.demo.clips import HELD_OUT, make_clip
-from surgery.demo.model import build, load
+from surgery.demo.model import WEIGHTS, build, load
 
 TINY = (Stage(0.5, False, 1, 2, 1.0, 0.5), Stage(1.0, False, 2, 2, 0.5, 0.0))
 
@@ -58,6 +59,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     average = torch.load(parts / "last.pt", weights_only=True)["average"]
     assert all(torch.equal(value, average[key].half().float()) for key, value in best.state_dict().items())
     assert not list(parts.glob("*.part"))
+
+
+def test_fine_tuning_starts_from_given_weights_and_is_judged_in_both_worlds(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    trainer = Trainer(options(tmp_path, start=WEIGHTS, new_world=1.0))
+    given = load("sam2").state_dict()
+    assert all(torch.equal(value, given[key]) for key, value in trainer.bare.state_dict().items())
+    assert all(torch.equal(value, given[key]) for key, value in trainer.average.state_dict().items())
+    row = trainer.evaluate()
+    assert {clips[0].name.split("-")[0] for clips in trainer._held_out.values()} == {"medium", "world"}
+    scores = [world[kind]["j"] for world in (row, row["new_world"]) for kind in ("mask", "box")]
+    assert trainer.best == pytest.approx(sum(scores) / 4)
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
@@ -147,8 +160,9 @@ def test_practice_prompts_visible_objects() -> None:
 
 
 def test_schedule_runs_from_small_to_full_size() -> None:
-    assert [stage.halve for stage in SCHEDULE] == sorted((stage.halve for stage in SCHEDULE), reverse=True)
-    assert SCHEDULE[-1].until == 1.0
+    for schedule in (SCHEDULE, FINE_TUNING):
+        assert [stage.halve for stage in schedule] == sorted((stage.halve for stage in schedule), reverse=True)
+        assert schedule[-1].until == 1.0
     assert current_stage(SCHEDULE, 0.0) is SCHEDULE[0]
     assert current_stage(SCHEDULE, 0.9999) is SCHEDULE[-1]
     rates = [rate_at(SCHEDULE, step, 1000) for step in range(1000)]
@@ -163,3 +177,6 @@ def test_command_line(tmp_path: Path) -> None:
     assert given.steps == 12
     assert given.resume
     assert given.image_size == 256
+    assert given.start is None and given.new_world == 0 and given.schedule is SCHEDULE
+    tuned = parse(["--out", str(tmp_path), "--from", "w.safetensors", "--new-world", "0.65", "--fine-tune"])
+    assert tuned.start == Path("w.safetensors") and tuned.new_world == 0.65 and tuned.schedule is FINE_TUNING

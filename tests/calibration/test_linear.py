@@ -35,7 +35,7 @@ def test_a_residual_of_low_rank_is_found_exactly(temporal: bool) -> None:
         sums.add(x, linear_span(x, 3))
     shortcut = make_shortcut("bottleneck", C)
     assert isinstance(shortcut, BottleneckShortcut)
-    assert start_from(shortcut, sums.summed(), sums.level, temporal) == pytest.approx(1.0, abs=1e-4)
+    assert start_from(shortcut, sums.summed()[0], RIDGES[0], sums.level, temporal) == pytest.approx(1.0, abs=1e-4)
     now, then = tokens(50, 100), tokens(50, 101)
     found = shortcut(now) - shortcut(then) if temporal else shortcut(now)
     wanted = linear_span(now, 3) - linear_span(then, 3) if temporal else linear_span(now, 3)
@@ -53,7 +53,7 @@ def test_the_closed_form_is_never_worse_than_the_identity_on_its_own_data(seed: 
         sums.add(x, x + 0.3 * torch.tanh(tokens(60, seed + 50 + frame) + x))
     shortcut = make_shortcut(kind, C)
     assert isinstance(shortcut, (BottleneckShortcut, FeedForwardShortcut))
-    assert -1e-6 <= start_from(shortcut, sums.summed(), sums.level, temporal) <= 1.0
+    assert -1e-6 <= start_from(shortcut, *sums.summed(), sums.level, temporal) <= 1.0
     assert all(torch.isfinite(parameter).all() for parameter in shortcut.parameters())
 
 
@@ -66,7 +66,9 @@ def test_a_new_clip_is_not_the_past_of_the_next() -> None:
             for frame in range(3):
                 x = tokens(20, start + frame)
                 sums.add(x, linear_span(x, 2))
-    assert one.summed().gram[0, 0] > two.summed().gram[0, 0], "without start() changes across the cut were counted"
+    assert one.summed()[0].gram[0, 0] > two.summed()[0].gram[0, 0], (
+        "without start() changes across the cut were counted"
+    )
 
 
 def test_higher_rank_explains_more() -> None:
@@ -74,8 +76,11 @@ def test_higher_rank_explains_more() -> None:
     sums.start()
     x = tokens(300, 0)
     sums.add(x, linear_span(x, 8))
-    whole = sums.summed()
-    explained = [whole.explained(*whole.solve(rank)) for rank in (1, 3, 8)]
+    whole, _ = sums.summed()
+    explained = []
+    for rank in (1, 3, 8):
+        down, up, intercept = whole.solve(rank, RIDGES[0])
+        explained.append(whole.explained(torch.cat([(up @ down).T, intercept[None]])))
     assert explained == sorted(explained)
     assert explained[-1] > 0.99
 
@@ -86,12 +91,12 @@ def test_what_cannot_be_fitted_is_an_error() -> None:
     for _ in range(3):
         still.add(tokens(20, 0), tokens(20, 1))
     with pytest.raises(CalibrationError, match="no change between frames"):
-        still.summed().solve(4)
+        still.summed()
     broken = ResidualRegression(C, False, CPU)
     broken.start()
     broken.add(tokens(20, 0), torch.full((20, C), torch.nan))
     with pytest.raises(CalibrationError, match="not finite"):
-        broken.summed().solve(4)
+        broken.summed()
 
 
 def test_the_ridge_that_generalises_is_told_from_the_one_that_does_not() -> None:

@@ -12,7 +12,7 @@ import surgery
 import surgery.demo as demo
 from surgery.calibration import PromiseError, calibrate
 from surgery.calibration.fidelity import reference_of
-from surgery.calibration.search import _non_negative, settings_of
+from surgery.calibration.search import settings_of
 from surgery.engine import require_surgery
 from surgery.operations import Precision
 from surgery.recipe import Recipe
@@ -107,14 +107,14 @@ def test_a_precision_on_trial_leaves_the_teacher_alone(host: str, cast: str) -> 
 
 
 def test_a_shortcut_is_fitted_in_the_stock_precision_and_measured_in_its_own() -> None:
-    plain = routed(steps=1, search={"routing.budget": [0.5]})
+    plain = routed(search={"routing.budget": [0.5]})
     half = plain.model_copy(update={"operations": (*plain.operations, Precision(cast="weights"))})
     reports = []
     for recipe in (plain, half):
         model = demo.load(host="sam2")
         reports.append(calibrate(model, [clip_of(0, 5), clip_of(1, 5)], recipe, runs=1, progress=False))
     one, two = reports
-    assert (one.explained, one.feature_error, one.loss) == (two.explained, two.feature_error, two.loss)
+    assert one.explained == two.explained is not None
     assert one.record.against_dense.drop != two.record.against_dense.drop
     assert surgery.status(model).recipe.find(Precision) == Precision(cast="weights")  # type: ignore[union-attr]
     assert require_surgery(model).observer is None
@@ -126,13 +126,6 @@ def test_a_shortcut_is_fitted_in_the_stock_precision_and_measured_in_its_own() -
 def test_half_precision_counts_half(keep: tuple[str, ...], effort: float) -> None:
     shares = {"encoder": 0.6, "memory_attention": 0.4}
     assert sum(Precision(keep_fp32=keep).weighed(shares).values()) == pytest.approx(effort)  # type: ignore[arg-type]
-
-
-def test_coefficients_are_those_of_the_risks_that_explain_the_drops() -> None:
-    risks = np.array([[0.1, 0.0, 0.01], [0.0, 0.2, 0.01], [0.1, 0.2, 0.0], [0.3, 0.1, 0.02]])
-    np.testing.assert_allclose(_non_negative(risks, risks @ [0.5, 0.25, 3.0]), [0.5, 0.25, 3.0])
-    np.testing.assert_allclose(_non_negative(risks[:1], np.array([0.2])), [2.0, 0, 0], atol=1e-12)
-    assert (_non_negative(risks, risks @ [0.5, -0.25, 0.0]) >= 0).all()
 
 
 def test_settings_of_equal_precision_are_one() -> None:

@@ -1,4 +1,4 @@
-"""What a calibration says while it works: every stage ends, and how long it will take is known early."""
+"""What a calibration says while it works: every stage ends."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 import surgery.demo as demo
 from surgery.calibration import calibrate
-from surgery.calibration import estimate as estimated
-from surgery.calibration.estimate import Estimate, Work
 from surgery.errors import CalibrationError
 from surgery.progress import Bars, Counter
 from tests.calibration.test_calibrate import clip_of, recipe
 
 
-def test_every_stage_ends_and_the_time_is_told_first(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_every_stage_ends(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     seen: list[tuple[str, int, int]] = []
     call = Bars.__call__
 
@@ -26,40 +25,26 @@ def test_every_stage_ends_and_the_time_is_told_first(capsys: pytest.CaptureFixtu
         call(self, stage, done, total)
 
     monkeypatch.setattr(Bars, "__call__", note)
-    calibrate(demo.load(host="sam2"), [clip_of(0, 5), clip_of(1, 5)], recipe(steps=1), runs=3)
+    calibrate(demo.load(host="sam2"), [clip_of(0, 5), clip_of(1, 5)], recipe(), runs=3)
     last = {stage: (done, total) for stage, done, total in seen}
     assert all(done == total for done, total in last.values()), last
     assert all(done <= total for _, done, total in seen)
     assert {stage: total for stage, (_, total) in last.items() if not stage.startswith("real")} == {
-        "reading clips": 2, "looking for objects": 0, "dense masks": 5, "feature error, identity": 1, "closed form": 5,
-        "feature error, closed form": 1, "fitting": 1, "feature error, closed form and steps": 1, "records": 10,
+        "reading clips": 2, "looking for objects": 0, "dense masks": 5, "closed form": 5, "records": 10,
     }  # fmt: skip
     lines = capsys.readouterr().err.splitlines()
-    (told,) = (number for number, line in enumerate(lines) if "to go, judged by the first frames" in line)
-    assert "dense masks: 5 frames" in lines[told + 1], "before anything but the first clips has been done"
-    assert any(line.startswith("fitting: 1 steps") for line in lines)
-
-
-def test_an_estimate_is_of_the_work_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, told = [0.0], []
-    monkeypatch.setattr(estimated.time, "perf_counter", lambda: now[0])
-    estimate = Estimate(Work(held_out=100, fitted=100, errors=3, replayed=400, runs=8), told.append)
-    for _ in range(6):
-        now[0] += 2.0
-        estimate()
-    assert len(told) == 1 and told[0].startswith("about 76 minutes to go")
-    assert Work(10, 20, 0, 0, 1).frames() == 10 + 30 + 10
+    assert any(line.startswith("closed form: 5/5") for line in lines)
 
 
 def test_a_stage_that_stops_early_is_full_on_a_terminal_and_in_lines() -> None:
     text = io.StringIO()
-    bars = Bars(Console(file=text), None)
+    bars = Bars(Progress(console=Console(file=text), disable=True))
     count = Counter(bars, "real runs [8]", 12)
     for _ in range(5):
         count()
     assert text.getvalue() == "real runs [8]\n"
     count.finish()
-    assert text.getvalue().splitlines()[1].startswith("real runs [8]: 5 frames")
+    assert text.getvalue().splitlines()[1].startswith("real runs [8]: 5/5")
     assert Counter(bars, "none", 0).done == 0 and "none" not in text.getvalue()
 
 

@@ -14,11 +14,6 @@ from surgery.operations.window_routing.correction import Corrections, StageCorre
 WIDTHS = [(16, 4), (16, 4), (8, 6)]
 
 
-def alone(tensor: Tensor) -> Tensor:
-    """A fit in one process."""
-    return tensor
-
-
 def frames(truth: Corrections, count: int, seed: int) -> list[list[Tensor]]:
     """Stage maps that follow the change of the map below exactly as `truth` says, from a base that is not in it."""
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +41,7 @@ def test_what_follows_from_the_map_below_is_found() -> None:
         sums.start()
         for maps in frames(truth, 5, clip):
             sums.add(maps)
-    assert all(share > 0.999 for share in sums.solve(alone))
+    assert all(share > 0.999 for share in sums.solve())
     below = torch.randn(1, 16, 16, 4, generator=generator)
     for found, wanted in zip(fitted, truth, strict=True):
         change = wanted(below) - wanted(torch.zeros_like(below))
@@ -64,8 +59,8 @@ def test_pure_noise_is_not_followed() -> None:
         sums.start()
         for _ in range(4):
             sums.add([torch.randn(1, side, side, channels, generator=generator) for side, channels in WIDTHS])
-    assert sums.regressions[0].reduced(alone)[1] == RIDGES[-1]
-    assert all(share < 0.05 for share in sums.solve(alone))
+    assert sums.regressions[0].summed()[1] == RIDGES[-1]
+    assert all(share < 0.05 for share in sums.solve())
 
 
 def test_features_that_are_not_finite_or_still_are_refused() -> None:
@@ -75,7 +70,7 @@ def test_features_that_are_not_finite_or_still_are_refused() -> None:
         for _ in range(3):
             sums.add([torch.full((1, side, side, channels), value) for side, channels in WIDTHS])
         with pytest.raises(CalibrationError, match=message):
-            sums.solve(alone)
+            sums.solve()
 
 
 def test_the_same_seed_draws_the_same_branches() -> None:

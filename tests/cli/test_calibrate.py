@@ -29,7 +29,7 @@ def recipe_file(folder: Path, **calibration: object) -> str:
     from surgery.recipe import Recipe
 
     data = Recipe.load("fast").to_dict()
-    data["calibration"] = {"steps": 1, "search": {"routing.budget": [0.25, 0.5]}, **calibration}
+    data["calibration"] = {"search": {"routing.budget": [0.25, 0.5]}, **calibration}
     path = folder / "mine.yaml"
     path.write_text(Recipe.from_dict(data).to_yaml())
     return str(path)
@@ -48,8 +48,7 @@ def test_calibrate_writes_adapter_and_report(clips: Path, tmp_path: Path) -> Non
     record = read_adapter(out).config.calibration
     assert record is not None
     assert record.against_dense.drop == pytest.approx(found["record"]["against_dense"]["drop"])
-    assert (tmp_path / "adapter-report" / "windows.png").read_bytes().startswith(b"\x89PNG")
-    assert "| dense masks |" in (tmp_path / "adapter-report" / "calibration.md").read_text()
+    assert "| against dense masks |" in (tmp_path / "adapter-report" / "calibration.md").read_text()
 
 
 def test_a_missed_promise_fails_with_a_report_and_no_adapter(clips: Path, tmp_path: Path) -> None:
@@ -64,9 +63,7 @@ def test_a_missed_promise_fails_with_a_report_and_no_adapter(clips: Path, tmp_pa
 
 def test_fit_writes_an_adapter_of_the_recipe_as_it_stands(clips: Path, tmp_path: Path) -> None:
     recipe = recipe_file(tmp_path)
-    done = surgery(
-        "fit", "demo", "--recipe", recipe, "--clips", str(clips), "--out", str(tmp_path / "a"), "--steps", "1"
-    )
+    done = surgery("fit", "demo", "--recipe", recipe, "--clips", str(clips), "--out", str(tmp_path / "a"))
     assert done.exit_code == 0, done.output
     assert "closed form explains" in done.stdout
     adapter = read_adapter(tmp_path / "a")

@@ -125,8 +125,8 @@ def test_inspect_counts_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["windows"] == {"rows": 5, "columns": 5, "side": 14, "count": 25}
     assert facts["parameters_added"] == 148_800
     own, stock = facts["gflop_per_frame"]
-    assert (own["what"], own["windows"], own["at_most"]) == ("recipe", 10, False), "two fifths of 25"
-    assert own["ratio"] > 1.3 and facts["does"].startswith("40 % of the windows")
+    assert (own["what"], own["windows"], own["at_most"]) == ("recipe", 8, False), "a third of 25"
+    assert own["ratio"] > 1.3 and facts["does"].startswith("33 % of the windows")
     assert stock["encoder"] == pytest.approx(290.8, abs=0.1)
     assert stock["memory_attention"] == pytest.approx(605.6, abs=0.1)
     roles = [block["role"] for block in facts["blocks"]]
@@ -135,19 +135,14 @@ def test_inspect_counts_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "memory-only" in shown and "no windows routed" in shown and "…" not in shown
 
 
-def test_inspect_forces_a_share_only_on_request() -> None:
-    rows = json.loads(invoke("inspect", "demo", "--windows", "0.25,1", "--json").stdout)["gflop_per_frame"]
-    assert [(row["what"], row["windows"]) for row in rows] == [
-        ("recipe", 6), ("stock", None), ("forced", 4), ("forced", 16),
-    ]  # fmt: skip
-    assert rows[2]["ratio"] > rows[0]["ratio"] > rows[3]["ratio"] > 1 == rows[1]["ratio"]
+def test_inspect_counts_at_the_recipes_own_point() -> None:
+    rows = json.loads(invoke("inspect", "demo", "--json").stdout)["gflop_per_frame"]
+    assert [(row["what"], row["windows"]) for row in rows] == [("recipe", 5), ("stock", None)]
+    assert rows[0]["ratio"] > 1 == rows[1]["ratio"]
     first = invoke("inspect", "demo", "--recipe", "turbo").stdout.splitlines()[1]
     assert first.startswith("recipe, 4 of 16 windows: ") and "times fewer" in first
     whole = json.loads(invoke("inspect", "demo", "--recipe", "published-large", "--json").stdout)["gflop_per_frame"][0]
     assert (whole["windows"], whole["at_most"]) == (16, True), "the object decides"
-    assert "'2' is not a share" in invoke("inspect", "demo", "--windows", "2", code=2).stderr
-    refused = invoke("inspect", "demo", "--recipe", "memory-only", "--windows", "0.5", code=1)
-    assert "routes no windows" in refused.stderr
 
 
 def test_recipes_are_listed_and_printed() -> None:
@@ -168,14 +163,12 @@ def test_demo_writes_table_report_and_video(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     result = invoke("demo", "--clips", "2", "--frames", "5", "--out", str(out), "--json")
     summary = json.loads(result.stdout)
-    assert summary["trained"]
     assert summary["adapter"] == "demo-balanced"
     assert 0 <= summary["dense"]["j_and_f"] <= 1
     assert summary["published"]["keys_kept"] == 1.0, "the published method prunes nothing in the first seven frames"
     assert summary["sparse"]["keys_kept"] < 1.0
-    assert {path.name for path in out.iterdir()} == {"report.html", "side-by-side.mp4", "windows.png", "summary.json"}
+    assert {path.name for path in out.iterdir()} == {"report.html", "side-by-side.mp4", "summary.json"}
     page = (out / "report.html").read_text()
-    assert "random weights" not in page
     assert "http" not in page.replace("data:", "")
     again = json.loads(invoke("demo", "--clips", "2", "--frames", "5", "--out", str(tmp_path / "two"), "--json").stdout)
     assert again["dense"]["j"] == summary["dense"]["j"]

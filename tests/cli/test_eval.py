@@ -63,6 +63,27 @@ def test_the_ratio_one_sequence_and_traces_are_said(tmp_path: Path) -> None:
     assert f"{scores['sequences'][0]['sparse']['j_and_f']:.3f}" in shown
 
 
+def test_drift_free_fidelity_is_written_and_said(tmp_path: Path) -> None:
+    root, out = folder_tree(tmp_path / "clips", frames=10), tmp_path / "out"
+    folder_tree(root, ("short",), 4)
+    arguments = ["demo", str(root), "--dataset", "folder", "--recipe", "balanced", "--drift-free", "--out", str(out)]
+    shown = " ".join(invoke(*arguments).output.split())
+    scores = json.loads((out / "eval.json").read_text())
+    rows = {row["sequence"]: row["drift_free"] for row in scores["sequences"]}
+    assert [each["steps"] for each in rows["a"]] == [1, 4, 8] and rows["short"] == []
+    after = scores["summary"]["drift_free"]
+    assert [(each["steps"], each["comparisons"]) for each in after] == [(1, 2), (4, 2), (8, 2)]
+    assert after[2]["masks"] == pytest.approx((rows["a"][2]["masks"] + rows["b"][2]["masks"]) / 2)
+    assert f"8 sparse frames from the dense state: J&F of the dense masks {after[2]['masks']:.3f}" in shown
+    assert "2 comparisons" in shown
+    again = invoke(*arguments, "--json")
+    assert json.loads(again.stdout)["sequences"] == scores["sequences"]
+    refused = invoke(
+        "demo", str(root), "--dataset", "folder", "--recipe", "none", "--drift-free", "--out", str(out), code=1
+    )
+    assert "expected a recipe or an adapter" in " ".join(refused.output.split())
+
+
 def test_stock_alone_and_chosen_sequences(tmp_path: Path) -> None:
     root, out = davis_tree(tmp_path / "davis"), tmp_path / "out"
     result = invoke(

@@ -89,7 +89,6 @@ def test_schema_one_is_as_strict_as_it_was(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(FOLDER / "0.1.0-balanced", tmp_path / "a"))
     original = (folder / CONFIG).read_text()
     for change in (
-        lambda config: config.update(provenance=None),
         lambda config: config["base_model"].update(fingerprint=None),
         lambda config: config["base_model"].update(fingerprint="bf16-sha256:xyz"),
         lambda config: config["base_model"].update(fingerprint={"bfloat16": "0" * 64}),

@@ -1,6 +1,7 @@
-"""Recipes spelt as before fields of window routing were in groups mean the same. `recipes/` are never rewritten.
+"""Recipes spelt as before fields of window routing were in groups mean the same.
 
-They are the recipes as they were shipped, without groups: `temporal` was not yet `skipped.temporal`.
+`recipes/` and `grouped/` are never rewritten: the recipes as they were shipped without groups, when `temporal` was not
+yet `skipped.temporal`, and with them, before inner global blocks saw every token.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from surgery.plain_yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD = {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
-NEW = {path.stem: path for folder in ("recipes", "benchmarks/recipes") for path in (ROOT / folder).glob("*.yaml")}
+NEW = {path.stem: path for path in (Path(__file__).parent / "grouped").glob("*.yaml")}
+SHIPPED = [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "benchmarks" / "recipes").glob("*.yaml")]
 ADAPTERS = sorted([*ROOT.glob("adapters/*/recipe.yaml"), *Path(__file__).parent.glob("adapters/*/recipe.yaml")])
 VALUES: dict[str, Any] = {
     "saliency_mass": 0.6, "score_gate": 1.5, "dilation": 7, "motion": 2.0, "candidates": "best", "temporal": True,
@@ -49,7 +51,7 @@ def at(settings: Any, place: str) -> Any:
 
 
 def test_every_shipped_recipe_has_its_old_spelling() -> None:
-    assert set(OLD) == set(NEW)
+    assert {path.stem for path in SHIPPED} == set(OLD) == set(NEW)
     assert set(VALUES) == set(SparseWindowRouting.moved)
 
 

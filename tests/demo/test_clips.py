@@ -111,11 +111,11 @@ def test_a_seed_shows_the_same_scene_at_every_size() -> None:
         ({"difficulty": "mediun"}, "did you mean 'medium'"),
         ({"difficulty": "x"}, "easy, medium, hard"),
         ({"size": 100}, "multiple of 16"),
-        ({"size": 16}, "multiple of 16 in 32 to 1024"),
+        ({"size": 16}, "size 16 is not in 32 to 1024"),
         ({"frames": 0}, "1 to 1000"),
-        ({"frames": 3, "cuts": 3}, "0 to frames - 1 = 2"),
+        ({"frames": 3, "cuts": 3}, "cuts 3 is not in 0 to 2"),
         ({"objects": 7}, "1 to 6"),
-        ({"seed": -1}, "negative"),
+        ({"seed": -1}, "seed -1 is not in 0"),
     ],
 )
 def test_values_outside_their_range_are_refused(arguments: dict, message: str) -> None:

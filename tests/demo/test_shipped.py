@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from surgery import sparsify
 from surgery.demo import load, make_clip
-from surgery.demo.clips import HELD_OUT
+from surgery.demo.clips import HELD_OUT, held_out
 from surgery.demo.model import WEIGHTS
 from surgery.demo.show import prompt_for, run
 from surgery.tracking import track
@@ -21,8 +22,9 @@ def test_the_file_is_small() -> None:
 
 @pytest.mark.parametrize("prompt", ["mask", "box"])
 def test_it_tracks_and_surgery_costs_little(prompt: str) -> None:
-    result = run(load("sam2"), "balanced", 3, 12, "medium", 200, prompt, None, lambda: None)
-    dense, sparse = result.dense.as_dict(), result.sparse.as_dict()
+    models = {"dense": load("sam2"), "sparse": sparsify(load("sam2"), "balanced")}
+    scores = run(models, held_out(200, 3, 12), prompt).as_dict()
+    dense, sparse = scores["dense"], scores["sparse"]
     assert dense["j_and_f"] > 0.75
     assert sparse["j_and_f"] > dense["j_and_f"] - 0.05
     assert sparse["windows_kept"] < 0.95

@@ -130,7 +130,7 @@ def test_streaming_with_transformers(checkpoint: Path, tmp_path: Path, capsys: p
 def test_calibrating_on_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = Recipe.load("fast").to_dict()
     search = {"routing.budget": [0.5]}
-    data["calibration"] = {"steps": 0, "max_drop": 0.9, "max_clip_drop": 0.9, "search": search}
+    data["calibration"] = {"max_drop": 0.9, "max_clip_drop": 0.9, "search": search}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
     clips = []
     for number in range(2):

@@ -14,7 +14,7 @@ import pytest
 
 from surgery import DatasetError, evaluate
 from surgery.demo import load
-from surgery.evaluation.store import Store, write_text
+from surgery.evaluation.store import RunStore, write_text
 from tests.evaluation.trees import folder_tree
 
 NAMES, FRAMES = ("a", "b"), 8
@@ -103,26 +103,26 @@ def test_interrupt_and_go_on(tmp_path: Path, how: signal.Signals) -> None:
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     settings = {"recipe": "balanced"}
-    first = Store(tmp_path, settings)
+    first = RunStore(tmp_path, settings)
     with pytest.raises(DatasetError, match="another process is writing this run"):
-        Store(tmp_path, settings)
-    other = Store(tmp_path, {"recipe": "fast"})
+        RunStore(tmp_path, settings)
+    other = RunStore(tmp_path, {"recipe": "fast"})
     assert other.key != first.key
     first.close()
-    Store(tmp_path, settings).close()
+    RunStore(tmp_path, settings).close()
 
 
 def test_a_folder_with_other_settings_under_the_same_name_is_refused(tmp_path: Path) -> None:
-    store = Store(tmp_path, {"recipe": "balanced"})
+    store = RunStore(tmp_path, {"recipe": "balanced"})
     store.close()
     (store.folder / "settings.json").write_text('{"recipe": "fast"}')
     with pytest.raises(DatasetError, match="other settings than this run's"):
-        Store(tmp_path, {"recipe": "balanced"})
+        RunStore(tmp_path, {"recipe": "balanced"})
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"row": []}', '{"row": {"digest": "d"}}'])
 def test_a_file_that_is_no_result_of_this_run_counts_as_none(tmp_path: Path, content: str) -> None:
-    store = Store(tmp_path, {"recipe": "balanced"})
+    store = RunStore(tmp_path, {"recipe": "balanced"})
     write_text(store.folder / "sequences" / "clip.json", content)
     assert store.finished("clip", "d", [], record=False) is None
     store.close()

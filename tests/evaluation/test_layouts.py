@@ -40,11 +40,6 @@ def test_davis(tmp_path: Path) -> None:
     dataset = open_dataset("davis2017", davis_tree(tmp_path / "17"))
     assert facts(dataset) == [(name, 5, [("1", 1, 0, 5), ("2", 2, 0, 5)]) for name in ("bear", "swan")]
     assert (dataset.split, dataset.convention, dataset.sequences[0].fps) == ("val", "davis2017", 24.0)
-    merged = open_dataset("davis2016", davis_tree(tmp_path / "16", "2016"))
-    assert facts(merged) == [(name, 5, [("1", 1, 0, 5)]) for name in ("bear", "swan")]
-    one = merged.sequences[0]
-    ((_, mask),) = one.truth(2, one.annotated())
-    assert (mask == (labels_at(2, {1: 0, 2: 0}) > 0)).all()
 
 
 def test_davis_test_dev_has_masks_of_the_first_frame_only(tmp_path: Path) -> None:
@@ -76,7 +71,7 @@ def test_lvos_reads_frame_ranges(tmp_path: Path) -> None:
     dataset = open_dataset("lvos", meta_tree(tmp_path, "lvos", "valid", full=True))
     assert [(thing.first, thing.span) for thing in dataset.sequences[0].annotated()] == [(0, (1, 26)), (2, (11, 26))]
     (tmp_path / "valid" / "valid_meta.json").write_text('{"videos": {"vid": {"objects": {"1": {}}}}}')
-    with pytest.raises(DatasetError, match=r"valid_meta.json: object '1' of vid has no usable frame_range"):
+    with pytest.raises(DatasetError, match=r"valid_meta.json: object '1' of vid has no frame_range"):
         open_dataset("lvos", tmp_path)
 
 
@@ -183,12 +178,12 @@ def test_an_object_the_meta_file_lists_must_appear(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no mask shows object '7' of vid"):
         open_dataset("ytvos", tmp_path).sequences[0].annotated()
     meta.write_text("{")
-    with pytest.raises(DatasetError, match=r"meta.json: not a meta file"):
+    with pytest.raises(DatasetError, match=r"meta.json: not JSON"):
         open_dataset("ytvos", tmp_path)
 
 
 def test_unknown_names_have_a_neighbour(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"did you mean 'davis20"):
+    with pytest.raises(DatasetError, match=r"did you mean 'davis2017'"):
         open_dataset("davis", tmp_path)
     for name in DATASETS:
         with pytest.raises(DatasetError):

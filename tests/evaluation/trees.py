@@ -52,30 +52,18 @@ def folder_tree(root: Path, names: tuple[str, ...] = ("a", "b"), frames: int = 5
     return root
 
 
-def davis_tree(root: Path, year: str = "2017", frames: int = 5, masked: int | None = None, split: str = "val") -> Path:
+def davis_tree(root: Path, frames: int = 5, masked: int | None = None, split: str = "val") -> Path:
     for name in ("bear", "swan"):
         for index in range(frames):
             labels = labels_at(index, {1: 0, 2: 0})
             write_frame(root / "JPEGImages/480p" / name / f"{index:05d}.jpg", labels)
             if index < (frames if masked is None else masked):
                 mask = root / "Annotations/480p" / name / f"{index:05d}.png"
-                if year == "2016":
-                    mask.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(np.where(labels > 0, 255, 0).astype(np.uint8)).save(mask)
-                else:
-                    labels[0, 0] = 255  # void, as DAVIS 2017 has at some borders
-                    write_mask(mask, labels)
-    folder = root / "ImageSets" / ("480p" if year == "2016" else year)
+                labels[0, 0] = 255  # void, as DAVIS 2017 has at some borders
+                write_mask(mask, labels)
+    folder = root / "ImageSets" / "2017"
     folder.mkdir(parents=True)
-    if year == "2016":
-        lines = [
-            f"/JPEGImages/480p/{name}/{index:05d}.jpg /Annotations/480p/{name}/{index:05d}.png"
-            for name in ("bear", "swan")
-            for index in range(frames)
-        ]
-    else:
-        lines = ["bear", "swan"]
-    (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    (folder / f"{split}.txt").write_text("bear\nswan\n")
     return root
 
 

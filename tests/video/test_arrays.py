@@ -90,13 +90,13 @@ class Tensor:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (np.zeros((4, 5), np.uint8), r"greyscale array of shape \(4, 5\), expected a \(height, width, 3\) uint8 RGB"),
+        (np.zeros((4, 5), np.uint8), r"uint8 values of shape \(4, 5\), expected a \(height, width, 3\) uint8 RGB"),
         (np.zeros((4, 5, 1), np.uint8), r"shape \(4, 5, 1\).*numpy\.repeat"),
         (np.zeros((4, 5, 4), np.uint8), r"shape \(4, 5, 4\).*drop the alpha channel"),
         (np.zeros((3, 4, 5), np.uint8), r"shape \(3, 4, 5\).*transpose\(1, 2, 0\)"),
         (np.zeros((2, 4, 5, 3), np.uint8), r"shape \(2, 4, 5, 3\), expected"),
-        (np.zeros((4, 5, 3), np.float32), r"type float32, expected .* 0\.\.255"),
-        (np.zeros((0, 5, 3), np.uint8), "without a pixel"),
+        (np.zeros((4, 5, 3), np.float32), r"got float32 values of shape .*, expected"),
+        (np.zeros((0, 5, 3), np.uint8), r"shape \(0, 5, 3\), expected"),
         ("frame", "got a str, expected"),
         (Tensor(), r"got a Tensor, expected .*numpy\.asarray"),
     ],
@@ -116,7 +116,7 @@ def test_no_frames(source: object) -> None:
 
 
 def test_one_array_that_is_not_a_clip() -> None:
-    with pytest.raises(VideoError, match=r"one array of shape \(48, 64, 3\), expected a 4-D"):
+    with pytest.raises(VideoError, match=r"one array of shape \(48, 64, 3\) as the video, expected .* a 4-D"):
         open_video(picture(0))
 
 
@@ -127,5 +127,5 @@ def test_something_else_entirely(source: object) -> None:
 
 
 def test_size_that_changes() -> None:
-    with pytest.raises(VideoError, match=r"frames, frame 2: 20x30 pixels .*expected 48x64 as in frame 0"):
+    with pytest.raises(VideoError, match=r"frames, frame 2: 20x30 pixels .*expected 48x64 as in the first frame"):
         list(open_video([picture(0), picture(1), picture(2, 20, 30)]))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gc
-import struct
 import tracemalloc
 import weakref
 from fractions import Fraction
@@ -97,19 +96,19 @@ def test_the_display_matrix_agrees_with_pyav(tmp_path: Path) -> None:
 def test_odd_angles_and_dust() -> None:
     rgb = picture(0)
     one = 1 << 16
-    turned = upright(rgb, (3, one, 0, -one, -2, 0, 0, 0, 1 << 30), "a.mp4, frame 0")
+    turned = upright(rgb, (3, one, 0, -one, -2, 0, 0, 0, 1 << 30))
     np.testing.assert_array_equal(turned, np.rot90(rgb, -1))
-    np.testing.assert_array_equal(upright(rgb, (0,) * 9, "a.mp4"), rgb)
-    with pytest.raises(VideoError, match=r"a\.mp4, frame 0: .*odd angle, expected a multiple of 90 degrees"):
-        upright(rgb, (46341, 46341, 0, -46341, 46341, 0, 0, 0, 1 << 30), "a.mp4, frame 0")
+    np.testing.assert_array_equal(upright(rgb, (0,) * 9), rgb)
+    np.testing.assert_array_equal(upright(rgb, (60000, 26000, 0, -26000, 60000, 0, 0, 0, 1 << 30)), rgb)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "avi"])
-def test_cut_short_fails_at_open(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("share", [0.4, 0.7])
+def test_cut_short_fails_at_open(tmp_path: Path, suffix: str, share: float) -> None:
     codec = {"webm": "libvpx", "avi": "mpeg4"}.get(suffix, "libx264")
     make = faststart if suffix == "mp4" else make_video
-    path = cut(make(tmp_path / f"a.{suffix}", codec=codec, noise=True), 0.7)
-    with pytest.raises(VideoError, match=rf"cut\.{suffix}: the file is cut short, \d+ bytes are missing"):
+    path = cut(make(tmp_path / f"a.{suffix}", frames=100, codec=codec, noise=True), share)
+    with pytest.raises(VideoError, match=rf"cut\.{suffix}: the file is cut short, its data ends at"):
         open_video(path)
 
 
@@ -131,14 +130,6 @@ def test_rubbish_after_the_last_box_is_fine(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"\0" * 20 + b"padding of some editor")
     assert len(list(open_video(path))) == 12
-
-
-def test_a_large_mp4_box_is_read(tmp_path: Path) -> None:
-    path = make_video(tmp_path / "a.mp4")
-    start = path.read_bytes()
-    path.write_bytes(start + struct.pack(">I4sQ", 1, b"mdat", 1 << 33))
-    with pytest.raises(VideoError, match=r"cut short, 8589934576 bytes are missing"):
-        open_video(path)
 
 
 def test_an_avi_of_unknown_length_is_fine(tmp_path: Path) -> None:
@@ -165,7 +156,7 @@ def test_size_that_changes_inside_a_clip(tmp_path: Path) -> None:
     large = make_video(tmp_path / "b.ts", 3, (64, 96))
     path = tmp_path / "joined.ts"
     path.write_bytes(small.read_bytes() + large.read_bytes())
-    with pytest.raises(VideoError, match=r"joined, frame 3: 64x96 pixels .*expected 48x64 as in frame 0"):
+    with pytest.raises(VideoError, match=r"joined\.ts, frame 3: 64x96 pixels .*expected 48x64 as in the first frame"):
         list(open_video(path))
 
 
@@ -209,7 +200,7 @@ def test_missing_paths(tmp_path: Path) -> None:
         open_video(tmp_path / "holyday.mp4")
     with pytest.raises(VideoError, match=r"the folder .*nowhere does not exist either"):
         open_video(tmp_path / "nowhere" / "a.mp4")
-    with pytest.raises(VideoError, match="an address, expected a folder or a video file: download it first"):
+    with pytest.raises(VideoError, match="an address, expected a folder of frames or a video file: download it first"):
         open_video("https://example.org/a.mp4")
 
 
@@ -225,8 +216,8 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(VideoError, match=r"a\.mp4: the file cannot be read .*Permission denied"):
+    monkeypatch.setattr(av, "open", refuse)
+    with pytest.raises(VideoError, match=r"a\.mp4: not a readable video .*Permission denied"):
         open_video(path)
 
 

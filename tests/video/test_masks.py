@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from surgery.errors import PromptError, VideoError
-from surgery.video import davis_palette, labels_from_logits, labels_from_masks, read_label_png, write_label_png
+from surgery.video import davis_palette, labels_from_logits, read_label_png, write_label_png
 
 
 def test_palette_is_the_one_of_voc_and_davis() -> None:
@@ -105,7 +105,7 @@ def test_missing_and_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "labels", [np.zeros((4, 4), np.int64), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4), np.uint8), [[1]]]
+    "labels", [np.zeros((4, 4), np.int64), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4), np.uint8)]
 )
 def test_labels_that_cannot_be_written(tmp_path: Path, labels: np.ndarray) -> None:
     with pytest.raises(PromptError, match=r"expected a \(height, width\) uint8 label map"):
@@ -118,14 +118,6 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         write_label_png(tmp_path / "a.jpg", labels)
     with pytest.raises(VideoError, match=r"a\.png: the labels cannot be written"):
         write_label_png(tmp_path / "nowhere" / "a.png", labels)
-
-
-def test_masks_overlap_in_favour_of_the_higher_id() -> None:
-    left, right = np.zeros((2, 3), bool), np.zeros((2, 3), bool)
-    left[:, :2], right[:, 1:] = True, True
-    expected = [[3, 7, 7], [3, 7, 7]]
-    np.testing.assert_array_equal(labels_from_masks({7: right, 3: left}), expected)
-    np.testing.assert_array_equal(labels_from_masks({3: left, 7: right}), expected)
 
 
 def test_the_highest_logit_wins() -> None:
@@ -143,34 +135,21 @@ def test_logits_are_the_argmax(stack: np.ndarray) -> None:
     np.testing.assert_array_equal(labels, expected)
 
 
-def test_nothing_found_needs_a_size() -> None:
-    np.testing.assert_array_equal(labels_from_masks({}, (2, 3)), np.zeros((2, 3)))
-    np.testing.assert_array_equal(labels_from_logits({}, (2, 3)), np.zeros((2, 3)))
-    with pytest.raises(PromptError, match="no masks, and no size given"):
-        labels_from_masks({})
-
-
 @pytest.mark.parametrize("obj_id", [0, 256, -1, 1.5, True, "1"])
 def test_ids_a_label_png_cannot_hold(obj_id: int) -> None:
-    with pytest.raises(PromptError, match=r"object id .*, expected an integer 1\.\.255"):
-        labels_from_masks({obj_id: np.ones((2, 2), bool)})
     with pytest.raises(PromptError, match=r"object id .*, expected an integer 1\.\.255"):
         labels_from_logits({obj_id: np.ones((2, 2))})
 
 
-def test_arrays_that_do_not_fit() -> None:
-    good = np.ones((2, 2), bool)
-    with pytest.raises(PromptError, match=r"object 2: got uint8 of shape \(2, 2\), expected a \(height, width\) bool"):
-        labels_from_masks({1: good, 2: good.astype(np.uint8)})
-    with pytest.raises(PromptError, match=r"object 1: got bool of shape \(2, 2\), expected a \(height, width\) float"):
-        labels_from_logits({1: good})
-    with pytest.raises(PromptError, match="object 1: got list"):
-        labels_from_masks({1: [[True]]})  # type: ignore[dict-item]
-    with pytest.raises(PromptError, match=r"object 2: 3x2 pixels .*expected 2x2"):
-        labels_from_masks({1: good, 2: np.ones((3, 2), bool)})
-    with pytest.raises(PromptError, match=r"object 1: 2x2 pixels .*expected 4x4"):
-        labels_from_masks({1: good}, (4, 4))
-    with pytest.raises(PromptError, match="object 1 contain NaN"):
+def test_logits_that_do_not_fit() -> None:
+    good = np.ones((2, 2), np.float32)
+    with pytest.raises(PromptError, match="no logits, expected those of at least one object"):
+        labels_from_logits({})
+    with pytest.raises(PromptError, match=r"object 1 of shape \(2, 2, 1\), expected \(height, width\)"):
+        labels_from_logits({1: good[..., None]})
+    with pytest.raises(PromptError, match=r"object 2 of shape \(3, 2\), expected .* of one size"):
+        labels_from_logits({1: good, 2: np.ones((3, 2), np.float32)})
+    with pytest.raises(PromptError, match="object 1 with NaN"):
         labels_from_logits({1: np.array([[np.nan]])})
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from surgery.errors import VideoError
-from surgery.video import draw_ids, draw_masks, draw_windows, side_by_side, with_legend
+from surgery.video import draw_ids, draw_masks, draw_windows, with_legend
 
 from .clips import picture
 
@@ -15,7 +15,7 @@ def test_masks_tint_the_inside_and_draw_both_sides_of_the_edge() -> None:
     labels = np.zeros((40, 60), np.uint8)
     labels[10:30, 20:40] = 1
     before = GREY.copy()
-    out = draw_masks(GREY, labels, alpha=0.5)
+    out = draw_masks(GREY, labels)
     np.testing.assert_array_equal(GREY, before)
     assert out.shape == GREY.shape
     assert out.dtype == np.uint8
@@ -29,23 +29,17 @@ def test_masks_tint_the_inside_and_draw_both_sides_of_the_edge() -> None:
 def test_neighbours_have_a_contour_each_and_the_frame_is_no_edge() -> None:
     labels = np.full((40, 60), 1, np.uint8)
     labels[:, 30:] = 2
-    out = draw_masks(GREY, labels, alpha=0)
+    out = draw_masks(GREY, labels)
     assert out[5, 29].tolist() == [192, 128, 128]
     assert out[5, 30].tolist() == [128, 192, 128]
-    assert out[0, 0].tolist() == out[-1, -1].tolist() == [100, 100, 100]
-
-
-@pytest.mark.parametrize(("alpha", "expected"), [(0, [100, 100, 100]), (1, [128, 0, 0])])
-def test_alpha(alpha: float, expected: list[int]) -> None:
-    labels = np.ones((40, 60), np.uint8)
-    assert draw_masks(GREY, labels, alpha)[20, 30].tolist() == expected
+    assert (out[0, 0].tolist(), out[-1, -1].tolist()) == ([114, 50, 50], [50, 114, 50])
 
 
 def test_contours_grow_with_the_frame() -> None:
     labels = np.zeros((960, 960), np.uint8)
     labels[:, 480:] = 1
-    out = draw_masks(np.full((960, 960, 3), 100, np.uint8), labels, 0)
-    assert (out[480, :, 0] > 150).sum() == 4
+    out = draw_masks(np.full((960, 960, 3), 100, np.uint8), labels)
+    assert (out[480, 480:, 0] > 150).sum() == (out[480, :480, 0] < 60).sum() == 4
 
 
 def test_no_objects_and_the_smallest_frame() -> None:
@@ -54,18 +48,15 @@ def test_no_objects_and_the_smallest_frame() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "alpha", "message"),
+    ("labels", "message"),
     [
-        (np.zeros((60, 40), np.uint8), 0.5, r"labels uint8 of shape \(60, 40\), expected uint8 of shape \(40, 60\)"),
-        (np.zeros((40, 60), bool), 0.5, "labels bool of shape"),
-        ([[0]], 0.5, "labels of type list"),
-        (np.zeros((40, 60), np.uint8), 1.5, "alpha is 1.5, expected 0"),
-        (np.zeros((40, 60), np.uint8), float("nan"), "alpha is nan"),
+        (np.zeros((60, 40), np.uint8), r"labels uint8 of shape \(60, 40\), expected uint8 of shape \(40, 60\)"),
+        (np.zeros((40, 60), bool), "labels bool of shape"),
     ],
 )
-def test_bad_masks(labels: np.ndarray, alpha: float, message: str) -> None:
+def test_bad_masks(labels: np.ndarray, message: str) -> None:
     with pytest.raises(VideoError, match=message):
-        draw_masks(GREY, labels, alpha)
+        draw_masks(GREY, labels)
 
 
 def test_windows_darken_what_was_not_computed() -> None:
@@ -93,44 +84,16 @@ def test_all_windows_and_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grid", "window", "kept", "message"),
-    [
-        ((2, 3), (20, 20), {6}, r"window 6, expected 0\.\.5 in a grid of 2x3"),
-        ((2, 3), (20, 20), {-1}, "window -1, expected"),
-        ((0, 3), (20, 20), set(), "a grid of 0x3 windows, expected at least 1x1"),
-        ((2, 3), (20, 0), set(), "windows of 20x0 pixels"),
-        ((2, 3), (float("nan"), 20), set(), "windows of nanx20 pixels"),
-        ((2, 3), (19, 20), set(), r"covers 38x60 \(height x width\), expected at least the frame, 40x60"),
-    ],
+    ("kept", "message"),
+    [({6}, r"window 6, expected 0\.\.5 in a grid of 2x3"), ({-1}, "window -1, expected")],
 )
-def test_bad_windows(grid: tuple[int, int], window: tuple[float, float], kept: set[int], message: str) -> None:
+def test_bad_windows(kept: set[int], message: str) -> None:
     with pytest.raises(VideoError, match=message):
-        draw_windows(GREY, grid, window, kept)
+        draw_windows(GREY, (2, 3), (20, 20), kept)
 
 
-def test_side_by_side() -> None:
-    left, right = picture(0), picture(9)
-    out = side_by_side(left, right, ("before", "after"))
-    assert out.shape == (48 + 18, 2 * 64 + 4, 3)
-    np.testing.assert_array_equal(out[18:, :64], left)
-    np.testing.assert_array_equal(out[18:, 68:], right)
-    assert out[:18, :64].max() > 150
-    assert out[:18, 68:].max() > 150
-
-
-def test_a_long_caption_stays_on_its_side() -> None:
-    out = side_by_side(GREY, GREY, ("a caption far too long for this", ""))
-    assert out[: out.shape[0] - 40, 60:].max() < 40
-    tiny = GREY[:, :3]
-    assert side_by_side(tiny, tiny, ("wide", "wide")).shape == (58, 10, 3)
-
-
-def test_frames_that_are_not_alike() -> None:
-    with pytest.raises(VideoError, match=r"the right frame has 48x64 pixels .*expected 40x60"):
-        side_by_side(GREY, picture(0))
-    with pytest.raises(VideoError, match="the left frame: got a greyscale array"):
-        side_by_side(GREY[..., 0], GREY)
-    with pytest.raises(VideoError, match="the frame to draw on: got values of type float64"):
+def test_what_is_no_frame() -> None:
+    with pytest.raises(VideoError, match="the frame to draw on: got float64 values"):
         draw_masks(GREY.astype(float), np.zeros((40, 60), np.uint8))
 
 

@@ -38,7 +38,3 @@ def test_imports(path: Path) -> None:
         name in ("surgery.errors", "surgery.files", "surgery.missing") or name.startswith("surgery.video")
         for name in ours
     )
-
-
-def test_every_public_name_is_there() -> None:
-    assert all(hasattr(surgery.video, name) for name in surgery.video.__all__)

@@ -9,21 +9,15 @@ from torch import Tensor
 
 from surgery.core.attention import AttentionCall, Projections
 from surgery.core.memory import MemoryCall
-from surgery.core.seams import Attention, Block, FeedForward, MemoryAttentionPart, PositionCode, TokenToImage
+from surgery.core.seams import Attention, FeedForward, MemoryAttentionPart, PositionCode, TokenToImage
+from surgery.hosts.sam21 import HieraBlock
 
 
-class Sam2Block(Block):
+class Sam2Block(HieraBlock):
     """`MultiScaleBlock`."""
 
-    def _norm1(self, tokens: Tensor) -> Tensor:
-        own: Any = self
-        out: Tensor = own.norm1(tokens)
-        return out
-
-    def _norm2(self, tokens: Tensor) -> Tensor:
-        own: Any = self
-        out: Tensor = own.norm2(tokens)
-        return out
+    _norms = ("norm1", "norm2")
+    _heads = "num_heads"
 
 
 class Sam2TokenToImage(TokenToImage):

@@ -183,12 +183,9 @@ class Sam2View(HostView):
         decoder = self.model.sam_mask_decoder
         return [decoder, *((decoder.conv_s0, decoder.conv_s1) if decoder.use_high_res_features else ())]
 
-    @property
-    def current_argument(self) -> str:
-        return "curr"
-
-    def stride16(self, pixels: Tensor) -> Tensor:
-        return self.image_encoder()(pixels)["backbone_fpn"][-1].flatten(2).permute(2, 0, 1)
+    def stride16_of(self, output: Any) -> Tensor:
+        found: Tensor = output["backbone_fpn"][-1]
+        return found.flatten(2).permute(2, 0, 1)
 
     def base_id(self) -> tuple[str | None, str | None]:
         return None, None

@@ -10,21 +10,15 @@ from torch import Tensor
 from surgery.core.attention import AttentionCall, Projections
 from surgery.core.evidence import record_evidence
 from surgery.core.memory import MemoryCall
-from surgery.core.seams import Attention, Block, MaskDecoderPart, MemoryAttentionPart, PositionCode, TokenToImage
+from surgery.core.seams import Attention, MaskDecoderPart, MemoryAttentionPart, PositionCode, TokenToImage
+from surgery.hosts.sam21 import HieraBlock
 
 
-class TransformersBlock(Block):
+class TransformersBlock(HieraBlock):
     """`Sam2MultiScaleBlock`."""
 
-    def _norm1(self, tokens: Tensor) -> Tensor:
-        own: Any = self
-        out: Tensor = own.layer_norm1(tokens)
-        return out
-
-    def _norm2(self, tokens: Tensor) -> Tensor:
-        own: Any = self
-        out: Tensor = own.layer_norm2(tokens)
-        return out
+    _norms = ("layer_norm1", "layer_norm2")
+    _heads = "num_attention_heads"
 
 
 class TransformersTokenToImage(TokenToImage):

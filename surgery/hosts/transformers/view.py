@@ -194,12 +194,9 @@ class TransformersView(HostView):
         decoder = self.model.mask_decoder
         return [decoder, decoder.conv_s0, decoder.conv_s1]
 
-    @property
-    def current_argument(self) -> str:
-        return "current_vision_features"
-
-    def stride16(self, pixels: Tensor) -> Tensor:
-        return self.image_encoder()(pixels).fpn_hidden_states[-1].flatten(2).permute(2, 0, 1)
+    def stride16_of(self, output: Any) -> Tensor:
+        found: Tensor = output.fpn_hidden_states[-1]
+        return found.flatten(2).permute(2, 0, 1)
 
     def base_id(self) -> tuple[str | None, str | None]:
         config = self.model.config

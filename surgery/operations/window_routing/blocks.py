@@ -59,11 +59,16 @@ class EarlyBlock:
 
 
 class SpanBlock:
-    """A block of the routed span, or the block that ends it. shortcut: where the span begins. side: of the map, where
-    it ends."""
+    """A block of the routed span, or the block that ends it. window: 0 for a global block. shortcut: where the span
+    begins. side: of the map, where it ends."""
 
     def __init__(self, window: int, shortcut: Shortcut | None, side: int | None) -> None:
         self.window, self.shortcut, self.side = window, shortcut, side
+
+    @property
+    def inner(self) -> bool:
+        """Whether it is a global block before the one that ends the span."""
+        return not self.window and self.side is None
 
     def __call__(self, context: FrameContext, block: BlockCall, tokens: Tensor, proceed: Proceed) -> Tensor:
         route: Route | None = context.records.get(TYPE)
@@ -74,6 +79,8 @@ class SpanBlock:
                 route.seen_input = tokens
             if route.observe and self.side is not None:
                 route.seen_output = tokens
+            if route.globals is not None and self.inner:
+                route.globals.note(block.norm1(tokens), block)
             return proceed(tokens)
         if self.side is not None:
             return proceed(leave(tokens, route, (1, self.side, self.side)))
@@ -85,6 +92,9 @@ class SpanBlock:
         normed = block.norm1(tokens)
         if self.window:
             mixed = windowed_attention(normed, route, block.attend, self.window)
+        elif route.globals is not None:
+            assert route.chosen is not None
+            mixed = route.globals.attend(normed, route.chosen, block)
         elif route.real is None:
             mixed = block.attend(normed)
         else:

@@ -12,7 +12,7 @@ from torch import Tensor
 from surgery.core.frame import ComputedWindows, FrameContext
 from surgery.core.operation import Bound, Patch
 from surgery.core.parts import ENCODER, Part
-from surgery.core.session import FrameRecord, VideoState
+from surgery.core.session import FrameRecord
 from surgery.core.surgery import Surgery
 from surgery.core.windows import WindowGrid
 from surgery.errors import ModelStateError
@@ -24,6 +24,7 @@ from surgery.operations.window_routing.geometry import (
     stage4_grid,
     tile_grid,
 )
+from surgery.operations.window_routing.global_blocks import GlobalRoute
 from surgery.operations.window_routing.graphs import own_route, route_kind, settle_route
 from surgery.operations.window_routing.policy import FramePreview, Policy, WindowState, by_evidence, tile_route
 from surgery.operations.window_routing.settings import WindowSettings
@@ -45,8 +46,8 @@ class SpanSeen:
 class WindowRouter(Bound[WindowSettings]):
     """Window routing in one model.
 
-    span: where it lies. grid: its windows. tiles, stage4: what the recipe routes besides, or None. shortcut: what
-    stands in for the span. policy: chooses the windows.
+    span: where it lies. grid: its windows. tiles, stage4: what the recipe routes besides, or None. cached: whether
+    inner global blocks attend to all tokens. shortcut: what stands in for the span. policy: chooses the windows.
     """
 
     def __init__(self, settings: WindowSettings, surgery: Surgery, before: WindowRouter | None) -> None:
@@ -56,6 +57,7 @@ class WindowRouter(Bound[WindowSettings]):
         self.grid: WindowGrid = WindowGrid(span.side, span.side, span.window)
         self.tiles = tile_grid(host, span) if settings.stages.span == "tiles" else None
         self.stage4 = stage4_grid(host, span) if settings.stages.stage4 == "routed" else None
+        self.cached = settings.stages.globals == "cached"
         self.policy: Policy = by_evidence
         self.shortcut: Shortcut = before.shortcut if before is not None else self._new()
         if settings.stages.correction == "patch" and self.shortcut.corrections is None:
@@ -130,10 +132,12 @@ class WindowRouter(Bound[WindowSettings]):
         if observer is not None and route.seen_input is not None and route.seen_output is not None:
             maps = route.tiles.maps if route.tiles is not None else None
             observer.noted(SpanSeen(route.seen_input, route.seen_output, tuple(maps or ())))
-        else:
+        if observer is None or observer.leads:
             self._remember(route, state, preview, pixels.device)
         if route.stage4 is not None and route.stage4.seen is not None:
             state.stage4 = route.stage4.seen.contiguous()
+        if route.globals is not None:
+            state.globals = tuple(route.globals.seen)
         self._note(context, state, windows, reason, preview)
         return features
 
@@ -150,31 +154,29 @@ class WindowRouter(Bound[WindowSettings]):
             after = None
             if stage4 is not None and state.stage4 is not None:
                 after = stage4.route(windows, device, state.stage4)
-            return self.routed(
-                windows, device, state.span if settings.skipped.temporal and tiles is None else None, early, after
-            )
+            memory = state.span if settings.skipped.temporal and tiles is None else None
+            return self.routed(windows, device, memory, early, after, state.globals)
         if settings.skipped.padding == "published" and grid.padded and not watched:
             return make_route(grid, range(grid.count), device, None, published_padding=True)
         watch = tiles.watch(watched) if tiles is not None else None
         after = stage4.watch() if stage4 is not None else None
-        return dense_route(watched or (chooses and settings.skipped.temporal), watch, after)
+        route = dense_route(watched or (chooses and settings.skipped.temporal), watch, after)
+        if chooses and self.cached:
+            route.globals = GlobalRoute()
+        return route
 
-    def routed(self, windows: Any, device: torch.device, memory: Any, early: Any = None, after: Any = None) -> Route:
-        """The route of a frame that computes `windows`, given what the video remembers; see `make_route`."""
+    def routed(
+        self, windows: Any, device: torch.device, memory: Any, early: Any = None, after: Any = None,
+        tokens: tuple[Tensor, ...] | None = None,
+    ) -> Route:  # fmt: skip
+        """The route of a frame that computes `windows`, given what the video remembers; see `make_route`.
+
+        tokens: what the inner global blocks attend to besides, see `GlobalRoute.last`.
+        """
         published = self.settings.skipped.padding == "published"
-        return make_route(self.grid, windows, device, memory, published, not self.shortcut.pointwise, early, after)
-
-    def memory_of(self, entering: Tensor, leaving: Tensor) -> SpanMemory | None:
-        """What a video remembers after a dense frame with this span input and output, [H * W, C] each."""
-        route = dense_route(observe=True)
-        route.seen_input, route.seen_output = entering, leaving
-        return updated_memory(route, self.shortcut, self.grid)
-
-    def replayed(self, route: Route) -> FrameContext:
-        """A frame of no video that runs under `route`."""
-        context = FrameContext(0, VideoState(None), None)
-        context.records[self.settings.type] = route
-        return context
+        route = make_route(self.grid, windows, device, memory, published, not self.shortcut.pointwise, early, after)
+        route.globals = GlobalRoute(tokens) if tokens is not None and self.cached else None
+        return route
 
     def _remember(self, route: Route, state: WindowState, preview: FramePreview, device: torch.device) -> None:
         settings = self.settings
@@ -204,11 +206,11 @@ class WindowRouter(Bound[WindowSettings]):
         video.first.counted = True
         computed = tuple(range(grid.count)) if windows is None else tuple(windows)
         video.stats.correct("windows", len(computed) / grid.count - 1.0)
-        video.stats.last = FrameRecord(
-            context.frame, computed, (grid.rows, grid.cols), reason, grid.cols * grid.window / grid.width
-        )
+        whole, more = (reason, None) if windows is None else (None, reason)
+        cover = grid.cols * grid.window / grid.width
+        video.stats.last = FrameRecord(context.frame, computed, (grid.rows, grid.cols), whole, cover, more)
         if reason is not None:
-            video.stats.dense[reason] += 1
+            (video.stats.dense if windows is None else video.stats.widened)[reason] += 1
 
     @property
     def steps(self) -> int:  # type: ignore[override]
@@ -238,7 +240,11 @@ class WindowRouter(Bound[WindowSettings]):
             memory = SpanMemory(still, still)
         if self.stage4 is not None:
             after = self.stage4.route(windows, device, self.stage4.blank(device, dtype))
-        context.records[settings.type] = self.routed(windows, device, memory, early, after)
+        infos = [self.surgery.host.block_info(index) for index in self.span.routed]
+        heads = [info.heads for info in infos if not info.window]
+        seen = [(self.grid.tokens, 2, each, self.span.channels // each) for each in heads]
+        tokens = tuple(torch.zeros(shape, device=device, dtype=dtype) for shape in seen)
+        context.records[settings.type] = self.routed(windows, device, memory, early, after, tokens)
         context.provide(ComputedWindows(self.grid, tuple(windows)))
 
     def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:

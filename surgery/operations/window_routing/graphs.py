@@ -59,6 +59,8 @@ def own_route(route: Route) -> None:
         tiles.kept[:], tiles.latest = [_own(each) for each in tiles.kept], _own(tiles.latest)
     if route.stage4 is not None:
         route.stage4.seen = _own(route.stage4.seen)
+    if route.globals is not None:
+        route.globals.seen = [each.clone() for each in route.globals.seen]
 
 
 def _own(tensor: Tensor | None) -> Tensor | None:

@@ -21,6 +21,7 @@ from surgery.operations.window_routing.router import (
     scene_change,
     thumbnail,
     window_changes,
+    within_budget,
 )
 from surgery.operations.window_routing.settings import WindowSettings
 from surgery.operations.window_routing.span import SpanMemory
@@ -33,7 +34,8 @@ class WindowState(State):
 
     since_dense: routed frames since a dense one. ages: frames since each window was computed. lost: objects whose last
     known score was <= 0. span, tiles: what skipped windows return, as the recipe's span asks. stage4: [1, H, W, C]
-    output of stage 4, every window when last computed, where stage 4 is routed. thumbnail: [3, 32, 32] of the last
+    output of stage 4, every window when last computed, where stage 4 is routed. globals: see `GlobalRoute.last`, where
+    they are kept. thumbnail: [3, 32, 32] of the last
     frame. seen: [3, H, W] picture of every token when its window was computed.
     """
 
@@ -43,6 +45,7 @@ class WindowState(State):
     span: SpanMemory | None = None
     tiles: TileMemory | None = None
     stage4: Tensor | None = None
+    globals: tuple[Tensor, ...] | None = None
     thumbnail: Tensor | None = None
     seen: Tensor | None = None
 
@@ -95,7 +98,7 @@ class Policy(Protocol):
         self, settings: WindowSettings, grid: WindowGrid, host: HostView, context: FrameContext,
         state: WindowState, preview: FramePreview, device: torch.device,
     ) -> tuple[list[int] | None, str | None]:  # fmt: skip
-        """Windows to compute on this frame, or None and the reason for a dense one."""
+        """Windows to compute on this frame, or None for all, and the reason for all or for more than the budget."""
 
 
 def by_evidence(
@@ -151,7 +154,7 @@ class Seen:
 def by_rules(
     settings: WindowSettings, state: WindowState, objects: Iterable[int], seen: Seen, salient: Callable[[], list[bool]]
 ) -> tuple[list[int] | None, str | None]:
-    """Windows to compute, or None and the reason for a dense frame.
+    """See `Policy`.
 
     salient: windows that hold the prompts' attention; asked for only where the masks cannot be relied on.
     """
@@ -163,12 +166,17 @@ def by_rules(
     taken = list(seen.touched)
     if not any(taken) or any(not score >= settings.object.score_gate for score in seen.scores):
         taken = [a or b for a, b in zip(taken, salient(), strict=True)]
-    windows = allot(
-        taken, state.ages, seen.changes, settings.rolling, settings.round_to, settings.budget, settings.fill
-    )
+    if seen.changes is None:
+        windows, over = allot(taken, state.ages, settings.rolling, settings.round_to, settings.fill), False
+    else:
+        windows, over = within_budget(
+            taken, seen.touched, state.ages, seen.changes, budget=settings.budget, rolling=settings.rolling,
+            round_to=settings.round_to, fill=settings.fill, max_wait=settings.object.max_wait,
+            background=settings.object.background,
+        )  # fmt: skip
     if len(windows) == len(taken):
-        return None, "every window needed"
-    return windows, None
+        return None, "large object" if over else "every window needed"
+    return windows, "large object" if over else None
 
 
 @dataclass(frozen=True)
@@ -228,6 +236,10 @@ def must_be_dense(
     if settings.skipped.temporal and (last is None or last.output.device != device):
         return "no last output"
     if settings.stages.stage4 == "routed" and (state.stage4 is None or state.stage4.device != device):
+        return "no last output"
+    if settings.stages.globals == "cached" and (
+        state.globals is None or any(each.device != device for each in state.globals)
+    ):
         return "no last output"
     return None
 

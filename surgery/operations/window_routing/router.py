@@ -75,45 +75,94 @@ def window_changes(current: Tensor, seen: Tensor, grid: WindowGrid) -> Tensor:
     return both[0] / both[1]
 
 
-BACKGROUND_WEIGHT = 0.5
-"""What a window's change counts for when no object is in it: background matters through attention only."""
 AGE_WEIGHT = 0.02
 """Change, in standard deviations, that one frame of waiting is worth, so that still windows are renewed as well."""
+SIZES = 3
+"""How many sizes a frame within a budget may have before it is dense."""
 
 
-def most_urgent(taken: Sequence[bool], changes: Sequence[float], ages: Sequence[int], count: int) -> list[int]:
-    """Ids of the `count` windows to compute when not all that are wanted may be; ties go to the lower id.
+def urgencies(taken: Sequence[bool], changes: Sequence[float], ages: Sequence[int], background: float) -> list[float]:
+    """How much each window wants to be computed.
 
     Args:
         taken: whether the router wants the window (an object is there). changes: see `window_changes`.
-        ages: frames since each window was computed. count: how many to choose, at least 1.
+        ages: frames since each window was computed. background: weight of the others.
     """
-    urgency = [
-        (1.0 if wanted else BACKGROUND_WEIGHT) * (change + AGE_WEIGHT * (age + 1))
+    return [
+        (1.0 if wanted else background) * (change + AGE_WEIGHT * (age + 1))
         for wanted, change, age in zip(taken, changes, ages, strict=True)
     ]
-    return sorted(sorted(range(len(urgency)), key=lambda window: (-urgency[window], window))[:count])
+
+
+def most_urgent(urgency: Sequence[float], count: int, certain: Sequence[int] = ()) -> list[int]:
+    """Ids of `count` windows, rising: the `certain` ones, then the most urgent; ties go to the lower id."""
+    first = set(certain)
+    order = sorted(range(len(urgency)), key=lambda window: (window not in first, -urgency[window], window))
+    return sorted(order[:count])
+
+
+def sizes(count: int, budget: float) -> list[int]:
+    """How many of `count` windows a frame within a budget may compute: the budget, and evenly on towards all."""
+    least = max(1, round(budget * count))
+    return sorted({least + (count - least) * step // SIZES for step in range(SIZES)})
+
+
+def must_run(
+    touched: Sequence[bool], ages: Sequence[int], urgency: Sequence[float], most: int, max_wait: int
+) -> list[int]:
+    """Windows of objects that a frame must compute so that none ever waits longer than `max_wait` frames.
+
+    Those that are due now, and as many of the others as would otherwise not fit into later frames of `most` windows;
+    the longest waiting first.
+    """
+
+    def left(window: int) -> int:
+        return max(0, max_wait - ages[window])
+
+    mine = sorted((each for each, here in enumerate(touched) if here), key=lambda each: (left(each), -urgency[each]))
+    needed = max(sum(left(each) <= later for each in mine) - later * most for later in range(max_wait + 1))
+    return mine[: max(0, needed)]
 
 
 def allot(
-    taken: Sequence[bool], ages: Sequence[int], changes: Sequence[float] | None, rolling: int = 0, round_to: int = 1,
-    budget: float = 1.0, fill: bool = False,
-) -> list[int]:  # fmt: skip
-    """Ids of the windows to compute: the wanted and the rolling ones, at least one, rounded up, within the budget.
+    taken: Sequence[bool], ages: Sequence[int], rolling: int = 0, round_to: int = 1, fill: bool = False
+) -> list[int]:
+    """Ids of the windows to compute without a budget: the wanted ones and those that waited longest, at least one.
 
     Args:
         taken: whether the router wants the window. ages: frames since each window was computed.
-        changes: see `window_changes`; None without a budget, where windows that waited longest fill up.
         rolling: windows added to the wanted ones. round_to: the count is rounded up to a multiple of this.
-        budget: largest share of all windows. fill: use it up.
+        fill: compute all.
     """
-    wanted = max(1, -(-(sum(taken) + rolling) // round_to) * round_to)
-    if changes is not None:
-        most = max(1, round(budget * len(taken)))
-        return most_urgent(taken, changes, ages, most if fill else min(wanted, most))
     if fill:
         return list(range(len(taken)))
     chosen = list(taken)
-    for window in longest_waiting(ages, taken, wanted - sum(taken)):
+    for window in longest_waiting(ages, taken, wanted_count(taken, rolling, round_to) - sum(taken)):
         chosen[window] = True
     return [window for window, is_chosen in enumerate(chosen) if is_chosen]
+
+
+def wanted_count(taken: Sequence[bool], rolling: int, round_to: int) -> int:
+    """How many windows are wanted, at least one."""
+    return max(1, -(-(sum(taken) + rolling) // round_to) * round_to)
+
+
+def within_budget(
+    taken: Sequence[bool], touched: Sequence[bool], ages: Sequence[int], changes: Sequence[float], *, budget: float,
+    rolling: int = 0, round_to: int = 1, fill: bool = False, max_wait: int | None = None, background: float = 0.5,
+) -> tuple[list[int], bool]:  # fmt: skip
+    """Ids of the windows to compute within a budget, and whether objects asked for more than it.
+
+    Args:
+        taken: whether the router wants the window. touched: whether an object's mask is there.
+        ages: frames since each window was computed. changes: see `window_changes`.
+        budget: largest share of all windows, unless windows of objects would wait longer than `max_wait` frames: then
+            the next of `sizes`, or all. fill: use it up. rolling, round_to: see `allot`. background: see `urgencies`.
+    """
+    allowed = sizes(len(taken), budget)
+    urgency = urgencies(taken, changes, ages, background)
+    count = allowed[0] if fill else min(wanted_count(taken, rolling, round_to), allowed[0])
+    certain = [] if max_wait is None else must_run(touched, ages, urgency, allowed[0], max_wait)
+    if len(certain) > allowed[0]:
+        count = next((size for size in allowed if size >= len(certain)), len(taken))
+    return most_urgent(urgency, max(count, len(certain)), certain), len(certain) > allowed[0]

@@ -22,6 +22,19 @@ class ObjectSettings(Settings):
         5.0, allow_inf_nan=False, description="object score logit under which salient windows are added"
     )
     dilation: int = Field(5, ge=1, le=255, description="max-pool kernel on the low-resolution masks, odd; 1: none")
+    max_wait: int | None = Field(
+        None,
+        ge=0,
+        le=MOST,
+        description="frames that a window of an object may wait to be computed, whatever the budget; null: any number",
+    )
+    background: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        allow_inf_nan=False,
+        description="with a budget: what a change counts for where no object is, against 1 where one is",
+    )
     motion: float = Field(
         0.0,
         ge=0.0,
@@ -82,6 +95,11 @@ class StageSettings(Settings):
     correction: Literal["none", "patch"] = Field(
         "none",
         description="with tiles: `patch` lets reused maps of stages 1 and 2 follow the patch embedding (fitted)",
+    )
+    globals: Literal["packed", "cached"] = Field(
+        "packed",
+        description="inner global blocks: computed windows attend among themselves (`packed`, as published) or to all "
+        "tokens, skipped ones as last computed (`cached`); needs `skipped.temporal`",
     )
     stage4: Literal["dense", "routed"] = Field(
         "dense",
@@ -172,6 +190,7 @@ class WindowSettings(Operation):
         pointwise = (skipped.shortcut.type != "attention", "skipped.shortcut.type: bottleneck, ffn or identity")
         for setting, asked, (met, needed), why in (
             ("span: tiles", stages.span == "tiles", memory, "a skipped tile has nothing but its last output"),
+            ("globals: cached", stages.globals == "cached", memory, "nothing else remembers skipped tokens"),
             ("stage4: routed", stages.stage4 == "routed", memory, "a skipped window has nothing but its last output"),
             (f"budget: {self.budget:g}", self.budget < 1.0, memory, "windows of the object are skipped as well"),
             (f"early: {stages.early:g}", stages.early > 0, pointwise, "extra pieces are corrected token by token"),
@@ -192,7 +211,8 @@ class WindowSettings(Operation):
             return "all windows"
         unit = "tiles" if self.stages.span == "tiles" else "windows"
         if self.budget < 1.0:
-            text = f"{'' if self.fill else 'at most '}{percent(self.budget)} of the {unit}, those that changed most"
+            first = "those that changed most" if self.object.max_wait is None else "the object's first"
+            text = f"{'' if self.fill else 'at most '}{percent(self.budget)} of the {unit}, {first}"
         elif self.fill:
             text = f"all {unit}"
         else:

@@ -16,8 +16,11 @@ from surgery.operations.window_routing.router import (
     most_urgent,
     salient_windows,
     scene_change,
+    sizes,
     thumbnail,
+    urgencies,
     window_changes,
+    within_budget,
 )
 from tests.core.geometry import few, grids, window_of
 
@@ -149,12 +152,15 @@ def test_window_changes_are_means_over_real_tokens(grid: WindowGrid, seed: int) 
     assert not window_changes(now, now, grid).any()
 
 
+windows_of_a_frame = st.lists(st.tuples(st.booleans(), st.floats(0, 3), st.integers(0, 50)), min_size=1, max_size=25)
+
+
 @few
-@given(st.lists(st.tuples(st.booleans(), st.floats(0, 3), st.integers(0, 50)), min_size=1, max_size=25), st.data())
+@given(windows_of_a_frame, st.data())
 def test_the_budget_goes_to_the_most_urgent(windows: list[tuple[bool, float, int]], data: st.DataObject) -> None:
     taken, changes, ages = (list(column) for column in zip(*windows, strict=True))
     count = data.draw(st.integers(1, len(windows)))
-    chosen = most_urgent(taken, changes, ages, count)
+    chosen = most_urgent(urgencies(taken, changes, ages, 0.5), count)
     assert chosen == sorted(set(chosen))
     assert len(chosen) == count
     for inside in chosen:
@@ -167,8 +173,65 @@ def test_a_still_window_is_renewed_in_the_end() -> None:
     """Everything moves but window 2: with a budget of one it still comes up, because it waits."""
     ages = [0, 0, 0]
     for _ in range(200):
-        chosen = most_urgent([True, True, False], [0.3 * (age + 1) for age in ages[:2]] + [0.0], ages, 1)
+        changes = [0.3 * (age + 1) for age in ages[:2]] + [0.0]
+        chosen, _ = within_budget([True, True, False], [True, True, False], ages, changes, budget=0.34, fill=True)
         ages = [0 if window in chosen else age + 1 for window, age in enumerate(ages)]
         if chosen == [2]:
             return
     raise AssertionError("window 2 was never computed")
+
+
+@given(
+    st.integers(2, 30), st.floats(0.01, 1.0), st.integers(0, 5), st.floats(0.0, 1.0), st.booleans(), st.integers(0, 4),
+    st.floats(0.0, 1.0), seeds,
+)  # fmt: skip
+def test_no_window_of_an_object_waits_longer_than_max_wait(
+    count: int, budget: float, max_wait: int, background: float, fill: bool, rolling: int, share: float, seed: int
+) -> None:
+    """Objects that come, go, move and grow at random; the frame has one of three sizes or is dense."""
+    draw = rng(seed)
+    ages, allowed = [0] * count, sizes(count, budget)
+    touched = [False] * count
+    assert 1 <= len(allowed) <= 3
+    for _ in range(40):
+        if torch.rand((), generator=draw) < 0.3:
+            touched = (torch.rand(count, generator=draw) < share).tolist()
+        changes = torch.rand(count, generator=draw).tolist()
+        taken = [here or bool(torch.rand((), generator=draw) < 0.1) for here in touched]
+        chosen, over = within_budget(
+            taken, touched, ages, changes, budget=budget, rolling=rolling, fill=fill, max_wait=max_wait,
+            background=background,
+        )  # fmt: skip
+        assert chosen == sorted(set(chosen))
+        ages = [0 if window in chosen else age + 1 for window, age in enumerate(ages)]
+        assert all(age <= max_wait for age, here in zip(ages, touched, strict=True) if here)
+        assert len(chosen) in (*allowed, count) or (not fill and len(chosen) < allowed[0])
+        assert over == (len(chosen) > allowed[0])
+
+
+@given(st.integers(4, 30), st.integers(1, 4), st.integers(1, 4), seeds)
+def test_an_object_that_fits_is_spread_evenly(count: int, max_wait: int, most: int, seed: int) -> None:
+    """An object of at most (max_wait + 1) x budget windows never needs more than the budget, however it changes."""
+    most = min(most, count)
+    size = min(count, most * (max_wait + 1))
+    touched = [window < size for window in range(count)]
+    ages, draw = [0] * count, rng(seed)
+    for _ in range(30):
+        changes = torch.rand(count, generator=draw).tolist()
+        chosen, over = within_budget(
+            touched, touched, ages, changes, budget=most / count, fill=True, max_wait=max_wait, background=1.0
+        )
+        assert not over
+        ages = [0 if window in chosen else age + 1 for window, age in enumerate(ages)]
+
+
+def test_without_a_bound_the_budget_holds() -> None:
+    chosen, over = within_budget([True] * 10, [True] * 10, [9] * 10, [1.0] * 10, budget=0.2, fill=True)
+    assert chosen == [0, 1]
+    assert not over
+
+
+def test_background_says_what_a_window_without_an_object_counts() -> None:
+    given_ = ([True, False], [True, False], [0, 0], [0.1, 0.4])
+    assert within_budget(*given_, budget=0.5, fill=True, background=0.5)[0] == [1]
+    assert within_budget(*given_, budget=0.5, fill=True, background=0.1)[0] == [0]
