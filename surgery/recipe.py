@@ -18,7 +18,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, fie
 
 import surgery.operations  # noqa: F401  what ships is known to recipes
 from surgery.core.moved import Place, places, put, take, translated
-from surgery.core.operation import Operation, Settings, known
+from surgery.core.operation import Fields, Operation, known
 from surgery.core.promise import CalibrationSettings
 from surgery.errors import RecipeError, nearest, nearest_field
 from surgery.plain_yaml import read_yaml, write_yaml
@@ -29,7 +29,7 @@ _MAX_BYTES = 64_000
 _T = TypeVar("_T", bound=Operation)
 
 
-class Metadata(Settings):
+class Metadata(Fields):
     """Name and one-sentence description of a recipe. Both are shown in terminals and model cards."""
 
     name: str = Field(min_length=1, max_length=80)
@@ -45,7 +45,7 @@ class Metadata(Settings):
         return value
 
 
-class Recipe(Settings):
+class Recipe(Fields):
     """A validated recipe. Immutable; `with_overrides` returns a changed copy."""
 
     schema_: Literal[1] = Field(1, alias="schema")

@@ -213,7 +213,7 @@ def test_every_file_keeps_the_rules() -> None:
         ("surgery/operations/precision.py", "if TYPE_CHECKING:\n    from surgery.operations import compile"),
         ("surgery/operations/precision.py", "from surgery.hosts import view_of"),
         ("surgery/operations/precision.py", "from surgery.core.patching import unpatch"),
-        ("surgery/hosts/sam2/root.py", "from surgery.operations.window_routing.blocks import EarlyBlock"),
+        ("surgery/hosts/sam2/root.py", "from surgery.operations.window_routing.blocks import Stages12Block"),
         ("surgery/hosts/sam2/root.py", "def f():\n    from surgery.engine import current_surgery"),
         ("surgery/hosts/sam2/root.py", "from surgery.core.patching import patch"),
         ("surgery/bench/pair.py", "from surgery.core.engine import cut"),

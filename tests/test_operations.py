@@ -12,7 +12,7 @@ from torch import nn
 import surgery
 from surgery import RecipeError, UnsupportedModelError
 from surgery.core import operation as registry
-from surgery.core.operation import Operation, Settings, known, register
+from surgery.core.operation import Fields, Operation, known, register
 from surgery.core.patching import is_patched
 from surgery.describe import described
 from surgery.operations import SparseMemoryRetrieval
@@ -81,7 +81,7 @@ def test_a_name_is_taken_once(type_: str, alias: str) -> None:
     assert Another not in known().values()
 
 
-class Inner(Settings):
+class Inner(Fields):
     size: int = Field(1, ge=1)
     shape: str = "round"
 

@@ -20,19 +20,28 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+_AGAINST = {
+    "dense state": "a few frames from the dense state", "dense masks": "against dense masks",
+    "chance": "the same, beyond chance", "ground truth": "against ground truth",
+}  # fmt: skip
+
+
 class Fidelity(_Record):
     """Loss of J&F (fractions of 1) on clips that took no part in fitting.
 
     reference: what sparse masks were compared with. drop: mean over clips; 1 - J&F against the dense model's own masks,
-    dense J&F - sparse J&F against ground truth (negative: sparse was better). interval: 95 % bootstrap interval of the
-    mean over clips, None when there was but one. worst_drop, worst_clip: the clip that lost most.
+    from its own state a few frames before ("dense state") or over whole clips ("dense masks"), the latter less what
+    chance does ("chance"), dense J&F - sparse J&F against ground truth (negative: sparse was better). interval: 95 %
+    bootstrap interval of the mean, None when there was but one clip. over: what it was drawn from. worst_drop,
+    worst_clip: the clip that lost most.
     """
 
-    reference: Literal["dense masks", "ground truth"]
+    reference: Literal["dense masks", "ground truth", "dense state", "chance"]
     drop: _Loss
     interval: _Range | None
     worst_drop: _Loss
     worst_clip: str
+    over: Literal["clips", "segments"] = "clips"
 
     @model_validator(mode="after")
     def _inside(self) -> Fidelity:
@@ -42,7 +51,9 @@ class Fidelity(_Record):
 
     def spread(self) -> str:
         """The interval in words."""
-        return "no interval: one clip" if self.interval is None else "{:.4f} to {:.4f}".format(*self.interval)
+        if self.interval is None:
+            return "no interval: one clip"
+        return "{:.4f} to {:.4f}".format(*self.interval) + (" over segments" if self.over == "segments" else "")
 
 
 class CalibrationRecord(_Record):
@@ -67,6 +78,8 @@ class CalibrationRecord(_Record):
     keys_kept: _Share | None
     against_dense: Fidelity
     against_truth: Fidelity | None
+    from_state: Fidelity | None = None
+    against_chance: Fidelity | None = None
     valid_range: dict[str, _Range]
     seed: _Count
 
@@ -74,11 +87,11 @@ class CalibrationRecord(_Record):
         """What was lost, in markdown."""
         lines = ["| loss of J&F (fraction of 1) | mean over clips | 95 % interval of the mean | worst clip |"]
         lines.append("|---|---|---|---|")
-        for found in (self.against_dense, self.against_truth):
+        for found in (self.from_state, self.against_dense, self.against_chance, self.against_truth):
             if found is not None:
                 clip = found.worst_clip.replace("|", "\\|").replace("\n", " ").replace("`", "'")
                 worst = f"{found.worst_drop:.4f} (`{clip}`)"
-                row = f"against {found.reference} | {found.drop:.4f} | {found.spread()} | {worst}"
+                row = f"{_AGAINST[found.reference]} | {found.drop:.4f} | {found.spread()} | {worst}"
                 lines.append(f"| {row} |")
         return lines
 

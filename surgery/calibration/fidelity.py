@@ -1,11 +1,14 @@
-"""What sparse masks lose: J&F against the dense model's own masks, and against ground truth where there is some."""
+"""What sparse masks lose against the dense model's.
+
+A few frames from its own state decide. Whole clips, over which masks drift, may refute.
+"""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,33 +17,47 @@ from surgery.calibration.clips import CalibrationClip, Labels, PackedLabels
 from surgery.engine import disabled, require_surgery
 from surgery.errors import PromptError
 from surgery.evaluation.bootstrap import mean_interval
+from surgery.evaluation.drift_free import STEPS, drift_free
+from surgery.evaluation.drift_free import summarise as summarise_runs
 from surgery.evaluation.metrics import boundary_f, region_j
 from surgery.tracking import track
-from surgery.video import labels_from_logits
+from surgery.video import Video, labels_from_logits
+
+CLIPS = 3
+"""Fewer clips do not say how much clips differ: then the interval is over their segments, and says so."""
 
 
 @dataclass(eq=False)
 class Reference:
-    """A clip tracked by the dense model. labels: its masks. truth_score: its J&F against ground truth, or None."""
+    """A clip tracked by the dense model.
+
+    labels: its masks. truth_score: its J&F against ground truth, or None. chance: 1 - J&F against these masks of the
+    dense model itself on frames that differ by a grey level: how far masks drift apart for no reason.
+    """
 
     clip: CalibrationClip
     labels: PackedLabels
     truth_score: float | None
+    chance: float
 
 
 @dataclass(frozen=True)
 class ClipScore:
-    """One clip under one setting. drop: 1 - J&F against the dense masks. truth_drop: dense less sparse J&F against
-    ground truth, or None. windows_kept, keys_kept: fractions over tracked frames, None where the recipe has no such
-    operation. frames: tracked ones.
+    """One clip under one setting.
+
+    drop: 1 - J&F against the dense masks. segments: the same of parts of the clip. excess: drop less that of chance, or
+    None; truth_drop: dense less sparse J&F against ground truth, or None. windows_kept, keys_kept: fractions over
+    tracked frames, None where the recipe has no such operation. frames: tracked ones.
     """
 
     name: str
     drop: float
-    truth_drop: float | None
+    segments: tuple[float, ...]
     windows_kept: float | None
     keys_kept: float | None
     frames: int
+    excess: float | None = None
+    truth_drop: float | None = None
 
 
 def reference_of(model: Any, clip: CalibrationClip, step: Callable[[], None] = lambda: None) -> Reference:
@@ -51,9 +68,26 @@ def reference_of(model: Any, clip: CalibrationClip, step: Callable[[], None] = l
     """
     with disabled(model):
         labels = _tracked(model, clip, step)
+        again = _tracked(model, replace(clip, video=cast(Video, _Grainy(clip.video))), step)
     if not any(labels[index].any() for index in range(1, len(labels))):
         raise PromptError(f"{clip.name}: the dense model finds no object on any frame after the prompt")
-    return Reference(clip, labels, _against_truth(clip, labels))
+    return Reference(clip, labels, _against_truth(clip, labels), 1.0 - _score(clip, again, labels))
+
+
+def drift_of(model: Any, clip: CalibrationClip, step: Callable[[], None] = lambda: None) -> ClipScore:
+    """Runs from the dense model's own state, see `drift_free`, of the objects on the first prompted frame."""
+    depth = min(max(STEPS), clip.tracked - 1)
+    prompts = [prompt for prompt in clip.prompts if prompt.frame == clip.start]
+    found = []
+    for each in drift_free(model, clip.video, prompts, (depth,)):
+        found.append(each)
+        for _ in range(2 * depth):
+            step()
+    shares = summarise_runs(found)[0].kept
+    losses = tuple(1.0 - each.masks for each in found)
+    return ClipScore(
+        clip.name, statistics.fmean(losses), losses, shares.get("windows"), shares.get("keys"), len(found) * depth
+    )
 
 
 def score_clip(model: Any, reference: Reference, step: Callable[[], None] = lambda: None) -> ClipScore:
@@ -62,9 +96,12 @@ def score_clip(model: Any, reference: Reference, step: Callable[[], None] = lamb
     found = _tracked(model, clip, step)
     stats, truth = require_surgery(model).stats, _against_truth(clip, found)
     assert stats is not None
+    drop = 1.0 - _score(clip, found, reference.labels)
     return ClipScore(
         name=clip.name,
-        drop=1.0 - _score(clip, found, reference.labels),
+        drop=drop,
+        segments=(drop,),
+        excess=drop - reference.chance,
         truth_drop=None if truth is None or reference.truth_score is None else reference.truth_score - truth,
         windows_kept=stats.fraction("windows"),
         keys_kept=stats.fraction("keys"),
@@ -84,22 +121,46 @@ def _against_truth(clip: CalibrationClip, labels: PackedLabels) -> float | None:
     return None if clip.truth is None else _score(clip, labels, clip.truth, clip.start)
 
 
-def summarise(scores: list[ClipScore], seed: int = 0) -> tuple[Fidelity, Fidelity | None]:
-    """Mean, interval and worst clip, against dense masks and, where every clip has it, against ground truth."""
-    dense = _summary("dense masks", [(score.drop, score.name) for score in scores], seed)
-    truths = [(score.truth_drop, score.name) for score in scores if score.truth_drop is not None]
-    return dense, _summary("ground truth", truths, seed) if len(truths) == len(scores) else None
+class _Grainy:
+    """A video whose frames differ from another's by at most one grey level, the same way every time."""
+
+    def __init__(self, video: Video) -> None:
+        self._video = video
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._video, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        draw = np.random.default_rng(0)
+        for frame in self._video:
+            grain = draw.integers(-1, 2, frame.shape, dtype=np.int16)
+            yield (frame + grain).clip(0, 255).astype(np.uint8)
 
 
-def _summary(reference: Any, drops: list[tuple[float, str]], seed: int) -> Fidelity:
+def summarise(scores: Sequence[ClipScore], reference: str, seed: int = 0) -> Fidelity | None:
+    """Mean, interval and worst clip; None where a clip has no such score.
+
+    The interval is over clips; of fewer than three over their segments, as far as they have any.
+
+    Args:
+        reference: "dense state" for scores of `drift_of`, "dense masks", "chance" or "ground truth" for those of
+            `score_clip`.
+    """
+    field = {"chance": "excess", "ground truth": "truth_drop"}.get(reference, "drop")
+    drops = [(value, score.name) for score in scores if (value := getattr(score, field)) is not None]
+    if len(drops) < len(scores):
+        return None
     worst, name = max(drops)
     values = [drop for drop, _ in drops]
+    parts = [part for score in scores for part in score.segments] if field == "drop" else []
+    few = len(values) < CLIPS and len(parts) > len(values)
     return Fidelity(
-        reference=reference,
-        drop=statistics.fmean(values),
-        interval=mean_interval(values, seed=seed),
+        reference=reference,  # type: ignore[arg-type]
+        drop=statistics.fmean(parts if few else values),
+        interval=mean_interval(parts if few else values, seed=seed),
         worst_drop=worst,
         worst_clip=name,
+        over="segments" if few else "clips",
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from surgery.adapters.record import Fidelity
 from surgery.calibration.clips import CalibrationClip
-from surgery.calibration.fidelity import ClipScore, Reference, score_clip, summarise
+from surgery.calibration.fidelity import ClipScore, Reference, drift_of, score_clip, summarise
 from surgery.core.cost import CostModel
 from surgery.core.engine import reconfigure
 from surgery.core.parts import PARTS
@@ -34,7 +34,8 @@ class Setting:
     kept: mean shares predicted from the records, by name. cost: predicted GFLOP of encoder and memory attention, as a
     share of the dense model's; effort: what settings are ranked by, see `Operation.weighed`. risks: what the records
     say is lost, by the same names, each on its own scale. predicted_drop: from these risks, once real runs have said
-    what they cost. scores: of a real run, empty when it was not run.
+    what they cost. scores, from_state: of runs from the dense model's own state, which decide; empty when it was not
+    run. whole: of whole clips, which were run of those that might be chosen; against_*: what these say.
     """
 
     values: dict[str, Any]
@@ -45,7 +46,10 @@ class Setting:
     risks: dict[str, float] = field(default_factory=dict)
     predicted_drop: float | None = None
     scores: list[ClipScore] = field(default_factory=list)
+    from_state: Fidelity | None = None
+    whole: list[ClipScore] = field(default_factory=list)
     against_dense: Fidelity | None = None
+    against_chance: Fidelity | None = None
     against_truth: Fidelity | None = None
 
     def measured(self, share: str) -> float | None:
@@ -54,9 +58,16 @@ class Setting:
         return sum(values) / len(values) if values else None
 
     def keeps(self, promise: CalibrationSettings) -> bool:
-        """Whether it was run and met the promise."""
-        found = self.against_dense
+        """Whether it was run from the dense model's state and met the promise."""
+        found = self.from_state
         return found is not None and found.drop <= promise.max_drop and found.worst_drop <= promise.max_clip_drop
+
+    def refuted(self, promise: CalibrationSettings) -> bool:
+        """Whether whole clips say that it loses more than promised: more than chance explains, with ground truth where
+        there is some."""
+        found = self.against_truth or self.against_chance
+        assert found is not None
+        return (found.drop if found.interval is None else found.interval[0]) > promise.max_drop
 
 
 @dataclass
@@ -168,35 +179,48 @@ def search(
 
     Anchors come first, the setting with the fewest windows, the one with the fewest keys and the one that rounds most,
     where settings differ in these: they say how much J&F a unit of each risk costs. Then the Pareto front of effort
-    against predicted drop is bisected for its cheapest member that meets the promise.
+    against predicted drop is bisected for its cheapest member that meets the promise. All this by runs from the dense
+    model's own state, which do not drift. Whole clips are run of what would be chosen, and may refute it.
     """
     surgery = require_surgery(model)
 
     def run(setting: Setting) -> None:
-        if setting.against_dense is None:
+        if setting.from_state is None:
             reconfigure(surgery, setting.recipe)
-            setting.scores = [score_clip(model, reference, step) for reference in references]
-            setting.against_dense, setting.against_truth = summarise(setting.scores, seed)
+            setting.scores = [drift_of(model, reference.clip, step) for reference in references]
+            setting.from_state = summarise(setting.scores, "dense state", seed)
+
+    def run_whole(setting: Setting) -> None:
+        reconfigure(surgery, setting.recipe)
+        setting.whole = [score_clip(model, reference, step) for reference in references]
+        setting.against_dense, setting.against_chance, setting.against_truth = (
+            summarise(setting.whole, reference, seed) for reference in ("dense masks", "chance", "ground truth")
+        )
 
     for anchor in _anchors(settings)[: max(1, runs - 1)]:
         run(anchor)
-    tried = sum(setting.against_dense is not None for setting in settings)
+    tried = sum(setting.from_state is not None for setting in settings)
     while tried < runs:
         _predict_drops(settings)
         front = _front(settings)
         place = _next(front, promise)
         if place is None:
             break
-        if tried == runs - 1 and front[-1].against_dense is None and not any(item.keeps(promise) for item in settings):
+        if tried == runs - 1 and front[-1].from_state is None and not any(item.keeps(promise) for item in settings):
             place = len(front) - 1  # the last chance belongs to the most faithful
         run(front[place])
         tried += 1
     _predict_drops(settings)
-    done = [setting for setting in settings if setting.against_dense is not None]
-    good = [setting for setting in done if setting.keeps(promise)]
-    if good:
-        return SearchResult(settings, min(good, key=lambda setting: setting.effort), True)
-    return SearchResult(settings, min(done, key=lambda setting: setting.against_dense.drop), False)  # type: ignore[union-attr]
+    done = [setting for setting in settings if setting.from_state is not None]
+    for setting in sorted(done, key=lambda setting: setting.effort):
+        if setting.keeps(promise):
+            run_whole(setting)
+            if not setting.refuted(promise):
+                return SearchResult(settings, setting, True)
+    closest = min(done, key=lambda setting: setting.from_state.drop)  # type: ignore[union-attr]
+    if closest.against_dense is None:
+        run_whole(closest)
+    return SearchResult(settings, closest, False)
 
 
 def _anchors(settings: Sequence[Setting]) -> list[Setting]:
@@ -224,13 +248,13 @@ def _names(settings: Sequence[Setting]) -> list[str]:
 def _predict_drops(settings: Sequence[Setting]) -> None:
     """Predicted drop = a sum over operations of a coefficient >= 0, fitted to real runs, times the risk."""
     names = _names(settings)
-    done = [setting for setting in settings if setting.against_dense is not None]
+    done = [setting for setting in settings if setting.from_state is not None]
     from scipy.optimize import nnls
 
     rows = np.array([[setting.risks.get(name, 0.0) for name in names] for setting in done])
     # Risks are on scales of their own.
     scale = np.maximum(np.linalg.norm(rows, axis=0), 1e-12)
-    slopes = nnls(rows / scale, [setting.against_dense.drop for setting in done])[0] / scale  # type: ignore[union-attr]
+    slopes = nnls(rows / scale, [setting.from_state.drop for setting in done])[0] / scale  # type: ignore[union-attr]
     for setting in settings:
         setting.predicted_drop = float(np.dot(slopes, [setting.risks.get(name, 0.0) for name in names]))
 
@@ -248,11 +272,11 @@ def _next(front: Sequence[Setting], promise: CalibrationSettings) -> int | None:
     """The member of the front to run next: half-way, in predicted terms, between what failed and what held."""
     held = [place for place, setting in enumerate(front) if setting.keeps(promise)]
     failed = [
-        place for place, setting in enumerate(front) if setting.against_dense is not None and not setting.keeps(promise)
+        place for place, setting in enumerate(front) if setting.from_state is not None and not setting.keeps(promise)
     ]
     top = min(held) if held else len(front)
     bottom = max((place for place in failed if place < top), default=-1)
-    between = [place for place in range(bottom + 1, top) if front[place].against_dense is None]
+    between = [place for place in range(bottom + 1, top) if front[place].from_state is None]
     if not between:
         return None
     if not held:

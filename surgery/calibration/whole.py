@@ -51,7 +51,8 @@ def calibrate(
     """Fit the shortcut and choose the thresholds of `model` on a few clips, without labels.
 
     One dense pass records what every candidate setting would have done; a few promising ones are run for real on clips
-    that took no part in fitting, and the cheapest that keeps the recipe's promise is applied.
+    that took no part in fitting, a few frames at a time from the dense model's own state, and the cheapest that keeps
+    the recipe's promise is applied, unless whole clips refute it.
 
     Args:
         model: a SAM 2 video model of either host, stock or under surgery; left under surgery with the chosen setting.
@@ -92,7 +93,8 @@ class PromiseError(CalibrationError):
     """No setting keeps the recipe's promise. report: what was found."""
 
     def __init__(self, report: CalibrationReport) -> None:
-        found = report.record.against_dense
+        found = report.record.from_state
+        assert found is not None
         super().__init__(
             f"no setting keeps the promise (mean drop {report.promise.max_drop:g}, worst clip "
             f"{report.promise.max_clip_drop:g}); the best found drops {found.drop:.4f}, on clip {found.worst_clip!r} "
@@ -172,7 +174,8 @@ def _calibrate(
     with timed(seconds, "runs"):
         frames = sum(reference.clip.tracked for reference in references)
         runs = min(runs, len(settings))
-        count = Counter(bars, f"real runs, at most {runs}", frames * runs)
+        # Dense and sparse from its state; whole clips of what is chosen.
+        count = Counter(bars, f"real runs, at most {runs}", frames * (2 * runs + 1))
         found = search(model, settings, references, promise, runs, count, seed)
         count.finish()
     applied = found.chosen.recipe if operation is None else found.chosen.recipe.with_operation(operation)
@@ -214,7 +217,7 @@ def _references(
     model: Any, clips: Sequence[CalibrationClip], skipped: list[SkippedClip], step: Step
 ) -> list[Reference]:
     references = []
-    count = Counter(step, "dense masks", sum(clip.tracked for clip in clips))
+    count = Counter(step, "dense masks", 2 * sum(clip.tracked for clip in clips))
     for clip in clips:
         try:
             references.append(reference_of(model, clip, count))
@@ -251,8 +254,8 @@ def _record(
         steps=0,
         fit_clips=tuple(clip.name for clip in fitted),
         fit_frames=sum(clip.video.num_frames or 0 for clip in fitted),
-        held_out_clips=tuple(score.name for score in chosen.scores),
-        held_out_frames=sum(score.frames for score in chosen.scores),
+        held_out_clips=tuple(score.name for score in chosen.whole),
+        held_out_frames=sum(score.frames for score in chosen.whole),
         max_drop=promise.max_drop,
         max_clip_drop=promise.max_clip_drop,
         kept=found.kept,
@@ -260,6 +263,8 @@ def _record(
         keys_kept=chosen.measured("keys_kept"),
         against_dense=chosen.against_dense,
         against_truth=chosen.against_truth,
+        from_state=chosen.from_state,
+        against_chance=chosen.against_chance,
         valid_range=ranges,
         seed=seed,
     )

@@ -37,7 +37,7 @@ MOST = 1_000_000
 Fraction = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 
 
-class Settings(BaseModel):
+class Fields(BaseModel):
     """Immutable, strict about types, closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -62,7 +62,7 @@ class Patch:
     index: int | str | None = None
 
 
-class Operation(Settings):
+class Operation(Fields):
     """One entry of a recipe. A subclass narrows `type` to a literal with a default and adds its fields.
 
     alias: short name for overrides and `calibration.search`. order: operations of a lower one run outside of those of a

@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from surgery.core.operation import Settings
+from surgery.core.operation import Fields
 
 _MAX_CANDIDATES = 5000
 
 
-class CalibrationSettings(Settings):
+class CalibrationSettings(Fields):
     """What calibration promises, and what it may change to keep the promise.
 
     Drops are 1 - J&F of the sparse masks against the dense model's own masks, on clips that took no part in fitting.

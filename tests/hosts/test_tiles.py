@@ -16,7 +16,7 @@ from surgery.core.patching import is_patched
 from surgery.engine import require_surgery
 from surgery.hosts import view_of
 from surgery.operations import SparseWindowRouting
-from surgery.operations.window_routing.blocks import EarlyBlock
+from surgery.operations.window_routing.blocks import Stages12Block
 from surgery.operations.window_routing.policy import WindowState
 from surgery.operations.window_routing.tiles import TileMemory
 from surgery.recipe import Recipe
@@ -236,7 +236,7 @@ def test_a_reset_forgets_the_tiles(host: str) -> None:
 
 def test_desparsify_gives_the_stock_model_back(host: str) -> None:
     def check(model: Any) -> None:
-        assert blocks_that_run(model, EarlyBlock) == list(range(router_of(model).span.entry))
+        assert blocks_that_run(model, Stages12Block) == list(range(router_of(model).span.entry))
 
     undone(make(host), TILES, check)
 

@@ -25,7 +25,7 @@ class Runs(Protocol):
     def __call__(self, context: FrameContext, block: BlockCall, tokens: Tensor, proceed: Proceed) -> Tensor: ...
 
 
-class EarlyBlock:
+class Stages12Block:
     """A block before the span. Pieces hold whole windows, so the host's own partition of a piece cuts what it would
     have cut from the map.
 

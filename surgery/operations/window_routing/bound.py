@@ -16,7 +16,7 @@ from surgery.core.session import FrameRecord
 from surgery.core.surgery import Surgery
 from surgery.core.windows import WindowGrid
 from surgery.errors import ModelStateError
-from surgery.operations.window_routing.blocks import EarlyBlock, SpanBlock, Stage4Block
+from surgery.operations.window_routing.blocks import SpanBlock, Stage4Block, Stages12Block
 from surgery.operations.window_routing.geometry import (
     last_blocks,
     span_of,
@@ -98,7 +98,7 @@ class WindowRouter(Bound[WindowSettings]):
             level = ends.index(index) if index in ends else None
             correction: Any = corrections[level] if corrections is not None and level is not None else None
             gathers = index == 0 or index - 1 in ends
-            yield Patch("block", EarlyBlock(gathers, level, index == 0, correction, corrections is not None), index)
+            yield Patch("block", Stages12Block(gathers, level, index == 0, correction, corrections is not None), index)
         for index in range(span.entry, span.exit + 1):
             shortcut = self.shortcut if index == span.entry else None
             side = span.side if index == span.exit else None
@@ -150,12 +150,14 @@ class WindowRouter(Bound[WindowSettings]):
         chooses = settings.windows == "object"
         tiles, stage4 = (self.tiles, self.stage4) if chooses else (None, None)
         if windows is not None:
-            early = tile_route(tiles, settings, state, context.known, windows, preview) if tiles is not None else None
+            stages12 = None
+            if tiles is not None:
+                stages12 = tile_route(tiles, settings, state, context.known, windows, preview)
             after = None
             if stage4 is not None and state.stage4 is not None:
                 after = stage4.route(windows, device, state.stage4)
             memory = state.span if settings.skipped.temporal and tiles is None else None
-            return self.routed(windows, device, memory, early, after, state.globals)
+            return self.routed(windows, device, memory, stages12, after, state.globals)
         if settings.skipped.padding == "published" and grid.padded and not watched:
             return make_route(grid, range(grid.count), device, None, published_padding=True)
         watch = tiles.watch(watched) if tiles is not None else None
@@ -166,7 +168,7 @@ class WindowRouter(Bound[WindowSettings]):
         return route
 
     def routed(
-        self, windows: Any, device: torch.device, memory: Any, early: Any = None, after: Any = None,
+        self, windows: Any, device: torch.device, memory: Any, stages12: Any = None, after: Any = None,
         tokens: tuple[Tensor, ...] | None = None,
     ) -> Route:  # fmt: skip
         """The route of a frame that computes `windows`, given what the video remembers; see `make_route`.
@@ -174,7 +176,7 @@ class WindowRouter(Bound[WindowSettings]):
         tokens: what the inner global blocks attend to besides, see `GlobalRoute.last`.
         """
         published = self.settings.skipped.padding == "published"
-        route = make_route(self.grid, windows, device, memory, published, not self.shortcut.pointwise, early, after)
+        route = make_route(self.grid, windows, device, memory, published, not self.shortcut.pointwise, stages12, after)
         route.globals = GlobalRoute(tokens) if tokens is not None and self.cached else None
         return route
 
@@ -229,12 +231,14 @@ class WindowRouter(Bound[WindowSettings]):
         """See `pretend`: these windows are computed."""
         reference = next(self.surgery.host.image_encoder().parameters())
         device, dtype, settings = reference.device, reference.dtype, self.settings
-        memory, early, after = None, None, None
+        memory, stages12, after = None, None, None
         if self.tiles is not None:
             extra = settings.stages.early > 0
             blank = self.tiles.blank(self.span.channels, device, dtype, extra)
             urgency = torch.zeros(self.tiles.count, device=device) if extra else None
-            early = self.tiles.route(windows, device, blank, urgency, round(settings.stages.early * self.tiles.count))
+            stages12 = self.tiles.route(
+                windows, device, blank, urgency, round(settings.stages.early * self.tiles.count)
+            )
         elif settings.skipped.temporal:
             still = torch.zeros(self.grid.tokens, self.span.channels, device=device, dtype=dtype)
             memory = SpanMemory(still, still)
@@ -244,7 +248,7 @@ class WindowRouter(Bound[WindowSettings]):
         heads = [info.heads for info in infos if not info.window]
         seen = [(self.grid.tokens, 2, each, self.span.channels // each) for each in heads]
         tokens = tuple(torch.zeros(shape, device=device, dtype=dtype) for shape in seen)
-        context.records[settings.type] = self.routed(windows, device, memory, early, after, tokens)
+        context.records[settings.type] = self.routed(windows, device, memory, stages12, after, tokens)
         context.provide(ComputedWindows(self.grid, tuple(windows)))
 
     def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from surgery.core.evidence import EvidenceSettings
-from surgery.core.operation import MOST, Fraction, Operation, Settings, percent
+from surgery.core.operation import MOST, Fields, Fraction, Operation, percent
 
 
-class ObjectSettings(Settings):
+class ObjectSettings(Fields):
     """Where objects are thought to be, from what is known of the frame before."""
 
     saliency_mass: Fraction = Field(
@@ -54,7 +54,7 @@ class ObjectSettings(Settings):
         return value
 
 
-class ShortcutSettings(Settings):
+class ShortcutSettings(Fields):
     """The branch that stands in for the routed span on skipped windows (Efficient-SAM2, section 3.2)."""
 
     type: Literal["bottleneck", "identity", "ffn", "attention"] = Field(
@@ -62,7 +62,7 @@ class ShortcutSettings(Settings):
     )
 
 
-class SkippedSettings(Settings):
+class SkippedSettings(Fields):
     """What windows return that are not computed."""
 
     temporal: bool = Field(False, description="their last output plus the shortcut's change, not the shortcut alone")
@@ -78,7 +78,7 @@ class SkippedSettings(Settings):
         return self
 
 
-class StageSettings(Settings):
+class StageSettings(Fields):
     """How much of the encoder is routed."""
 
     span: Literal["stage3", "tiles"] = Field(
@@ -117,7 +117,7 @@ class StageSettings(Settings):
         return self
 
 
-class RefreshSettings(Settings):
+class RefreshSettings(Fields):
     """When a frame is encoded with every window although routing could have skipped some.
 
     Prompted frames and jumps are always dense; these are the further reasons.
