@@ -96,7 +96,7 @@ def test_the_model_runs_what_the_report_says(calibrated: tuple[str, Any, Any], t
     assert state.calibration == record
     assert "untrained" not in str(state)
     assert f"{record.against_dense.drop:.4f}" in str(state)
-    run = [setting for setting in report.search.settings if setting.against_dense is not None]
+    run = [setting for setting in report.search.settings if setting.from_state is not None]
     assert 1 <= len(run) <= 3
     assert report.search.chosen in run
     files = report.save(tmp_path / "report")
@@ -170,8 +170,8 @@ def test_a_missed_promise_says_so_and_leaves_the_model_as_it_was() -> None:
     report = calibrate(model, clips, strict, runs=2, progress=False, if_missed="nearest")
     assert report.applied and not report.kept
     assert surgery.status(model).recipe == report.recipe
-    found = [setting.against_dense.drop for setting in report.search.settings if setting.against_dense is not None]
-    assert report.record.against_dense.drop == min(found)
+    found = [setting.from_state.drop for setting in report.search.settings if setting.from_state is not None]
+    assert report.record.from_state.drop == min(found)
 
 
 def test_too_few_clips_and_a_broken_teacher_leave_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_a_precision_that_overflows_is_noticed_and_another_chosen(host: str) -> 
     assert report.kept and report.search.chosen.values == {"precision.dtype": "bf16"}
     assert surgery.status(model).recipe.find(Precision) == Precision(dtype="bf16")  # type: ignore[union-attr]
     by_dtype = {setting.values["precision.dtype"]: setting for setting in report.search.settings}
-    assert by_dtype["fp16"].against_dense.drop > 0.3  # type: ignore[union-attr]
+    assert by_dtype["fp16"].from_state.drop > 0.3  # type: ignore[union-attr]
     assert by_dtype["fp16"].risks["precision"] > 1 > by_dtype["bf16"].risks["precision"] > 0
 
     report = calibrate(model, clips, alone(keep_fp32=[[], ["encoder"], ["memory_attention"]]), runs=4, progress=False)

@@ -30,7 +30,7 @@ def test_every_stage_ends(capsys: pytest.CaptureFixture[str], monkeypatch: Any) 
     assert all(done == total for done, total in last.values()), last
     assert all(done <= total for _, done, total in seen)
     assert {stage: total for stage, (_, total) in last.items() if not stage.startswith("real")} == {
-        "reading clips": 2, "looking for objects": 0, "dense masks": 5, "closed form": 5, "records": 10,
+        "reading clips": 2, "looking for objects": 0, "dense masks": 10, "closed form": 5, "records": 10,
     }  # fmt: skip
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("closed form: 5/5") for line in lines)

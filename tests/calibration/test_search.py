@@ -28,6 +28,7 @@ def run_search(
     risks: list[float],
     promise: float,
     runs: int,
+    refuted: tuple[int, ...] = (),
 ) -> tuple[Any, list[int]]:
     """`search` over settings whose true drops are given; returns the result and which were run."""
     made = [
@@ -41,12 +42,19 @@ def run_search(
 
     monkeypatch.setattr(room, "require_surgery", lambda model: View())
 
-    def summarise(scores: list[ClipScore], seed: int) -> tuple[Fidelity, None]:
-        setting = next(item for item in made if item.scores is scores)
-        order.append(setting.values["n"])
-        drop = drops[setting.values["n"]]
-        found = Fidelity(reference="dense masks", drop=drop, interval=(drop, drop), worst_drop=drop, worst_clip="a")
-        return found, None
+    def summarise(scores: list[ClipScore], reference: Any, seed: int) -> Fidelity | None:
+        whole = next((item for item in made if item.whole is scores), None)
+        setting = whole or next(item for item in made if item.scores is scores)
+        number = setting.values["n"]
+        if whole is None:
+            order.append(number)
+        if reference == "ground truth":
+            return None
+        # Masks over whole clips drift: their drop is larger, and chance explains the rest.
+        drop = min(1.0, 2 * drops[number]) if reference == "dense masks" else drops[number]
+        if number in refuted and reference == "chance":
+            drop = 1.0
+        return Fidelity(reference=reference, drop=drop, interval=(drop, drop), worst_drop=drop, worst_clip="a")
 
     monkeypatch.setattr(room, "reconfigure", lambda view, recipe: None)
     monkeypatch.setattr(room, "summarise", summarise)
@@ -54,6 +62,17 @@ def run_search(
         object(), made, [], CalibrationSettings(max_drop=promise, max_clip_drop=1.0), runs, lambda: None
     )
     return found, order
+
+
+def test_what_whole_clips_refute_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    drops = [0.03, 0.02, 0.01]
+    result, order = run_search(monkeypatch, drops, [0.2, 0.5, 0.9], drops, 0.04, 3, refuted=(0,))
+    assert sorted(order) == [0, 1, 2] or order == [0]
+    assert result.kept == (len(order) > 1)
+    result, order = run_search(monkeypatch, drops, [0.2, 0.5, 0.9], drops, 0.015, 3)
+    assert result.kept and result.chosen.values == {"n": 2}
+    assert result.chosen.against_dense.drop == pytest.approx(0.02), "above the promise, as chance explains"
+    assert [item.against_dense is not None for item in result.settings] == [False, False, True]
 
 
 @settings(max_examples=60, deadline=None)
