@@ -69,7 +69,8 @@ def test_both_hosts_compute_the_same_at_full_size() -> None:
     with torch.inference_mode():
         for host in hosts():
             model = load_model("random:tiny", host.name, "cpu")
-            features.append(view_of(model).stride16(clip[0][None]).numpy())
+            view = view_of(model)
+            features.append(view.stride16_of(view.image_encoder()(clip[0][None])).numpy())
             masks = list(follow(view_of(model), clip, clip.masks))
             assert not (masks[1] > 0).any(), "random weights find nothing on a tracked frame"
     np.testing.assert_allclose(features[0], features[1], atol=1e-4)

@@ -6,30 +6,27 @@ from typing import Any
 
 from surgery.bench.pair import Pair
 from surgery.bench.settings import Settings
+from surgery.core.session import SessionStats
 from surgery.core.surgery import Surgery
 from surgery.operations import Precision
 from surgery.operations.window_routing.bound import WindowRouter
 
-Totals = dict[str, tuple[float, int]]
-"""By name of a share, its sum over the session that ran last and the number of calls."""
+
+def totals(surgery: Surgery) -> SessionStats:
+    """Of the session that ran last, as they are now."""
+    return (surgery.stats or SessionStats()).copied()
 
 
-def totals(surgery: Surgery) -> Totals:
-    """As they are now."""
-    return dict(surgery.stats.kept) if surgery.stats is not None else {}
-
-
-def kept(surgery: Surgery, before: Totals, forced: bool) -> dict[str, dict[str, Any] | None]:
+def kept(surgery: Surgery, before: SessionStats, forced: bool) -> dict[str, dict[str, Any] | None]:
     """What was kept after `before`, means over frames: stage-3 windows, spatial keys per object and layer (of a full
     memory bank), tokens that were queries; None where no operation of the recipe leaves any out."""
-    host, router, now = surgery.host, surgery.find(WindowRouter), totals(surgery)
+    host, router, shares = surgery.host, surgery.find(WindowRouter), totals(surgery).since(before)
     tokens, windows = host.frame_tokens(), router.grid.count if router is not None else 0
     found: dict[str, dict[str, Any] | None] = {}
     for name, verb, whole in (
         ("windows", "computed", windows), ("keys", "read", host.bank_size() * tokens), ("queries", "computed", tokens),
     ):  # fmt: skip
-        (start, first), (end, last) = before.get(name, (0.0, 0)), now.get(name, (0.0, 0))
-        share = (end - start) / (last - first) if last > first and whole else None
+        share = shares.get(name) if whole else None
         found[name] = None if share is None else {verb: share * whole, "of": whole, "share": share}
     if found["windows"] is not None:
         found["windows"]["forced"] = forced

@@ -19,7 +19,7 @@ from surgery.errors import PromptError
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.evaluation.drift_free import STEPS, drift_free
 from surgery.evaluation.drift_free import summarise as summarise_runs
-from surgery.evaluation.metrics import boundary_f, region_j
+from surgery.evaluation.metrics import j_and_f
 from surgery.tracking import track
 from surgery.video import Video, labels_from_logits
 
@@ -175,5 +175,5 @@ def _score(
         for obj_id, first in since.items():
             if clip.start + index > first:
                 pair = np.asarray(mine == obj_id), np.asarray(theirs == obj_id)
-                values.setdefault(obj_id, []).append((region_j(*pair) + boundary_f(*pair)) / 2)
+                values.setdefault(obj_id, []).append(j_and_f(*pair))
     return statistics.fmean(statistics.fmean(each) for each in values.values())

@@ -77,7 +77,7 @@ def record_evidence(context: FrameContext | None, masks: Tensor, ious: Tensor | 
     step, settings, inputs = context.step, context.evidence, context.decoder_inputs or []
     candidates = masks.reshape(-1, *masks.shape[-2:])
     score = score.reshape(-1)[:1]
-    watched, best = context.observer is not None and not context.observer.leads, None
+    watched, best = context.watched, None
     if watched or settings.candidates == "best":
         best = candidates
         if ious is not None and candidates.shape[0] > 1:

@@ -94,6 +94,11 @@ class FrameContext:
         """Whether a prompt asks for everything on this frame, or nothing says that it is tracked."""
         return self.step is None or self.step.dense
 
+    @property
+    def watched(self) -> bool:
+        """Whether an observer wants to know what settings would have done, and not what these remember."""
+        return self.observer is not None and not self.observer.leads
+
     def picture(self, pixels: Tensor, height: int, width: int) -> Tensor:
         """Normalised pixels [1, 3, S, S] -> fp32 [3, height, width], one block mean per token; computed once."""
         key = (height, width)

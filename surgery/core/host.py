@@ -193,10 +193,6 @@ class HostView(ABC):
     def stride16_of(self, output: Any) -> Tensor:
         """What the encoder returned -> its stride-16 feature as memory attention takes it, [T, 1, C]."""
 
-    def stride16(self, pixels: Tensor) -> Tensor:
-        """The same of normalised pixels [1, 3, S, S]."""
-        return self.stride16_of(self.image_encoder()(pixels))
-
     @abstractmethod
     def base_id(self) -> tuple[str | None, str | None]:
         """Hub id (or path) and revision of the model, where the host knows them."""

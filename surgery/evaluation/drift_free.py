@@ -26,7 +26,7 @@ from surgery.core.observer import Observer
 from surgery.core.session import SessionStats
 from surgery.engine import require_surgery
 from surgery.errors import PromptError, VideoError
-from surgery.evaluation.metrics import boundary_f, region_j
+from surgery.evaluation.metrics import j_and_f
 from surgery.tracking import prompt
 from surgery.video import Prompt, Video, check
 
@@ -178,8 +178,7 @@ class _Run:
             dense, feature = wanted[index]
             assert self.feature is not None
             sparse = self._masks(ids, logits)
-            pairs = [(sparse[each], dense[each]) for each in dense]
-            scores = [(region_j(*pair) + boundary_f(*pair)) / 2 for pair in pairs]
+            scores = [j_and_f(sparse[each], dense[each]) for each in dense]
             errors = _errors(self.feature, feature, np.any(list(dense.values()), axis=0))
             yield Comparison(index, index - start, statistics.fmean(scores), *errors, stats.since(before))
 

@@ -47,6 +47,11 @@ def boundary_f(guess: Mask, truth: Mask, tolerance: float = TOLERANCE) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
+def j_and_f(guess: Mask, truth: Mask) -> float:
+    """Mean of both."""
+    return (region_j(guess, truth) + boundary_f(guess, truth)) / 2
+
+
 def boundary(mask: Mask) -> Mask:
     """One-pixel boundary: pixels that differ from their right, lower or lower-right neighbour (DAVIS `seg2bmap`)."""
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")

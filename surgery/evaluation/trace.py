@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from surgery.core.session import SessionStats
 from surgery.engine import current_surgery
 from surgery.operations.memory_retrieval.bank import ObjectMemory
 from surgery.tracking import TrackedFrame
@@ -40,7 +41,7 @@ class Trace:
         self.cover = 1.0
         self.tokens: list[int] | None = None
         self.frames: list[dict[str, Any]] = []
-        self._before: tuple[Any, dict[str, tuple[float, int]]] = None, {}
+        self._before: tuple[SessionStats | None, SessionStats] = None, SessionStats()
         self._kept()
 
     def add(
@@ -87,13 +88,10 @@ class Trace:
         """`keys_kept` and `queries_kept` since the last call; None where no memory was read."""
         # Another session's totals start anew.
         stats = self.surgery.stats if self.surgery is not None else None
-        now = dict(stats.kept) if stats is not None else {}
+        now = (stats or SessionStats()).copied()
         (session, before), self._before = self._before, (stats, now)
-        kept: dict[str, float | None] = {}
-        for name in ("keys", "queries"):
-            (start, first), (end, last) = before.get(name, (0.0, 0)), now.get(name, (0.0, 0))
-            kept[f"{name}_kept"] = (end - start) / (last - first) if session is stats and last > first else None
-        return kept
+        shares = now.since(before) if session is stats else {}
+        return {f"{name}_kept": shares.get(name) for name in ("keys", "queries")}
 
     def _tokens_kept(self, frame: int) -> list[int] | None:
         """Tokens of `frame` that the first layer of memory attention keeps, over all objects, if measured."""

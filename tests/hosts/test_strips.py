@@ -144,7 +144,7 @@ def test_outside_of_a_video_blocks_run_as_stock(host: str, monkeypatch: pytest.M
     surgery.sparsify(driver.model, STEADY)
     refuse_strips(monkeypatch)
     with torch.no_grad():
-        view_of(driver.model).stride16(video(1))
+        view_of(driver.model).image_encoder()(video(1))
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

@@ -69,7 +69,7 @@ class BoundRetrieval(Bound[RetrievalSettings]):
     def plan(self, call: MemoryCall, context: FrameContext, memory: ObjectMemory, tokens: int) -> KeyPlan | None:
         """The rows to read. tokens: of a memory frame."""
         settings, observer, bank = self.settings, context.observer, self.surgery.host.bank_size()
-        if observer is not None and not observer.leads:
+        if context.watched:
             # Any share below 1 will do: nothing is pruned, and the whole saliency is reported.
             settings = settings.model_copy(update={"keep": 0.5, "keep_conditioning": 0.5})
         plan = plan_keys(
@@ -87,7 +87,7 @@ class BoundRetrieval(Bound[RetrievalSettings]):
             keep_conditioning=settings.keep_conditioning,
             rebalance=settings.rebalance,
         )
-        if plan is not None and observer is not None and not observer.leads:
+        if plan is not None and observer is not None and context.watched:
             plan.listener = lambda *seen: observer.noted(SaliencySeen(*seen))
         return plan
 

@@ -28,7 +28,7 @@ from surgery.operations.window_routing.global_blocks import GlobalRoute
 from surgery.operations.window_routing.graphs import own_route, route_kind, settle_route
 from surgery.operations.window_routing.policy import FramePreview, Policy, WindowState, by_evidence, tile_route
 from surgery.operations.window_routing.settings import WindowSettings
-from surgery.operations.window_routing.shortcut import IdentityShortcut, Shortcut, make_shortcut
+from surgery.operations.window_routing.shortcut import Shortcut, make_shortcut
 from surgery.operations.window_routing.span import Route, SpanMemory, dense_route, make_route, updated_memory
 from surgery.operations.window_routing.tiles import updated_tiles
 
@@ -75,11 +75,6 @@ class WindowRouter(Bound[WindowSettings]):
             corrected = tile_grid(host, span).widths
         shortcut = make_shortcut(self.settings.skipped.shortcut.type, span.channels, corrected=corrected)
         return shortcut.to(reference.device, reference.dtype).train(bool(host.model.training))
-
-    @property
-    def learns(self) -> bool:
-        """Whether the shortcut itself has weights that a fit changes, beside those of its corrections."""
-        return self.settings.uses_shortcut and not isinstance(self.shortcut, IdentityShortcut)
 
     def role(self, index: int) -> Literal["dense", "routed", "merge"]:
         """What a block does: all windows, chosen ones only, or all of them after it merged the chosen with the rest."""
@@ -132,7 +127,7 @@ class WindowRouter(Bound[WindowSettings]):
         if observer is not None and route.seen_input is not None and route.seen_output is not None:
             maps = route.tiles.maps if route.tiles is not None else None
             observer.noted(SpanSeen(route.seen_input, route.seen_output, tuple(maps or ())))
-        if observer is None or observer.leads:
+        if not context.watched:
             self._remember(route, state, preview, pixels.device)
         if route.stage4 is not None and route.stage4.seen is not None:
             state.stage4 = route.stage4.seen.contiguous()
