@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from surgery.core.attention import AttentionCall
-from surgery.core.frame import FrameContext
+from surgery.core.frame import FrameContext, ObjectStep
 from surgery.core.memory import ConditionedBy, Conditioning, MemoryCall
 from surgery.core.operation import Bound, Patch
 from surgery.core.parts import ATTENTION, Part
@@ -28,6 +28,13 @@ class SaliencySeen:
     conditioning: bool
     layer: int
     saliency: Tensor
+
+
+@dataclass(frozen=True)
+class DoubtSeen:
+    """Told to an observer when an object is about to read memory: how unsure its last mask was, see `doubt_of`."""
+
+    doubt: float
 
 
 class BoundRetrieval(Bound[RetrievalSettings]):
@@ -55,7 +62,8 @@ class BoundRetrieval(Bound[RetrievalSettings]):
             )
         memory = context.video.of_object(ObjectMemory, step.obj_id, step.reverse)
         plan = self.plan(call, context, memory, spatial // len(memory_frames))
-        context.video.count("keys", 1.0 if plan is None else plan.kept / plan.total, step.obj_id)
+        reason = "unsure mask" if plan is not None and self._unsure(context, step) and plan.restore() else None
+        context.video.count("keys", 1.0 if plan is None else plan.kept / plan.total, step.obj_id, reason)
         if plan is None:
             return proceed(call)
         context.records[self.settings.type] = plan
@@ -65,6 +73,19 @@ class BoundRetrieval(Bound[RetrievalSettings]):
             del context.records[self.settings.type]
         remember(plan, memory)
         return out
+
+    def _unsure(self, context: FrameContext, step: ObjectStep) -> bool:
+        """Whether the object's last mask asks for all memory."""
+        limit = self.settings.unsure
+        if limit is None and not context.watched:
+            return False
+        evidence = context.video.evidence.get(step.obj_id)
+        if evidence is None or evidence.frame != step.previous or evidence.doubt is None:
+            return False
+        doubt = float(evidence.doubt)
+        if context.watched and context.observer is not None:
+            context.observer.noted(DoubtSeen(doubt))
+        return limit is not None and not doubt <= limit
 
     def plan(self, call: MemoryCall, context: FrameContext, memory: ObjectMemory, tokens: int) -> KeyPlan | None:
         """The rows to read. tokens: of a memory frame."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from surgery.core.host import HostView
 from surgery.core.simulation import Prediction, Simulation
-from surgery.operations.memory_retrieval.bound import SaliencySeen
+from surgery.operations.memory_retrieval.bound import DoubtSeen, SaliencySeen
 from surgery.operations.memory_retrieval.saliency import kept_count
 from surgery.operations.memory_retrieval.settings import RetrievalSettings
 
@@ -18,6 +18,7 @@ class RetrievalSimulation(Simulation):
 
     def __init__(self, host: HostView, settings: Sequence[RetrievalSettings]) -> None:
         self._host = host
+        self.doubts: list[float] = []
         shares = {share for each in settings for share in (each.keep, each.keep_conditioning) if share < 1.0}
         self.held: dict[tuple[bool, float], list[float]] = {
             (conditioning, share): [] for conditioning in (False, True) for share in sorted(shares)
@@ -25,6 +26,8 @@ class RetrievalSimulation(Simulation):
 
     def noted(self, what: Any) -> None:
         """See `Observer.noted`."""
+        if isinstance(what, DoubtSeen):
+            self.doubts.append(what.doubt)
         if not isinstance(what, SaliencySeen):
             return
         cumulative = what.saliency.sort(descending=True).values.cumsum(-1)
@@ -41,7 +44,10 @@ class RetrievalSimulation(Simulation):
             if share < 1.0 and held:
                 lost += frames * (1.0 - statistics.fmean(held))
         kept = statistics.fmean(keys_kept(settings, length, bank, self._host.frame_tokens()) for length in lengths)
-        return Prediction(kept, lost / bank)
+        whole = 0.0
+        if settings.unsure is not None and self.doubts:
+            whole = sum(not doubt <= settings.unsure for doubt in self.doubts) / len(self.doubts)
+        return Prediction(whole + (1.0 - whole) * kept, (1.0 - whole) * lost / bank)
 
 
 def keys_kept(settings: RetrievalSettings, frames: int, bank: int, tokens: int) -> float:
