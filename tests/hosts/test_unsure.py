@@ -1,4 +1,4 @@
-"""An object whose last mask is unsure reads all memory, on either host."""
+"""An object whose last mask is unsure reads all memory and widens the frame, on either host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 import surgery
 from surgery.core.evidence import Evidence
-from surgery.operations import SparseMemoryRetrieval
+from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
 from surgery.recipe import Recipe
 from tests.hosts.drive import Driver, make, video
 from tests.hosts.sessions import begun, copied, interleaved, reset_forgets, same, undone
@@ -16,6 +16,16 @@ PRUNED = Recipe(
     metadata={"name": "pruned", "description": "Memory retrieval alone."},
     operations=[SparseMemoryRetrieval(keep=0.1, keep_conditioning=0.2, warm_up=False, unsure=0.5)],
 )
+
+ROUTED = Recipe(
+    metadata={"name": "routed", "description": "Window routing alone."},
+    operations=[
+        SparseWindowRouting(
+            budget=0.26, fill=True, skipped={"temporal": True, "shortcut": {"type": "identity"}},
+            object={"unsure": 0.5, "candidates": "best", "score_gate": -100.0}, refresh={"lost": "never"},
+        )
+    ],
+)  # fmt: skip
 
 
 @pytest.fixture(params=("sam2", "transformers"))
@@ -36,9 +46,9 @@ def doubted(driver: Driver, monkeypatch: pytest.MonkeyPatch, doubts: dict[int, f
     monkeypatch.setattr(Evidence, "__init__", init)
 
 
-def cut(host: str, *overrides: str) -> Driver:
+def cut(host: str, *overrides: str, recipe: Recipe = PRUNED) -> Driver:
     driver = make(host)
-    surgery.sparsify(driver.model, PRUNED.with_overrides(list(overrides)))
+    surgery.sparsify(driver.model, recipe.with_overrides(list(overrides)))
     return driver
 
 
@@ -75,6 +85,19 @@ def test_each_object_goes_by_its_own_mask(host: str, monkeypatch: pytest.MonkeyP
     assert same(found[1], plain[1]) and not same(plain[1], stock[1])
     assert same(found[2], stock[2]) and not same(plain[2], stock[2])
     assert surgery.status(driver.model).restored_frames == {"unsure mask": 5}
+
+
+@pytest.mark.parametrize(("doubts", "windows"), [((0.4, 0.5), 4), ((0.4, 0.6), 8)], ids=["sure", "one is not"])
+def test_a_frame_with_an_unsure_mask_takes_the_next_size(
+    host: str, monkeypatch: pytest.MonkeyPatch, doubts: tuple[float, float], windows: int
+) -> None:
+    driver = cut(host, recipe=ROUTED)
+    doubted(driver, monkeypatch, dict(zip((7, 9), doubts, strict=True)))
+    driver.track(video(6), 2)
+    stats = surgery.engine.require_surgery(driver.model).stats
+    assert stats is not None and stats.last is not None
+    assert (len(stats.last.windows), stats.last.grid) == (windows, (4, 4))
+    assert surgery.status(driver.model).widened_frames == ({"unsure mask": 4} if windows == 8 else {})
 
 
 def test_videos_copies_resets_and_undo(host: str) -> None:
