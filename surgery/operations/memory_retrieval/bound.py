@@ -32,9 +32,10 @@ class SaliencySeen:
 
 @dataclass(frozen=True)
 class DoubtSeen:
-    """Told to an observer when an object is about to read memory: how unsure its last mask was, see `doubt_of`."""
+    """Told to an observer when an object is about to read so many frames: how unsure its last mask was (`doubt_of`)."""
 
     doubt: float
+    frames: int
 
 
 class BoundRetrieval(Bound[RetrievalSettings]):
@@ -84,7 +85,7 @@ class BoundRetrieval(Bound[RetrievalSettings]):
             return False
         doubt = float(evidence.doubt)
         if context.watched and context.observer is not None:
-            context.observer.noted(DoubtSeen(doubt))
+            context.observer.noted(DoubtSeen(doubt, len(context.memory_frames or ())))
         return limit is not None and not doubt <= limit
 
     def plan(self, call: MemoryCall, context: FrameContext, memory: ObjectMemory, tokens: int) -> KeyPlan | None:
