@@ -57,7 +57,8 @@ class Evidence:
     mask: bool [h, w], union of the mask candidates at low resolution, or the best by IoU. score: object score logit,
     one element. decoder_inputs: per token-to-image attention of the decoder, the tokens it read (query, key), kept so
     that the saliency map is computed only when it is asked for. best: the best candidate as well, only while an
-    observer looks on. centre: of the mask, where motion is asked for. doubt: see `doubt_of`, where it is asked for.
+    observer looks on. centre: of the mask, where motion is asked for. doubt: see `doubt_of`, where it is asked for;
+    known: its value, once it was read from the device.
     """
 
     frame: int
@@ -67,6 +68,13 @@ class Evidence:
     best: Tensor | None = None
     centre: Tensor | None = None
     doubt: Tensor | None = None
+    known: float | None = None
+
+    def unsure(self) -> float | None:
+        """The doubt's value; None where it was not asked for. Waits for the device, unless somebody has before."""
+        if self.known is None and self.doubt is not None:
+            self.known = float(self.doubt)
+        return self.known
 
 
 def record_evidence(context: FrameContext | None, masks: Tensor, ious: Tensor | None, score: Tensor) -> None:

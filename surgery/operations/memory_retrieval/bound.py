@@ -39,8 +39,9 @@ class DoubtSeen:
 
 
 class BoundRetrieval(Bound[RetrievalSettings]):
-    """Memory retrieval in one model."""
+    """Memory retrieval in one model. restores: whether unsure masks read all memory; it is asked all the same."""
 
+    restores = True
     needs_memory_frames = True
     saves_in: ClassVar[Part] = ATTENTION
     steps = 4
@@ -81,12 +82,12 @@ class BoundRetrieval(Bound[RetrievalSettings]):
         if limit is None and not context.watched:
             return False
         evidence = context.video.evidence.get(step.obj_id)
-        if evidence is None or evidence.frame != step.previous or evidence.doubt is None:
+        doubt = evidence.unsure() if evidence is not None and evidence.frame == step.previous else None
+        if doubt is None:
             return False
-        doubt = float(evidence.doubt)
         if context.watched and context.observer is not None:
             context.observer.noted(DoubtSeen(doubt, len(context.memory_frames or ())))
-        return limit is not None and not doubt <= limit
+        return limit is not None and not doubt <= limit and self.restores
 
     def plan(self, call: MemoryCall, context: FrameContext, memory: ObjectMemory, tokens: int) -> KeyPlan | None:
         """The rows to read. tokens: of a memory frame."""

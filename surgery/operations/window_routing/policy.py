@@ -123,11 +123,14 @@ def by_evidence(
     if preview.picture is not None and settings.budget < 1.0:
         seen = preview.picture if state.seen is None else state.seen.to(preview.picture.device)
         facts["changes"] = window_changes(preview.picture, seen, grid)
-    doubts = [item.doubt for item in evidence if item.doubt is not None]
-    if settings.object.unsure is not None and doubts:
-        facts["doubts"] = torch.stack(doubts)
+    unsure = [item for item in evidence if item.doubt is not None]
+    if unsure:
+        # Also where only others ask for it: one wait is enough.
+        facts["doubts"] = torch.stack([item.doubt for item in unsure if item.doubt is not None])
     values = context.read()
     taken, scores, changes = [value > 0 for value in values["touched"]], values["scores"], values.get("changes")
+    for item, value in zip(unsure, values.get("doubts", []), strict=True):
+        item.known = value
     cut_by = values.get("cut", [0.0])[0] if cut is not None else None
     found = Seen(taken, scores, changes, cut_by, values.get("doubts", []))
 

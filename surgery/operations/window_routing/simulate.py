@@ -107,7 +107,7 @@ class WindowSimulation(Simulation):
             salient=self._salient(evidence) if evidence and not context.dense else {},
             changes=[window_changes(picture, past[1], grid).tolist() for past in reversed(self._past)],
             cut=float(scene_change(small, self._small)) if self._small is not None else 0.0,
-            doubts=[float(item.doubt) for item in evidence if item.doubt is not None],
+            doubts=[doubt for item in evidence if (doubt := item.unsure()) is not None],
             first=len(self._past) == 1,
             prompted=context.dense or not self._past,
         )
