@@ -503,7 +503,7 @@ def test_other_objects_are_refused() -> None:
 def test_a_budget_is_never_exceeded_and_every_window_is_renewed(host: str) -> None:
     driver = make(host)
     overrides = ["routing.budget=0.25", "routing.rolling=16", "routing.refresh.start=false"]
-    overrides.append("routing.object.max_wait=null")
+    overrides += ["routing.object.max_wait=null", "routing.object.unsure=null"]
     surgery.sparsify(driver.model, surgery.Recipe.load("balanced", overrides))
     session = driver.session(video(24))
     driver.click(session, 0, {1: (40, 110)})
