@@ -23,7 +23,7 @@ from surgery.errors import RecipeError
 
 if TYPE_CHECKING:
     from pydantic.functional_validators import ModelWrapValidatorHandler
-    from torch import nn
+    from torch import Tensor, nn
     from typing_extensions import Self
 
     from surgery.core.frame import FrameContext
@@ -67,7 +67,8 @@ class Operation(Fields):
 
     alias: short name for overrides and `calibration.search`. order: operations of a lower one run outside of those of a
     higher one where they share a seam. share: name of what it keeps a share of, for status and calibration; by_frame:
-    it is the same for all objects of a frame. moved: dotted names that fields had in older recipes, to those of now.
+    it is the same for all objects of a frame. fixed_shapes: it needs the shapes of routed frames not to depend on what
+    is chosen. moved: dotted names that fields had in older recipes, to those of now.
     """
 
     type: str
@@ -75,6 +76,7 @@ class Operation(Fields):
     order: ClassVar[int] = 0
     share: ClassVar[str | None] = None
     by_frame: ClassVar[bool] = False
+    fixed_shapes: ClassVar[bool] = False
     moved: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @model_validator(mode="wrap")
@@ -201,6 +203,10 @@ class Bound(Generic[_O]):
 
         fixed: sizes that differ make kinds of their own; else they are marked as symbols.
         """
+        return ()
+
+    def constants(self) -> Iterable[Tensor]:
+        """Tensors that it hands to the modules of a part and that never change."""
         return ()
 
     def own(self, context: FrameContext, part: Part) -> None:

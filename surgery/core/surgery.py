@@ -117,6 +117,11 @@ class Surgery:
         return not is_paused(self)
 
     @property
+    def fixed_shapes(self) -> bool:
+        """Whether the shapes of a routed frame must not depend on what is chosen."""
+        return self.recipe is not None and any(operation.fixed_shapes for operation in self.recipe.operations)
+
+    @property
     def notes_memory_frames(self) -> bool:
         """Whether an operation needs to know which frames memory attention is handed."""
         return any(bound.needs_memory_frames for bound in self.bound)

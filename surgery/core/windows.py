@@ -20,16 +20,22 @@ class Packing:
     """Where N tokens (window after window) sit in a stack of n zero-padded windows.
 
     `slots` is None when every window is full, else int64 [N] into `n * area`; `ids` is int64 [n], whose length carries
-    n so that a compiled graph sees a tensor size and not a Python number that would trigger recompilation.
+    n so that a compiled graph sees a tensor size and not a Python number that would trigger recompilation. Of a grid
+    that fills its windows up: `filling`, bool [N, 1], the tokens that do; `back`, int64 [H * W], where every token of
+    the map lies among the N and, after them, the H * W of the map; else None.
     """
 
     ids: Tensor
     slots: Tensor | None
     area: int
+    filling: Tensor | None = None
+    back: Tensor | None = None
 
     def stack(self, tokens: Tensor) -> Tensor:
         """[N, C] -> [n, area, C], zeros where a window has no token."""
         count, channels = self.ids.shape[0], tokens.shape[-1]
+        if self.filling is not None:
+            tokens = tokens.masked_fill(self.filling, 0)
         if self.slots is None:
             return tokens.reshape(count, self.area, channels)
         padded = tokens.new_zeros(count * self.area, channels).index_copy(0, self.slots, tokens)
@@ -40,6 +46,13 @@ class Packing:
         flat = windows.reshape(-1, windows.shape[-1])
         return flat if self.slots is None else flat.index_select(0, self.slots)
 
+    def renewed(self, last: Tensor, new: Tensor, chosen: Tensor) -> Tensor:
+        """`last` [H * W, ...] of the map with `new` [N, ...] at the tokens `chosen`, int64 [N]."""
+        new = new.to(last.dtype)
+        if self.back is None:
+            return last.index_copy(0, chosen, new)
+        return torch.cat([new, last]).index_select(0, self.back)
+
 
 class WindowGrid:
     """Geometry of the windows on an `height x width` token grid.
@@ -47,9 +60,11 @@ class WindowGrid:
     Args:
         height, width: tokens of the stage-3 map.
         window: window side in tokens; the grid is padded at the bottom and right to a multiple of it.
+        filled: border windows are filled up with their own first token, so that n windows are always n * w * w tokens;
+            what becomes of those that fill is never read.
     """
 
-    def __init__(self, height: int, width: int, window: int) -> None:
+    def __init__(self, height: int, width: int, window: int, filled: bool = False) -> None:
         self.height, self.width, self.window = height, width, window
         self.rows, self.cols = -(-height // window), -(-width // window)
         self.count = self.rows * self.cols
@@ -59,6 +74,7 @@ class WindowGrid:
         ids[:height, :width] = np.arange(height * width).reshape(height, width)
         by_window = ids.reshape(self.rows, window, self.cols, window).transpose(0, 2, 1, 3)
         self._ids = np.ascontiguousarray(by_window.reshape(self.count, self.area))
+        self.filled = filled and self.padded
 
     @property
     def tokens(self) -> int:
@@ -67,8 +83,19 @@ class WindowGrid:
 
     def token_ids(self, windows: Sequence[int]) -> np.ndarray:
         """Map indices (row-major in the map) of the real tokens of `windows`, window after window; int64 [N]."""
-        ids = self._ids[list(windows)].reshape(-1)
+        ids = self._ids[list(windows)]
+        if self.filled:
+            return np.where(ids >= 0, ids, ids[:, :1]).reshape(-1)
         return ids[ids >= 0]
+
+    def back(self, windows: Sequence[int]) -> np.ndarray:
+        """Where each token of the map lies among `token_ids(windows)` and, after them, the whole map; int64 [H * W]."""
+        ids = self._ids[list(windows)].reshape(-1)
+        real = ids >= 0
+        places = np.arange(len(ids)) if self.filled else np.cumsum(real) - 1
+        found = (len(ids) if self.filled else int(real.sum())) + np.arange(self.tokens)
+        found[ids[real]] = places[real]
+        return found
 
     def real_slots(self, windows: Sequence[int]) -> np.ndarray:
         """Positions of those tokens in the padded stack of `windows`; int64 [N]."""
@@ -76,13 +103,17 @@ class WindowGrid:
 
     def packing(self, windows: Sequence[int], device: torch.device) -> Packing:
         """Index tensors that pack `windows` on `device`."""
+
+        def put(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device, non_blocking=True)
+
+        ids = put(np.asarray(windows, dtype=np.int64))
+        if self.filled:
+            filling = self._ids[list(windows)].reshape(-1, 1) < 0
+            return Packing(ids, None, self.area, put(filling), put(self.back(windows)))
         slots = self.real_slots(windows)
         full = len(slots) == len(windows) * self.area
-        return Packing(
-            ids=torch.as_tensor(np.asarray(windows, dtype=np.int64)).to(device),
-            slots=None if full else torch.from_numpy(slots).to(device),
-            area=self.area,
-        )
+        return Packing(ids, None if full else put(slots), self.area)
 
     def cells(self, mask: Tensor) -> Tensor:
         """Which windows a low-resolution mask touches: bool [h, w] -> bool [count].

@@ -2,6 +2,7 @@
 
 from surgery.core.operation import register
 from surgery.operations.compile import CompileMode, CompileParts
+from surgery.operations.cuda_graphs import CudaGraphs
 from surgery.operations.exact_savings import ExactSavings
 from surgery.operations.memory_retrieval import SparseMemoryRetrieval
 from surgery.operations.precision import Precision
@@ -19,6 +20,7 @@ from surgery.operations.window_routing import (
 __all__ = [
     "CompileMode",
     "CompileParts",
+    "CudaGraphs",
     "ExactSavings",
     "ObjectSettings",
     "Precision",
@@ -39,6 +41,7 @@ for _kind in (
     Precision,
     TrimCaches,
     CompileParts,
+    CudaGraphs,
     ExactSavings,
 ):
     register(_kind)

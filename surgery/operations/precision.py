@@ -24,6 +24,7 @@ from surgery.core.operation import Bound, Operation, Patch
 from surgery.core.parts import ENCODER, PARTS, Part, each_part_once
 from surgery.core.simulation import Prediction, Simulation
 from surgery.core.surgery import Surgery
+from surgery.core.values import rebuilt, tensors
 from surgery.core.weights import require_unquantised
 from surgery.errors import ModelStateError, PrecisionWarning, UnsupportedModelError, WeightsError
 
@@ -158,7 +159,7 @@ class BoundPrecision(Bound[Precision]):
         self, part: str, module: nn.Module, settings: Precision, args: tuple[Any, ...], kwargs: dict[str, Any],
         proceed: Callable[..., Any],
     ) -> Any:  # fmt: skip
-        first = next(tensors((args, kwargs)))
+        first = next(floating((args, kwargs)))
         given = first.dtype
         with self._entered(part, module, settings, first.device.type) as dtype:
             # Weights of one type take only tensors of that type; autocast takes fp32 and its own.
@@ -227,9 +228,9 @@ class PrecisionSimulation(Simulation):
         """See `Observer.noted`."""
         if not isinstance(what, PartSeen):
             return
-        exact = list(tensors(what.exact))
+        exact = list(floating(what.exact))
         for settings in self.settings:
-            rounded = tensors(what.run(settings))
+            rounded = floating(what.run(settings))
             error = max(_relative(one, other) for one, other in zip(rounded, exact, strict=True))
             self.errors.setdefault((what.part, settings), []).append(error)
 
@@ -335,29 +336,16 @@ def _require_castable(host: HostView, settings: Precision) -> None:
 
 def _cast(value: Any, wanted: Callable[[torch.dtype], torch.dtype]) -> Any:
     """`value` with its fp32 and half-precision tensors in the dtype wanted for theirs; containers are rebuilt."""
-    if isinstance(value, Tensor):
-        return value.to(wanted(value.dtype)) if value.dtype in _HALVES or value.dtype == torch.float32 else value
-    if isinstance(value, dict):
-        changed = {key: _cast(each, wanted) for key, each in value.items()}
-        # A host's own output class (`ModelOutput`) is a dict that is made from its fields.
-        return changed if type(value) is dict else type(value)(**changed)
-    if isinstance(value, (list, tuple)):
-        items = [_cast(each, wanted) for each in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(wanted(tensor.dtype)) if tensor.dtype in (*_HALVES, torch.float32) else tensor
+
+    return rebuilt(value, cast)
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Every floating-point tensor in nested containers, in order."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from tensors(each)
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from tensors(each)
+def floating(value: Any) -> Iterator[Tensor]:
+    """Every floating-point tensor in it, in order."""
+    return (each for each in tensors(value) if each.is_floating_point())
 
 
 def _name(dtype: torch.dtype) -> str:

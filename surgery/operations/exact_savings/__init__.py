@@ -5,8 +5,9 @@ Nothing is skipped. It runs in every recipe that does not name it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -18,7 +19,7 @@ from surgery.core.frame import FrameContext
 from surgery.core.host import HostView
 from surgery.core.memory import ConditionedBy, MemoryCall
 from surgery.core.operation import Bound, Operation, Patch
-from surgery.core.parts import ATTENTION
+from surgery.core.parts import ATTENTION, ENCODER, Part
 from surgery.core.seams import BlockCall
 from surgery.core.session import State
 from surgery.core.surgery import Surgery
@@ -104,12 +105,20 @@ class BoundSavings(Bound[ExactSavings]):
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_codes": {}}
 
+    def constants(self) -> Iterable[Tensor]:
+        """See `Bound.constants`."""
+        return self._codes.values()
+
+    @cached_property
+    def _makes_anew(self) -> bool:
+        return self._taken(ENCODER)
+
     def patches(self) -> Iterator[Patch]:
         """See `Bound.patches`."""
         savings, recipe = self.settings.savings, self.surgery.recipe
         if "codes" in savings:
             yield Patch("code", self._code)
-        if "self_attention" in savings and not self._compiled():
+        if "self_attention" in savings and not self._taken(ATTENTION):
             yield Patch("memory_attention", self._shared)
             yield Patch("self_attention", self._first, 0)
         if "products" in savings:
@@ -125,9 +134,9 @@ class BoundSavings(Bound[ExactSavings]):
             if bound is not self:
                 yield from ((patch, bound.settings.approximate) for patch in bound.patches())
 
-    def _compiled(self) -> bool:
-        # A compiled graph must not keep tensors from one call to the next, and fuses as it likes.
-        return any(patch.seam == "forward" and patch.index in (None, ATTENTION) for patch, _ in self._others())
+    def _taken(self, part: Part) -> bool:
+        # What is compiled or recorded must not keep tensors from one call to the next.
+        return any(patch.seam == "forward" and patch.index in (None, part) for patch, _ in self._others())
 
     def _blocks_differ_anyway(self) -> bool:
         return any(patch.seam == "block" and approximate for patch, approximate in self._others())
@@ -152,7 +161,12 @@ class BoundSavings(Bound[ExactSavings]):
         self, context: FrameContext | None, own: tuple[Tensor, ...], key: tuple[Any, ...], make: Callable[[], Tensor]
     ) -> Tensor:
         """Kept with the video: weights may change between two."""
-        if context is None or torch.is_grad_enabled() or any(weight.is_inference() for weight in own):
+        if (
+            self._makes_anew
+            or context is None
+            or torch.is_grad_enabled()
+            or any(weight.is_inference() for weight in own)
+        ):
             return make()
         state = context.video.state(KeptCode)
         weights = tuple((weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in own)
@@ -180,7 +194,7 @@ class BoundSavings(Bound[ExactSavings]):
 
     def _first(self, context: FrameContext, call: AttentionCall, proceed: Callable[[AttentionCall], Tensor]) -> Tensor:
         """The first self-attention: of the first object for all, where every token is a query."""
-        # Compiled by the user: see `_compiled`.
+        # Compiled by the user: see `_taken`.
         if torch.compiler.is_compiling() or call.explicit or call.training:
             return proceed(call)
         work = context.records.get(self.settings.type)

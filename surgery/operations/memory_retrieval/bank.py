@@ -15,6 +15,7 @@ from torch import Tensor
 
 from surgery.core.memory import Conditioning, MemoryFrame
 from surgery.core.session import State
+from surgery.core.values import APART
 from surgery.errors import ModelStateError
 
 ALIGNMENT = 16
@@ -58,12 +59,12 @@ class Measured:
     attention, per layer int64 [k] and 0-d (see `ObjectMemory`). counts: whether it counts for the warm-up.
     """
 
-    frame: int
     rows: Tensor
     keep: float
-    counts: bool
     picked: list[Tensor | None]
     offset: list[Tensor | None]
+    frame: int = field(metadata=APART)
+    counts: bool = field(metadata=APART)
 
 
 @dataclass(eq=False)
@@ -81,10 +82,10 @@ class KeyPlan:
     index: list[Tensor | None]
     rows: list[Tensor | None]
     measures: list[Measured]
-    kept: int
-    total: int
+    kept: int = field(metadata=APART)
+    total: int = field(metadata=APART)
     bias: list[Tensor | None] | None = None
-    listener: Callable[[bool, int, Tensor], None] | None = None
+    listener: Callable[[bool, int, Tensor], None] | None = field(default=None, metadata=APART)
 
     def restore(self) -> bool:
         """Read every row after all. Returns whether any had been left out."""

@@ -199,7 +199,7 @@ class QueryRouter(Bound[SparseQueryRouting]):
         assert grid is not None and last.output is not None
         certain = grid.token_ids(sorted(windows))
         outside = sum(count for window, count in enumerate(region.counts) if window not in windows)
-        count = query_count(grid.tokens, len(certain), outside, found.budget)
+        count = query_count(grid.tokens, len(certain), outside, found.budget, self.surgery.fixed_shapes)
         if count == grid.tokens:
             return None
         changed = found.changed

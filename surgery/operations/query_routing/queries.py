@@ -100,12 +100,13 @@ def mask_tokens(mask: Tensor, height: int, width: int, margin: int) -> Tensor:
     return touched.flatten() > 0
 
 
-def query_count(tokens: int, certain: int, reached: int, budget: float = 1.0) -> int:
+def query_count(tokens: int, certain: int, reached: int, budget: float = 1.0, fill: bool = False) -> int:
     """Queries of a frame: `certain` and `reached` tokens, rounded up to a bucket, at most all `tokens`.
 
-    budget: share of the tokens that the reached ones may fill up to.
+    budget: share of the tokens that the reached ones may fill up to. fill: fill it up with others, unless it is all.
     """
     bucket = max(1, tokens // BUCKETS)
+    reached = tokens if fill and budget < 1.0 else reached
     wanted = max(certain, min(certain + reached, round(budget * tokens)))
     return min(tokens, -(-wanted // bucket) * bucket)
 

@@ -40,7 +40,8 @@ class SparseWindowRouting(WindowSettings):
     def check(self, host: HostView) -> list[nn.Module]:
         """See `Operation.check`: the span, its windows, and what tiles and a routed stage 4 ask of them."""
         span = span_of(host)
-        if WindowGrid(span.side, span.side, span.window).count < 2:
+        grid = WindowGrid(span.side, span.side, span.window)
+        if grid.count < 2:
             raise UnsupportedModelError(
                 f"the stage-3 map of {span.side}x{span.side} tokens is a single window of {span.window}: there is "
                 "nothing to skip; use recipe memory-only"
@@ -51,9 +52,9 @@ class SparseWindowRouting(WindowSettings):
             )
         routed = list(range(span.exit + 1))
         if self.stages.span == "tiles":
-            tile_grid(host, span)
+            tile_grid(host, span, grid)
         if self.stages.stage4 == "routed":
-            stage4_grid(host, span)
+            stage4_grid(host, span, grid)
             routed += stage4_blocks(host, span)
         blocks = host.blocks()
         return [*(blocks[index] for index in routed), *host.token_to_image()]

@@ -93,8 +93,8 @@ class SpanBlock:
         if self.window:
             mixed = windowed_attention(normed, route, block.attend, self.window)
         elif route.globals is not None:
-            assert route.chosen is not None
-            mixed = route.globals.attend(normed, route.chosen, block)
+            assert route.chosen is not None and route.packing is not None
+            mixed = route.globals.attend(normed, route.chosen, route.packing, block)
         elif route.real is None:
             mixed = block.attend(normed)
         else:

@@ -54,10 +54,12 @@ class WindowRouter(Bound[WindowSettings]):
         super().__init__(settings, surgery)
         host = surgery.host
         self.span = span = span_of(host)
-        self.grid: WindowGrid = WindowGrid(span.side, span.side, span.window)
-        self.tiles = tile_grid(host, span) if settings.stages.span == "tiles" else None
-        self.stage4 = stage4_grid(host, span) if settings.stages.stage4 == "routed" else None
         self.cached = settings.stages.globals == "cached"
+        # Among chosen tokens alone, those that fill a window up would be keys like any other.
+        filled = surgery.fixed_shapes and self.cached and settings.skipped.padding != "published"
+        self.grid: WindowGrid = WindowGrid(span.side, span.side, span.window, filled)
+        self.tiles = tile_grid(host, span, self.grid) if settings.stages.span == "tiles" else None
+        self.stage4 = stage4_grid(host, span, self.grid) if settings.stages.stage4 == "routed" else None
         self.policy: Policy = by_evidence
         self.shortcut: Shortcut = before.shortcut if before is not None else self._new()
         if settings.stages.correction == "patch" and self.shortcut.corrections is None:
@@ -72,7 +74,7 @@ class WindowRouter(Bound[WindowSettings]):
         reference = next(host.blocks()[span.entry].parameters())
         corrected = None
         if self.settings.stages.correction == "patch":
-            corrected = tile_grid(host, span).widths
+            corrected = tile_grid(host, span, self.grid).widths
         shortcut = make_shortcut(self.settings.skipped.shortcut.type, span.channels, corrected=corrected)
         return shortcut.to(reference.device, reference.dtype).train(bool(host.model.training))
 
@@ -181,7 +183,13 @@ class WindowRouter(Bound[WindowSettings]):
             picture = preview.picture if settings.stages.early else None
             with self.surgery.inside(ENCODER, device.type):
                 state.tiles = updated_tiles(
-                    route.tiles, route.chosen, route.seen_output, picture, route.seen_input, self.shortcut
+                    route.tiles,
+                    route.chosen,
+                    route.packing,
+                    route.seen_output,
+                    picture,
+                    route.seen_input,
+                    self.shortcut,
                 )
         elif settings.skipped.temporal and settings.windows == "object":
             with self.surgery.inside(ENCODER, device.type):

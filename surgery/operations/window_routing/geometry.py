@@ -65,10 +65,9 @@ def span_of(host: HostView) -> SpanInfo:
     return find_span(infos, host.stage_starts(), host.patch_stride(), host.image_size())
 
 
-def tile_grid(host: HostView, span: SpanInfo) -> TileGrid:
-    """The tiles of a model. Raises UnsupportedModelError when its early windows do not nest."""
+def tile_grid(host: HostView, span: SpanInfo, grid: WindowGrid) -> TileGrid:
+    """The tiles of a model. Raises UnsupportedModelError when its early windows do not nest in those of `grid`."""
     infos = [host.block_info(index) for index in range(span.entry)]
-    grid = WindowGrid(span.side, span.side, span.window)
     side = piece_side([(info.window, info.pools) for info in infos], grid)
     levels = []
     for end in last_blocks(host, span):
@@ -89,10 +88,9 @@ def stage4_blocks(host: HostView, span: SpanInfo) -> range:
     return range(ends[0], ends[1] if len(ends) > 1 else count)
 
 
-def stage4_grid(host: HostView, span: SpanInfo) -> Stage4Grid:
-    """The stage of a model after the span's. Raises UnsupportedModelError when its windows are not the span's."""
+def stage4_grid(host: HostView, span: SpanInfo, wide: WindowGrid) -> Stage4Grid:
+    """The stage of a model after the span's. Raises UnsupportedModelError when its windows are not its own: `wide`."""
     blocks = stage4_blocks(host, span)
     infos = [host.block_info(index) for index in blocks]
-    wide = WindowGrid(span.side, span.side, span.window)
     grid = halved([(info.window, info.pools) for info in infos], blocks.start, wide)
     return Stage4Grid(grid, infos[-1].dim)

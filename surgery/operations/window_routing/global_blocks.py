@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from surgery.core.seams import BlockCall
+from surgery.core.windows import Packing
 
 
 @dataclass(eq=False)
@@ -28,14 +29,14 @@ class GlobalRoute:
         """Keep keys and values of the whole map [1, H, W, C] of a dense frame."""
         self.seen.append(block.qkv(normed)[:, 1:].contiguous())
 
-    def attend(self, normed: Tensor, chosen: Tensor, block: BlockCall) -> Tensor:
+    def attend(self, normed: Tensor, chosen: Tensor, packing: Packing, block: BlockCall) -> Tensor:
         """Normed chosen tokens [1, N, 1, C] -> attention output [1, N, 1, C] over all tokens.
 
-        chosen: int64 [N], their places in the map.
+        chosen: int64 [N], their places in the map; packing: of their windows.
         """
         assert self.last is not None
         found = block.qkv(normed)
         last = self.last[len(self.seen)]
-        now = last.index_copy(0, chosen, found[:, 1:].to(last.dtype))
+        now = packing.renewed(last, found[:, 1:], chosen)
         self.seen.append(now)
         return block.attended(found[:, 0], now[:, 0].to(found.dtype), now[:, 1].to(found.dtype))[None, :, None]

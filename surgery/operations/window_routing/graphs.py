@@ -21,7 +21,7 @@ def route_kind(route: Route | None, grid: WindowGrid, fixed: bool) -> tuple[Hash
     if route.dense:
         return ("dense", route.observe, route.tiles is not None, route.stage4 is not None)
     assert route.packing is not None
-    fixed = fixed and not grid.padded
+    fixed = fixed and (grid.filled or not grid.padded)
     if not fixed:
         settle_route(route, grid)
     count = route.packing.ids.shape[0]
@@ -44,7 +44,7 @@ def settle_route(route: Route, grid: WindowGrid) -> None:
     """Make a route look like others to a compiled encoder: sizes that follow the number of windows are symbols."""
     for packing in _packings(route):
         # Chosen windows that are all full by chance would be another kind of call.
-        if packing.slots is None and grid.padded and route.real is None:
+        if packing.slots is None and grid.padded and not grid.filled and route.real is None:
             packing.slots = torch.arange(packing.ids.shape[0] * packing.area, device=packing.ids.device)
     for tensor in _indices(route):
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
@@ -75,7 +75,7 @@ def _packings(route: Route) -> Iterator[Packing]:
 def _indices(route: Route) -> Iterator[Tensor]:
     tiles, stage4 = route.tiles, route.stage4
     given = [route.chosen, route.rest, route.real]
-    given += [each for packing in _packings(route) for each in (packing.ids, packing.slots)]
+    given += [each for packing in _packings(route) for each in (packing.ids, packing.slots, packing.filling)]
     if tiles is not None:
         given += [tiles.pieces, tiles.tokens, tiles.order]
     if stage4 is not None:

@@ -95,8 +95,6 @@ def make_route(
     taken = set(windows)
     others = [window for window in range(grid.count) if window not in taken]
     chosen, rest = grid.token_ids(windows), grid.token_ids(others)
-    back = np.empty(grid.tokens, dtype=np.int64)
-    back[np.concatenate([chosen, rest])] = np.arange(grid.tokens)
     packing = grid.packing(windows, device)
     real = None
     if published_padding and packing.slots is not None:
@@ -112,7 +110,7 @@ def make_route(
         packing=packing,
         rest=put(rest) if others else None,
         rest_packing=grid.packing(others, device) if with_rest_packing and others else None,
-        order=put(back),
+        order=put(grid.back([*windows, *others])),
         real=real,
         memory=memory,
         tiles=tiles,
@@ -179,9 +177,9 @@ def updated_memory(route: Route, shortcut: Shortcut, grid: WindowGrid) -> SpanMe
         return SpanMemory(route.seen_output.reshape(-1, flat.shape[-1]), branch)
     if route.memory is None or route.seen_output is None or route.chosen_branch is None:
         return None
-    assert route.chosen is not None
+    assert route.chosen is not None and route.packing is not None
     output, branch = route.memory.output, route.memory.branch
     return SpanMemory(
-        output.index_copy(0, route.chosen, route.seen_output.to(output.dtype)),
-        branch.index_copy(0, route.chosen, route.chosen_branch.to(branch.dtype)),
+        route.packing.renewed(output, route.seen_output, route.chosen),
+        route.packing.renewed(branch, route.chosen_branch, route.chosen),
     )

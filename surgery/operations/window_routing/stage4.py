@@ -51,10 +51,10 @@ class Stage4Route:
 
     def merge(self, tokens: Tensor) -> Tensor:
         """Computed tokens [1, N, 1, C] at the end of the stage -> its whole map [1, H, W, C]."""
-        assert self.last is not None and self.chosen is not None
+        assert self.last is not None and self.chosen is not None and self.packing is not None
         channels = self.last.shape[-1]
-        new = tokens.reshape(-1, channels).to(self.last.dtype)
-        self.seen = self.last.reshape(-1, channels).index_copy(0, self.chosen, new).reshape(self.last.shape)
+        last, new = self.last.reshape(-1, channels), tokens.reshape(-1, channels)
+        self.seen = self.packing.renewed(last, new, self.chosen).reshape(self.last.shape)
         return self.seen
 
 
@@ -121,4 +121,4 @@ def halved(blocks: Sequence[tuple[int, bool]], first: int, grid: WindowGrid) -> 
                 f"encoder block {index} has windows of {window} tokens, expected {expected}: the stage-3 windows of "
                 f"{grid.window} in block {first}, half of that in those after it; use stage4: dense"
             )
-    return WindowGrid(grid.height // 2, grid.width // 2, grid.window // 2)
+    return WindowGrid(grid.height // 2, grid.width // 2, grid.window // 2, grid.filled)

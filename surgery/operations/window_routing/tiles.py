@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgery.core.windows import WindowGrid
+from surgery.core.windows import Packing, WindowGrid
 from surgery.errors import UnsupportedModelError
 from surgery.operations.window_routing.correction import StageCorrection
 from surgery.operations.window_routing.router import AGE_WEIGHT, dilated
@@ -245,14 +245,14 @@ def piece_urgency(near: Tensor, changes: Tensor, ages: Tensor) -> Tensor:
 
 
 def updated_tiles(
-    tiles: TileRoute, chosen: Tensor | None, output: Tensor, picture: Tensor | None = None,
+    tiles: TileRoute, chosen: Tensor | None, packing: Packing | None, output: Tensor, picture: Tensor | None = None,
     entering: Tensor | None = None, shortcut: Shortcut | None = None,
 ) -> TileMemory:  # fmt: skip
     """The tiles' memory after a frame.
 
     Args:
         tiles: the frame's route, after the pass.
-        chosen: int64 [N] tokens of the map that were computed; None on a dense frame.
+        chosen: int64 [N] tokens of the map that were computed, packing: of their windows; None on a dense frame.
         output: their span output, [N, C]; on a dense frame the whole map [1, H, W, C].
         picture: fp32 [3, H, W] of the frame (`token_picture`), with extra pieces.
         entering: on a dense frame, with extra pieces, the span's input [1, H, W, C]; shortcut: then, what corrects with
@@ -261,7 +261,7 @@ def updated_tiles(
     # Hosts return maps of any layout; one layout keeps compiled graphs from multiplying.
     levels = tuple(level.contiguous() for level in tiles.kept if level is not None)
     assert len(levels) == len(tiles.kept)
-    if chosen is None:
+    if chosen is None or packing is None:
         flat = output.reshape(-1, output.shape[-1])
         if picture is None or entering is None or shortcut is None:
             return TileMemory(flat, levels)
@@ -271,7 +271,7 @@ def updated_tiles(
         return TileMemory(flat, levels, branch, branch.clone(), picture, ages)
     last = tiles.memory
     assert last is not None
-    new = TileMemory(last.output.index_copy(0, chosen, output.to(last.output.dtype)), levels)
+    new = TileMemory(packing.renewed(last.output, output, chosen), levels)
     if tiles.latest is None or last.branch is None or last.picture is None or last.ages is None or picture is None:
         return new
     assert tiles.tokens is not None and tiles.pieces is not None

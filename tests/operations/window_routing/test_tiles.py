@@ -126,7 +126,7 @@ def test_the_span_takes_pieces_or_a_map_window_after_window(case: tuple[TileGrid
 
     assert route.seen_output is not None
     tile_route.kept = list(memory.levels)
-    renewed = updated_tiles(tile_route, route.chosen, route.seen_output)
+    renewed = updated_tiles(tile_route, route.chosen, route.packing, route.seen_output)
     assert torch.equal(renewed.output.reshape(after.shape), after)
     assert bool((memory.output == -1).all()), "the memory before is left alone"
 
@@ -135,7 +135,7 @@ def test_a_dense_frame_is_remembered_whole() -> None:
     tiles = TileGrid(WindowGrid(8, 8, 4), 2, [(32, 2), (16, 3)])
     route = tiles.watch()
     route.kept = [numbered(32, 2), numbered(16, 3)]
-    memory = updated_tiles(route, None, numbered(8, 5))
+    memory = updated_tiles(route, None, None, numbered(8, 5))
     assert torch.equal(memory.output, numbered(8, 5).reshape(64, 5))
     assert all(torch.equal(a, b) for a, b in zip(memory.levels, (numbered(32, 2), numbered(16, 3)), strict=True))
 
