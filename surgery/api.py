@@ -14,6 +14,7 @@ from surgery.core.session import SessionStats
 from surgery.engine import apply, current_surgery, desparsify, disabled
 from surgery.errors import CalibrationError
 from surgery.operations import CompileParts, Precision
+from surgery.operations.cuda_graphs import Recordings
 from surgery.operations.window_routing.bound import WindowRouter
 from surgery.recipe import Recipe
 
@@ -36,8 +37,9 @@ class Status:
     windows_kept, keys_kept, queries_kept, dense_frames, widened_frames, restored_frames: of the session that ran last
     (fractions of stage-3 windows, of spatial memory keys and of query tokens of memory attention, averaged over tracked
     frames, None where the recipe has no such operation; reasons for dense frames, for frames of more windows than the
-    budget and for objects' frames that read all memory, and how often). calibration: what was measured of this very
-    recipe and shortcut, or None.
+    budget and for objects' frames that read all memory, and how often). recorded_calls: under `cuda_graphs`, of every
+    part how many calls were replayed, and how many ran as they are, by the reason. calibration: what was measured of
+    this very recipe and shortcut, or None.
     """
 
     sparse: bool
@@ -57,6 +59,7 @@ class Status:
     dense_frames: dict[str, int] | None = None
     widened_frames: dict[str, int] | None = None
     restored_frames: dict[str, int] | None = None
+    recorded_calls: dict[str, dict[str, int]] | None = None
     calibration: CalibrationRecord | None = None
 
     def __str__(self) -> str:
@@ -94,6 +97,9 @@ class Status:
                 if value is not None
             ]
             lines.append(f"last session: {self.frames} tracked frames; " + ", ".join(kept))
+        if self.recorded_calls is not None:
+            told = [f"{part} {why} {n}" for part, calls in self.recorded_calls.items() for why, n in calls.items()]
+            lines.append("calls of parts: " + (", ".join(told) or "none yet"))
         return "\n".join(lines)
 
 
@@ -157,6 +163,7 @@ def status(model: object) -> Status:
     if surgery is None or surgery.recipe is None:
         return Status(sparse=False)
     router, stats, recipe = surgery.find(WindowRouter), surgery.stats or SessionStats(), surgery.recipe
+    recordings = surgery.find(Recordings)
     added = [bound.learned[2] for bound in surgery.bound if bound.learned is not None]
     return Status(
         sparse=True,
@@ -176,6 +183,7 @@ def status(model: object) -> Status:
         dense_frames=dict(stats.dense),
         widened_frames=dict(stats.widened),
         restored_frames=dict(stats.restored),
+        recorded_calls={part: dict(calls) for part, calls in recordings.calls.items()} if recordings else None,
         calibration=calibration_of(model),
     )
 

@@ -19,6 +19,9 @@ from surgery.core.values import tensors
 SIGHTINGS = 2
 """Calls of a kind that run as they are before it is recorded: kernels are chosen and their memory is found by then."""
 
+MOST_SEEN = 256
+"""Kinds of call that are remembered before they are recorded."""
+
 
 class CudaGraphs(Operation):
     """Parts of the model recorded with CUDA graphs and replayed (docs/cuda-graphs.md). Masks stay the same, bit by bit.
@@ -77,8 +80,8 @@ class CudaRecorder:
 class Recordings(Bound[CudaGraphs]):
     """What is recorded of one model. Never copied: a copy of the model makes its own.
 
-    calls: of every part, how many were replayed, and how many ran as they are, by the reason. recorders: what makes a
-    recording, by type of device.
+    calls: of every part, how many were replayed, and how many ran as they are, by the reason. seen: how often each kind
+    of call came. recorders: what makes a recording, by type of device.
     """
 
     def __init__(self, settings: CudaGraphs, surgery: Surgery) -> None:
@@ -89,7 +92,7 @@ class Recordings(Bound[CudaGraphs]):
         self.calls: dict[str, Counter[str]] = {part: Counter() for part in self.settings.parts}
         self.recorders: dict[str, Record] = {"cuda": CudaRecorder()}
         self._regions: dict[Any, Region] = {}
-        self._seen: Counter[Any] = Counter()
+        self.seen: Counter[Any] = Counter()
         self._unfit: dict[Any, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,6 +109,10 @@ class Recordings(Bound[CudaGraphs]):
     def undone(self) -> None:
         """See `Bound.undone`: recordings hold device memory."""
         self._start()
+
+    def recorded(self, kind: Any) -> bool:
+        """Whether there is a recording of this kind of call."""
+        return kind in self._regions
 
     def _run(
         self, part: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], proceed: Callable[..., Any]
@@ -136,8 +143,10 @@ class Recordings(Bound[CudaGraphs]):
         if kind in self._unfit:
             return self._unfit[kind]
         if region is None:
-            self._seen[kind] += 1
-            if self._seen[kind] <= SIGHTINGS:
+            if len(self.seen) >= MOST_SEEN:
+                self.seen.clear()
+            self.seen[kind] += 1
+            if self.seen[kind] <= SIGHTINGS:
                 return "new shape"
             if sum(known[0] == part for known in self._regions) >= self.settings.limit:
                 return "too many shapes"

@@ -197,18 +197,20 @@ class TileGrid:
             device: where the maps lie.
             memory: of the video.
             urgency: fp32 [P], finite; with it, further pieces are computed, the most urgent first.
-            count: pieces computed in all, as far as those under `windows` leave room.
+            count: pieces computed in all, as far as those under `windows` leave room; as many as full windows have
+                where the grid fills windows up.
         """
         certain = self.pieces(windows)
 
         def put(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device, non_blocking=True)
 
-        pieces = put(certain)
+        pieces, side = put(certain), self.grid.width // self.across
+        if self.grid.filled:
+            count = min(self.count, max(count, len(windows) * (self.grid.window // side) ** 2))
         if urgency is not None and count > len(certain):
             # Chosen on the device: how urgent a piece is need not be known to the host.
             pieces = urgency.index_fill(0, pieces, torch.inf).topk(count, sorted=False).indices.sort().values
-        side = self.grid.width // self.across
         inside = torch.arange(side, device=device)
         corner = (pieces // self.across) * side * self.grid.width + (pieces % self.across) * side
         tokens = (corner[:, None, None] + inside[:, None] * self.grid.width + inside).flatten()
