@@ -34,6 +34,7 @@ from surgery.bench.probe import REST, FlopMeter, Meter, Probe, TimeMeter
 from surgery.bench.settings import BenchmarkError, Settings
 from surgery.core.driver import follow
 from surgery.core.host import HostView
+from surgery.core.operation import Operation
 from surgery.core.surgery import Surgery
 from surgery.engine import current_surgery, require_surgery
 from surgery.hosts import view_of
@@ -72,11 +73,13 @@ class Arms:
             baseline.load_state_dict(model.state_dict(), assign=True)
         self.settings, self.step = settings, step
         self.compiles_itself = baseline is not None
-        operation = compile_operation(settings)
+        operation = compile_operation(settings, next(model.parameters()).device)
         stock = _baseline(model, baseline, operation)
         dense, compiled = view_of(stock), current_surgery(stock)
         self.device = next(model.parameters()).device
-        cuts = [require_surgery(sparsify(twin(model), recipe, compile=operation or False)) for recipe in recipes]
+        plain = [recipe.without(CompileParts) for recipe in recipes]
+        asked = plain if operation is None else [recipe.with_operation(operation) for recipe in plain]
+        cuts = [require_surgery(sparsify(twin(model), recipe)) for recipe in asked]
         owns = [cut.find(BoundPrecision) is not None for cut in cuts]
         self.pairs = [Pair(dense, cut, self.device, own, compiled) for cut, own in zip(cuts, owns, strict=True)]
         self.hosts: list[HostView] = [dense, *(cut.host for cut in cuts)]
@@ -215,7 +218,7 @@ def rounds(settings: Settings, shares: int) -> int:
     return 1 + settings.warm + shares * (2 + settings.frames + settings.module_frames)
 
 
-def _baseline(model: Any, baseline: Any | None, operation: CompileParts | None) -> Any:
+def _baseline(model: Any, baseline: Any | None, operation: Operation | None) -> Any:
     """The stock model, compiled by the operation alone; a baseline of its own is left as it compiles itself."""
     if baseline is not None:
         return baseline

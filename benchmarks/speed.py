@@ -1,7 +1,7 @@
 """Speed of SAM 2.1 at its real sizes: stock against several recipes at forced shares of the windows.
 
     python -m benchmarks.speed --models tiny,base-plus --hosts sam2,transformers --frames 10 --threads 2
-    python -m benchmarks.speed --device cuda --precision fp32,bf16 --compile none,all --baseline stock,vos
+    python -m benchmarks.speed --device cuda --precision fp32,bf16 --compile none,graphs,all --baseline stock,vos
     python -m benchmarks.speed --page benchmarks/README.md --plot benchmarks/images/speed.svg
 
 One process, one session per model, frame by frame in rotating order; the memory banks are filled once per combination
@@ -142,7 +142,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--hosts", type=_among([*builders()]), default=[*builders()])
     add("--baseline", type=_among(BASELINES), default=["stock"], help="vos: sam2's compiling predictor")
     add("--precision", type=_among(("fp32", "bf16", "fp16")), default=["fp32"])
-    add("--compile", type=_among(("none", "encoder", "all")), default=["none"], help="of stock and sparse models")
+    add(
+        "--compile",
+        type=_among(("none", "encoder", "all", "graphs")),
+        default=["none"],
+        help="of stock and sparse models",
+    )
     add("--objects", type=_numbers(int), default=[1])
     add("--shares", type=_numbers(float), default=[0.125, 0.25, 0.5], help="of the stage-3 windows")
     add("--recipes", type=_split, default=list(RECIPES), help="names or YAML files")

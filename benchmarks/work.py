@@ -55,6 +55,30 @@ class OperatorCounter(KernelMode):
         return self.operators.total()
 
 
+NO_WORK = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+
+
+class LaunchCounter(KernelMode):
+    """Operators that make or write memory: each would launch at least one kernel on an accelerator. Views, no-ops and
+    allocations are left out. launches: by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: Counter[str] = Counter()
+
+    def ran(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        name = func.overloadpacket.__name__
+        given = {tensor.untyped_storage().data_ptr() for tensor in tensors_in([*args, *kwargs.values()])}
+        made = any(tensor.untyped_storage().data_ptr() not in given for tensor in tensors_in(out))
+        if name not in NO_WORK and (made or func._schema.is_mutable):
+            self.launches[name] += 1
+
+    @property
+    def total(self) -> int:
+        """Launches."""
+        return self.launches.total()
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]

@@ -16,11 +16,12 @@ from surgery.api import sparsify
 from surgery.bench.settings import BenchmarkError, Settings
 from surgery.core.engine import reconfigure
 from surgery.core.host import HostView
-from surgery.core.parts import PARTS
+from surgery.core.operation import Operation
+from surgery.core.parts import ENCODER, PARTS
 from surgery.core.surgery import Surgery
 from surgery.engine import current_surgery, desparsify, require_surgery
 from surgery.hosts import hosts, view_of
-from surgery.operations import CompileParts
+from surgery.operations import CompileParts, CudaGraphs
 from surgery.operations.compile import must_keep_forward
 from surgery.operations.precision import BoundPrecision
 from surgery.operations.window_routing.bound import WindowRouter
@@ -80,9 +81,9 @@ def twins(
         converted = copy.deepcopy(model).to(_DTYPES[settings.precision])
         dense, sparse = twin(converted), sparse if own else cut(twin(converted))
     desparsify(dense)
-    operation = compile_operation(settings)
+    operation = compile_operation(settings, next(model.parameters()).device)
     if operation is not None:
-        for part in operation.parts:
+        for part in PARTS if settings.compile != "encoder" else (ENCODER,):
             if must_keep_forward(view_of(dense).parts()[part]):
                 raise BenchmarkError(f"{part} carries a compiled forward already; give the plain predictor")
         sparsify(dense, compiled_alone(operation))
@@ -97,17 +98,21 @@ def twins(
     return Pair(view_of(dense), surgery, next(sparse.parameters()).device, own, current_surgery(dense))
 
 
-def compile_operation(settings: Settings) -> CompileParts | None:
-    """What the settings compile, as a recipe's operation."""
+def compile_operation(settings: Settings, device: torch.device) -> Operation | None:
+    """What the settings compile or record, as a recipe's operation. Raises BenchmarkError off a CUDA device."""
     if settings.compile == "none":
         return None
-    parts = ("encoder",) if settings.compile == "encoder" else PARTS
+    if settings.compile == "graphs":
+        if device.type != "cuda":
+            raise BenchmarkError(f"compile 'graphs' records CUDA graphs; the model is on {device.type}")
+        return CudaGraphs()
+    parts = (ENCODER,) if settings.compile == "encoder" else PARTS
     return CompileParts.model_validate({"parts": parts, "mode": settings.mode})
 
 
-def compiled_alone(operation: CompileParts) -> Recipe:
-    """The recipe of a stock model that is compiled by the same operation as a sparse one, and by nothing else."""
-    metadata = Metadata(name="compiled", description="The stock model, compiled.")
+def compiled_alone(operation: Operation) -> Recipe:
+    """The recipe of a stock model that is compiled or recorded as a sparse one is, and nothing else."""
+    metadata = Metadata(name="compiled", description="The stock model, compiled or recorded.")
     return Recipe(metadata=metadata, operations=(operation,))
 
 

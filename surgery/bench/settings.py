@@ -25,7 +25,8 @@ class Settings(BaseModel):
     objects: tracked at once. windows: share of the stage-3 windows computed on routed frames, in (0, 1], or None for
     the router's own choice. precision: "fp32", "bf16" or "fp16", by `cast`: "autocast" around the calls or "weights"
     converted; of both models, or of the stock one alone when the recipe has a precision of its own. compile: which
-    modules go through torch.compile, "none", "encoder" or "all"; mode: torch.compile's. frames: measured per model, in
+    modules go through torch.compile, "none", "encoder" or "all", or "graphs": all are recorded with CUDA graphs
+    instead; mode: torch.compile's. frames: measured per model, in
     turn. warm: tracked before them. module_frames: measured with spans, 0 leaves the modules out. seed: of the
     synthetic clip. clock: "wall", or "processor" for the processor time of this process (CPU only): on a machine that
     others use, wall time is theirs as well.
@@ -39,7 +40,7 @@ class Settings(BaseModel):
     windows: float | None = Field(None, gt=0, le=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     cast: Literal["autocast", "weights"] = "autocast"
-    compile: Literal["none", "encoder", "all"] = "none"
+    compile: Literal["none", "encoder", "all", "graphs"] = "none"
     mode: CompileMode = "default"
     frames: int = Field(20, ge=2)
     warm: int = Field(10, ge=0)

@@ -30,7 +30,7 @@ from surgery.cli.tables import print_table
     help="fp32, bf16 or fp16, of both models, or of the stock one when the recipe has its own; several: fp32,bf16.",
 )
 @click.option("--cast", default="autocast", show_default=True, help="Reach the precision by 'autocast' or 'weights'.")
-@click.option("--compile", default="none", show_default=True, help="none, encoder or all.")
+@click.option("--compile", default="none", show_default=True, help="none, encoder, all or graphs.")
 @click.option(
     "--compile-mode", "mode", default="default", show_default=True, help="Of torch.compile, such as max-autotune."
 )

@@ -85,8 +85,13 @@ class Region:
     def __call__(self, given: Given) -> Any:
         """Replay. What the modules below note lands in what `given` holds."""
         self._load(given)
-        played = iter(self._play())
-        own = iter([each if each is not None else next(played).clone() for each in self._constant])
+        played = self._play()
+        # The next replay writes there.
+        kept = [torch.empty_like(each) for each in played]
+        if kept:
+            torch._foreach_copy_(kept, played)
+        fresh = iter(kept)
+        own = iter([next(fresh) if each is None else each for each in self._constant])
         out = rebuilt(self._out, lambda _: next(own))
         for path, value in self._writes.items():
             put(given.notes, path, rebuilt(value, lambda _: next(own)))

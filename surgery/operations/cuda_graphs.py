@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -45,6 +45,16 @@ class CudaGraphs(Operation):
         if not found:
             raise ValueError(f"expected a non-empty list out of {', '.join(PARTS)}; got {value!r:.80}")
         return found
+
+    def beside(self, others: Sequence[Operation]) -> None:
+        """See `Operation.beside`: nothing else may record CUDA graphs inside."""
+        for other in others:
+            mode = getattr(other, "mode", None)
+            if mode in ("reduce-overhead", "max-autotune"):
+                raise ValueError(
+                    f"cuda_graphs beside {other.type} in mode {mode!r}, which records CUDA graphs itself; use mode "
+                    "'default' or 'max-autotune-no-cudagraphs'"
+                )
 
     @property
     def clause(self) -> str:

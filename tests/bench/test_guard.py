@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.work import OperatorCounter, SyncCounter
-from tests.bench.guard import COMMAND, FILE, HOSTS, RECIPES, changes, measured, observed, versions
+from benchmarks.work import LaunchCounter, OperatorCounter, SyncCounter
+from tests.bench.guard import COMMAND, FILE, HOSTS, RECIPES, changes, launched, measured, observed, versions
+from tests.hosts.drive import BLOCKS, LARGE
 
 CASES = [(host, recipe) for host in HOSTS for recipe in RECIPES]
 
@@ -35,6 +36,26 @@ def test_operators_bytes_and_graphs_are_as_recorded(host: str, recipe: str, reco
     case = f"{host} {recipe}"
     said = changes(case, recorded["cases"][case], measured(host, recipe), ("operators", "gathered_bytes", "graphs"))
     assert not said, "\n".join(said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", HOSTS)
+def test_launches_of_large_are_as_recorded(host: str, recorded: dict[str, Any]) -> None:
+    assert launched(host, LARGE) == recorded["launches"][host], COMMAND
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_recorded_frame_launches_less_than_half_of_stock(host: str) -> None:
+    found = launched(host, BLOCKS)
+    assert found["balanced recorded"] < 0.4 * found["stock"]
+    assert found["turbo recorded"] < 0.5 * found["stock"]
+
+
+def test_the_page_has_the_launches_recorded(recorded: dict[str, Any]) -> None:
+    page = (FILE.parents[2] / "docs" / "cuda-graphs.md").read_text(encoding="utf-8")
+    for host, counts in recorded["launches"].items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{host}` |"))
+        assert [cell.strip() for cell in row.split("|")[2:-1]] == [f"{count:,}" for count in counts.values()]
 
 
 @pytest.mark.parametrize(("host", "recipe"), CASES)
@@ -90,3 +111,14 @@ def test_operators_and_gathered_bytes() -> None:
     assert counter.gathered == 4 * (2 * 4 + 2 * 4 + 2)
     assert counter.operators["add"] == 1 and counter.operators["index_select"] == 1
     assert counter.total == sum(counter.operators.values()) >= 4
+
+
+def test_launches_are_what_makes_or_writes_memory() -> None:
+    table = torch.zeros(10, 4)
+    with torch.inference_mode(), LaunchCounter() as counter:
+        table.reshape(4, 10).t()
+        torch.empty(3)
+        table.to(table.dtype)
+        table.add_(1)
+        torch.nn.functional.linear(table, table)
+    assert counter.launches == {"add_": 1, "mm": 1}

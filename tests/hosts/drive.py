@@ -20,6 +20,8 @@ from surgery.recipe import Recipe
 SIZE = 256
 UNPADDED, PADDED = (8, 4, 4, 2), (8, 4, 6, 2)
 BLOCKS, GLOBALS = (1, 1, 7, 1), (5, 8)
+LARGE = (2, 6, 36, 4)
+"""Blocks of the stages of SAM 2 large."""
 STEADY = Recipe(
     metadata={"name": "balanced", "description": "Published thresholds, temporal shortcut, one rolling window."},
     operations=[SparseWindowRouting(temporal=True, rolling=1), SparseMemoryRetrieval()],
@@ -30,7 +32,7 @@ STEADY = Recipe(
 @functools.cache
 def _stock(windows: tuple[int, ...], localised: bool, blocks: tuple[int, ...]) -> Any:
     saved = demo.WINDOWS, demo.BLOCKS, demo.GLOBALS
-    demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = windows, blocks, GLOBALS
+    demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = windows, blocks, (23, 33, 43) if blocks == LARGE else GLOBALS
     try:
         model = demo.build("sam2", seed=5)
     finally:
@@ -69,7 +71,7 @@ def _localise(model: Any) -> None:
 
 def _transformers(windows: tuple[int, ...], localised: bool, blocks: tuple[int, ...]) -> Any:
     saved = demo.WINDOWS, demo.BLOCKS, demo.GLOBALS
-    demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = windows, blocks, GLOBALS
+    demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = windows, blocks, (23, 33, 43) if blocks == LARGE else GLOBALS
     try:
         model = demo.build("transformers")
     finally:
