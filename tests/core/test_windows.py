@@ -61,6 +61,27 @@ def test_stack_and_flatten_undo_each_other_and_only_padding_is_zero(
 
 
 @few
+@given(grids_and_windows())
+def test_filled_windows_say_the_same_in_shapes_that_do_not_change(case: tuple[WindowGrid, list[int]]) -> None:
+    grid, windows = case
+    filled = WindowGrid(grid.height, grid.width, grid.window, filled=True)
+    packing, plain = filled.packing(windows, CPU), grid.packing(windows, CPU)
+    ids, own = filled.token_ids(windows), grid.token_ids(windows)
+    assert len(ids) == len(windows) * grid.area and set(ids) == set(own)
+    values = torch.arange(1.0, grid.tokens + 1)[:, None]
+    assert torch.equal(packing.stack(values[torch.from_numpy(ids)]), plain.stack(values[torch.from_numpy(own)]))
+    computed, kept = -values, 1000 + values
+    fill = torch.randn(len(ids), 1)  # what becomes of a token that fills is never read
+    real = torch.ones(len(ids), dtype=torch.bool) if packing.filling is None else ~packing.filling[:, 0]
+    fill[real] = computed[torch.from_numpy(ids)][real]
+    found = packing.renewed(kept, fill, torch.from_numpy(ids))
+    assert torch.equal(found, plain.renewed(kept, computed[torch.from_numpy(own)], torch.from_numpy(own)))
+    others = [window for window in range(grid.count) if window not in windows]
+    order = grid.back([*windows, *others])
+    assert torch.equal(values[torch.from_numpy(grid.token_ids([*windows, *others]))][torch.from_numpy(order)], values)
+
+
+@few
 @given(grids, st.integers(1, 4), st.integers(0, 2**32 - 1), st.floats(0, 0.1))
 def test_cells_are_the_windows_a_pixel_falls_in(grid: WindowGrid, scale: int, seed: int, share: float) -> None:
     mask = torch.rand(grid.height * scale, grid.width * scale, generator=torch.Generator().manual_seed(seed)) < share

@@ -15,9 +15,10 @@ import surgery
 from surgery import Recipe
 from surgery.core import region
 from surgery.engine import require_surgery
-from surgery.operations import CudaGraphs
+from surgery.operations import CudaGraphs, Precision, SparseQueryRouting
 from surgery.operations.cuda_graphs import SIGHTINGS, Recordings
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
+from tests.hosts.routes import force, router_of
 from tests.hosts.sessions import close, interleaved, same
 from tests.tape import Idle, TapeRecorder
 
@@ -100,6 +101,19 @@ def test_a_full_bank_meets_no_new_shape(name: str, windows: Any) -> None:
     assert shapes[39] == shapes[20] and shapes[-1] == shapes[45], f"memory attention meets new shapes: {shapes}"
 
 
+@pytest.mark.parametrize(("name", "overrides"), [("balanced", []), ("turbo", ["routing.stages.early=1.0"])])
+def test_filled_windows_change_masks_by_rounding(name: str, overrides: list[str]) -> None:
+    """Queries and pieces, of which there may be more under recordings, are left out."""
+    filled, plain = make("sam2", PADDED), make("sam2", PADDED)
+    recipe = Recipe.load(name, overrides).without(SparseQueryRouting)
+    surgery.sparsify(plain.model, recipe)
+    surgery.sparsify(filled.model, recipe.with_operation(CudaGraphs()))
+    for each in (filled, plain):
+        force(each.model, [1, 2, 5, 8])
+    assert router_of(filled.model).grid.filled and not router_of(plain.model).grid.filled
+    close(tracked(filled, video(6), ONE), tracked(plain, video(6), ONE), 1e-4)
+
+
 def test_two_videos_share_the_recordings(host: str) -> None:
     driver = make(host)
     found = operated(driver, "balanced", TapeRecorder())
@@ -141,25 +155,25 @@ def view(driver: Driver) -> torch.nn.Module:
     return require_surgery(driver.model).host.image_encoder()
 
 
-def test_precision_inside_and_what_the_caller_casts() -> None:
-    """Casts are made anew in every replay, whatever autocast's cache holds."""
-    clip = video(8)
-    for name in ("precision.dtype=bf16", None):
-        driver, eager = make("sam2"), make("sam2")
-        for each, tape in ((driver, TapeRecorder()), (eager, None)):
-            operated(each, "balanced", tape)
-        if name is not None:
-            from surgery.operations import Precision
-
-            for each in (driver, eager):
-                recorders = require_surgery(each.model).find(Recordings).recorders
-                recipe = require_surgery(each.model).recipe.with_operation(Precision(dtype="bf16", cast="weights"))
-                surgery.sparsify(each.model, recipe)
-                require_surgery(each.model).find(Recordings).recorders = recorders
-            assert same(tracked(driver, clip, ONE), tracked(eager, clip, ONE))
-        else:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                assert same(tracked(driver, clip, ONE), tracked(eager, clip, ONE))
+@pytest.mark.parametrize("cast", [None, "weights", "autocast"])
+def test_casts_are_made_anew_in_every_replay(cast: Any) -> None:
+    """By the recipe, or (None) by a caller whose autocast keeps casts."""
+    clip, found = video(8), []
+    for tape in (TapeRecorder(), None):
+        driver = make("sam2")
+        recordings = operated(driver, "balanced", tape)
+        if cast is not None:
+            recipe = require_surgery(driver.model).recipe
+            assert recipe is not None
+            surgery.sparsify(driver.model, recipe.with_operation(Precision(dtype="bf16", cast=cast)))
+            again = require_surgery(driver.model).find(Recordings)
+            assert again is not None
+            recordings = again
+            recordings.recorders = {"cpu": tape} if tape is not None else {}
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast is None):
+            found.append(tracked(driver, clip, ONE))
+        assert bool(recordings.calls["encoder"]["replayed"]) == (tape is not None), recordings.calls
+    assert same(*found)
 
 
 def test_undo_and_copies_leave_nothing(host: str) -> None:
