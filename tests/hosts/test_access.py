@@ -13,13 +13,13 @@ from torch import Tensor
 
 import surgery
 from surgery import ModelStateError
-from tests.hosts.drive import Driver, make, video
+from tests.hosts.drive import HOSTS, Driver, make, video
 from tests.hosts.sessions import begun, gather, same
 
 CLICK = {1: (40, 110)}
 
 
-@pytest.fixture(params=("sam2", "transformers"))
+@pytest.fixture(params=HOSTS)
 def driver(request: pytest.FixtureRequest) -> Driver:
     return make(request.param)
 

@@ -14,12 +14,12 @@ import surgery
 from surgery import ModelStateError
 from surgery.core.patching import is_patched
 from surgery.hosts import view_of
-from tests.hosts.drive import Driver, make, video
+from tests.hosts.drive import HOSTS, Driver, make, video
 from tests.hosts.routes import router_of
 from tests.hosts.sessions import same
 
 
-@pytest.fixture(params=("sam2", "transformers"))
+@pytest.fixture(params=HOSTS)
 def driver(request: pytest.FixtureRequest) -> Driver:
     return make(request.param)
 

@@ -23,10 +23,9 @@ from surgery.errors import PrecisionWarning
 from surgery.hosts import view_of
 from surgery.operations import Precision, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.operations.window_routing.geometry import span_of
-from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
+from tests.hosts.drive import HOSTS, PADDED, STEADY, UNPADDED, Driver, make, video
 from tests.hosts.sessions import gather, interleaved, same
 
-HOSTS = ("sam2", "transformers")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ROUTING = SparseWindowRouting(span="tiles", temporal=True, rolling=1, score_gate=50.0, budget=0.25)
 each_cast = pytest.mark.parametrize("cast", ["autocast", "weights"])

@@ -15,10 +15,9 @@ from surgery import ModelStateError, RecipeError
 from surgery.hosts import view_of
 from surgery.operations import SparseWindowRouting, TrimCaches
 from surgery.recipe import Recipe
-from tests.hosts.drive import STEADY, Driver, TransformersDriver, make, square, video
+from tests.hosts.drive import HOSTS, STEADY, Driver, TransformersDriver, make, square, video
 from tests.hosts.sessions import gather, same
 
-HOSTS = ("sam2", "transformers")
 SPOTS = {1: (70, 120), 3: (200, 60), 5: (60, 210)}
 
 

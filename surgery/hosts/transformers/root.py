@@ -13,16 +13,20 @@ from surgery.core.patching import Patched
 from surgery.core.steps import encode, image_features, step_of, stored
 from surgery.core.surgery import RootSite
 from surgery.core.turns import seam
-from surgery.hosts.transformers.session import TransformersSession, require_image
+from surgery.hosts.transformers.session import TransformersSession, require_image, require_session
 
 
 class TransformersRoot(Patched):
-    """The model: some of its own methods, each calling the host's."""
+    """The model: some of its own methods, each calling the host's. _session: class of its sessions."""
 
     _surgery: RootSite
+    _session = "Sam2VideoInferenceSession"
 
     @seam
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        session = kwargs.get("inference_session", *args[:1])
+        if session is not None and self._surgery.enabled:
+            require_session(session, self._session)
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     @seam

@@ -96,7 +96,7 @@ class SpanBlock:
             assert route.chosen is not None
             mixed = route.globals.attend(normed, route.chosen, block)
         elif route.real is None:
-            mixed = block.attend(normed)
+            mixed = block.attend(normed, route.chosen)
         else:
             return self._published_global(tokens, route, block)
         tokens = tokens + mixed
@@ -106,7 +106,7 @@ class SpanBlock:
         """Global attention among real tokens; padding is reset to zero afterwards, as in the released code."""
         assert route.real is not None
         real = tokens.index_select(1, route.real)
-        real = real + block.attend(block.norm1(real))
+        real = real + block.attend(block.norm1(real), route.chosen)
         real = real + block.feed_forward(real)
         return tokens.new_zeros(tokens.shape).index_copy(1, route.real, real.to(tokens.dtype))
 

@@ -66,7 +66,11 @@ def span_of(host: HostView) -> SpanInfo:
 
 
 def tile_grid(host: HostView, span: SpanInfo) -> TileGrid:
-    """The tiles of a model. Raises UnsupportedModelError when its early windows do not nest."""
+    """The tiles of a model. Raises UnsupportedModelError when there are no early windows, or they do not nest."""
+    if not span.entry:
+        raise UnsupportedModelError(
+            "no stage comes before the routed span: skipped windows skip the first block as it is; use span: stage3"
+        )
     infos = [host.block_info(index) for index in range(span.entry)]
     grid = WindowGrid(span.side, span.side, span.window)
     side = piece_side([(info.window, info.pools) for info in infos], grid)

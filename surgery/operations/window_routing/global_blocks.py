@@ -34,7 +34,7 @@ class GlobalRoute:
         chosen: int64 [N], their places in the map.
         """
         assert self.last is not None
-        found = block.qkv(normed)
+        found = block.qkv(normed, chosen)
         last = self.last[len(self.seen)]
         now = last.index_copy(0, chosen, found[:, 1:].to(last.dtype))
         self.seen.append(now)
