@@ -30,8 +30,8 @@ _T = TypeVar("_T", bound=Operation)
 
 
 class Metadata(Fields):
-    """Name and one-sentence description of a recipe, shown in terminals and model cards. fits: the families of models it
-    is for, such as "SAM 2"; empty: it does not say. What a model cannot do is found out when it is applied."""
+    """Name and one-sentence description of a recipe, shown in terminals and model cards. fits: the families of models
+    it is for, such as "SAM 2"; empty: it does not say. What a model cannot do is found out when it is applied."""
 
     name: str = Field(min_length=1, max_length=80)
     description: str = Field(min_length=1, max_length=2000)

@@ -93,8 +93,8 @@ class BlockCall:
 
 
 class Block(Patched):
-    """An encoder block. A host says what its norms and the inside of its attention are; all else has one name, unless it
-    says otherwise. places: see `BlockCall.attend`; blocks without positions of their own need none."""
+    """An encoder block. A host says what its norms and the inside of its attention are; all else has one name, unless
+    it says otherwise. places: see `BlockCall.attend`; blocks without positions of their own need none."""
 
     _surgery: Site
 

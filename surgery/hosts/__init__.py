@@ -74,7 +74,9 @@ def loader_of(name: str | None = None, vos: bool = False, size: str | None = Non
     if name is not None and vos:
         raise ModelLoadError(f"vos=True needs {hosts_able}: {name} has no VOS predictor")
     if name is not None:
-        raise ModelLoadError(f"{size or 'SAM 2.1'} needs {hosts_able}; {name} builds {', '.join(sizes_of(known[name]))}")
+        raise ModelLoadError(
+            f"{size or 'SAM 2.1'} needs {hosts_able}; {name} builds {', '.join(sizes_of(known[name]))}"
+        )
     if not able:
         raise ModelLoadError(f"no host builds {size or 'SAM 2.1'} as a VOS predictor")
     first = first_present(loader.library for loader in able.values())

@@ -16,5 +16,5 @@ def normalised(
 ) -> Tensor:
     """RGB uint8 [H, W, 3] -> fp32 [3, size, size], resized by PIL as `how` says, less `mean`, over `std`."""
     resized = np.asarray(Image.fromarray(frame).resize((size, size), how), dtype=np.float32) / 255.0
-    found = (resized - np.float32(mean)) / np.float32(std)
+    found = (resized - np.array(mean, dtype=np.float32)) / np.array(std, dtype=np.float32)
     return torch.from_numpy(found.transpose(2, 0, 1).copy())

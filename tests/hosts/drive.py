@@ -25,6 +25,8 @@ TWINS = ("sam2", "transformers")
 SAM3 = "transformers_sam3"
 HOSTS = (*TWINS, SAM3)
 FAMILIES = {"sam2": "SAM 2", "transformers": "SAM 2", SAM3: "SAM 3"}
+BUSIEST = {"sam2": "turbo", "transformers": "turbo", SAM3: "fast"}
+"""The recipe with most operations that fits."""
 ROUNDING = {"sam2": 2e-5, "transformers": 2e-5, SAM3: 1e-4}
 """How far masks may move where only the order of sums differs: the mask heads below enlarge it."""
 SIZE = 256
@@ -63,10 +65,9 @@ def _sam3(window: int, localised: bool) -> Any:
     _shake(model, decoder.pred_obj_score_head.proj_out)
     if localised:
         with torch.no_grad():
-            for layer in model.vision_encoder.neck.fpn_layers[0].scale_layers[::2]:
-                layer.weight.copy_(layer.weight[..., :1, :1].expand_as(layer.weight))  # no pattern within a token
+            _follow(model.vision_encoder)
             fine = model.vision_encoder(video(1)).fpn_hidden_states[0][0]
-            _localise(fine, decoder.conv_s0, [mlp.proj_out for mlp in decoder.output_hypernetworks_mlps], True)
+            _localise(fine, decoder.conv_s0, [mlp.proj_out for mlp in decoder.output_hypernetworks_mlps])
     return model
 
 
@@ -82,7 +83,27 @@ def _shake(model: Any, score: Any) -> None:
         score.bias.fill_(8.0)
 
 
-def _localise(fine: Tensor, reader: Any, heads: list[Any], alike: bool = False) -> None:
+def _follow(encoder: Any) -> None:
+    """Let the finest level of a ViT's neck, which sees its last layer alone, have a channel for the squares."""
+    clip = video(8)
+    tokens = encoder(clip).last_hidden_state
+    side, tokens = int(tokens.shape[1] ** 0.5), tokens.flatten(0, 1)
+    covered = torch.nn.functional.adaptive_avg_pool2d((clip[:, :1] == 2.0).float(), side).flatten()
+    inside, outside = tokens[covered > 0.99].mean(0), tokens[covered == 0].mean(0)
+    apart = inside - outside
+    reader = torch.linalg.solve(tokens[covered == 0].T.cov() + 1e-2 * torch.eye(len(apart)), apart)
+    reader = reader * 6.0 / (reader @ apart)
+    first, second = encoder.neck.fpn_layers[0].scale_layers[::2]
+    first.weight[:, 0], first.bias[0] = reader[:, None, None], 4.0 - reader @ inside
+    for layer, taps in ((second, (0, 0)), (encoder.neck.fpn_layers[0].proj1, (0, 0))):
+        (layer.weight[:, 0] if layer is second else layer.weight[0])[:], layer.bias[0] = 0.0, 0.0
+        layer.weight[taps] = 1.0
+    last = encoder.neck.fpn_layers[0].proj2
+    last.weight[0], last.bias[0] = 0.0, 0.0
+    last.weight[0, 0, 1, 1] = 1.0
+
+
+def _localise(fine: Tensor, reader: Any, heads: list[Any]) -> None:
     """Make masks follow the moving squares of `video`: random weights light up everywhere.
 
     The finest feature map gets one channel that is high on the squares and one that is constant; the mask heads read
@@ -90,14 +111,12 @@ def _localise(fine: Tensor, reader: Any, heads: list[Any], alike: bool = False) 
 
     Args:
         fine: that map of its first frame, [C, H, W]. reader: what the decoder reads it through. heads: last layers of
-            the mask heads. alike: channels vary together, which is to be told from the squares.
+            the mask heads.
     """
     inside = torch.nn.functional.interpolate((video(1)[:, :1] == 2.0).float(), fine.shape[-2:])[0, 0] > 0
     mean_in, mean_out = fine[:, inside].mean(1), fine[:, ~inside].mean(1)
-    direction = apart = mean_in - mean_out
-    if alike:
-        direction = torch.linalg.solve(fine.flatten(1).cov() + 1e-4 * torch.eye(len(apart)), apart)
-    direction = direction * 6.0 / (direction @ apart)
+    direction = mean_in - mean_out
+    direction = direction * 6.0 / (direction @ direction)
     reader.weight[0], reader.bias[0] = direction[:, None, None], -(direction @ (mean_in + mean_out)) / 2
     reader.weight[1], reader.bias[1] = 0.0, 3.0
     for head in heads:

@@ -25,7 +25,6 @@ from tests.hosts.drive import HOSTS, PADDED, STEADY, UNPADDED, Driver, make, squ
 from tests.hosts.sessions import begun, gather, same
 
 
-
 @pytest.fixture(params=HOSTS)
 def host(request: pytest.FixtureRequest) -> str:
     return request.param

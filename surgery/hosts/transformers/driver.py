@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,12 +48,16 @@ def image_processor(kind: str, side: int, mask: int) -> Any:
 class TransformersDriver(Driver):
     """`Sam2VideoModel`; the session is a `Sam2VideoInferenceSession` that holds one image at a time.
 
-    session_kind: class of the session. processor: makes the processor for a model of so many pixels.
+    session_kind: class of the session.
     """
 
     pixels = staticmethod(pixels_of)
     session_kind: ClassVar[str] = "Sam2VideoInferenceSession"
-    processor: ClassVar[Callable[[int], Any]] = staticmethod(new_processor)
+
+    @staticmethod
+    def processor(side: int) -> Any:
+        """For a model of so many pixels."""
+        return new_processor(side)
 
     def __init__(self, view: HostView, frames: FrameSource, size: tuple[int, int]) -> None:
         super().__init__(view, frames, size)

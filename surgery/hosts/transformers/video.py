@@ -149,4 +149,4 @@ def is_a(model: object, name: str) -> bool:
 
 def square(size: Sequence[int] | int) -> int:
     """The side of what a configuration gives as a side or as two."""
-    return int(size[0] if isinstance(size, (list, tuple)) else size)  # type: ignore[index]
+    return int(size[0]) if isinstance(size, Sequence) else size

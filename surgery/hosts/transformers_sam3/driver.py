@@ -38,4 +38,7 @@ class Sam3TrackerDriver(TransformersDriver):
 
     pixels = staticmethod(pixels_of)
     session_kind = SESSION
-    processor = staticmethod(new_processor)
+
+    @staticmethod
+    def processor(side: int) -> Any:
+        return new_processor(side)

@@ -88,6 +88,7 @@ class Sam3TrackerLoader(PretrainedLoader):
             mask_downsampler_embed_dim=size.hidden,
             memory_fuser_embed_dim=size.hidden,
             memory_fuser_intermediate_dim=4 * size.hidden,
+            # Sets the sizes of all that depends on it.
             image_size=size.side,
         )
         return library.Sam3TrackerVideoModel(config)

@@ -124,10 +124,13 @@ class WindowSimulation(Simulation):
         self._past.append((change, self._picture))
 
     def _branch(self, inputs: Tensor) -> Tensor:
-        """Shortcut output [H * W, C] in fp32; zero where skipped tiles reuse their last output as it is.
+        """Shortcut output [H * W, C] in fp32; zero where skipped tiles reuse their last output as it is, the identity
+        where only what was added is reused.
 
         Extra pieces follow the objects, whose windows weigh most, so with them the shortcut counts everywhere.
         """
+        if self._router.settings.stages.globals == "dense":
+            return inputs.to(torch.float32)
         if not self._router.settings.uses_shortcut:
             return torch.zeros_like(inputs, dtype=torch.float32)
         return self._router.shortcut.whole(inputs, self._grid).to(torch.float32)
