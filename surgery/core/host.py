@@ -25,7 +25,8 @@ class HostView(ABC):
 
     name: of the host. models: the class it is for, as a user knows it. family: of models, the same in every host, by
     which recipes and adapters say what they are for. driver: how it is given a video. loader: how it comes to be. root:
-    of the model itself, whose methods are the seams of a frame. seams: the class put in front of the modules of each seam.
+    of the model itself, whose methods are the seams of a frame. seams: the class put in front of the modules of each
+    seam.
     cannot: ways of half precision that a whole model does not run in ("weights": converted; "fp16", "bf16"), each with
     why and what to use instead.
     """

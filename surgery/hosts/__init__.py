@@ -20,6 +20,7 @@ _HOSTS: list[str | type[HostView]] = [
     "surgery.hosts.transformers.view:TransformersView",
     "surgery.hosts.sam2.view:Sam2View",
     "surgery.hosts.transformers_sam3.view:Sam3TrackerView",
+    "surgery.hosts.transformers_sam3.text:Sam3VideoView",
 ]
 
 

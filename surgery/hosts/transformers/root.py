@@ -50,12 +50,10 @@ class TransformersRoot(Patched):
         )
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         session = given["inference_session"]
-        obj_ids = tuple(session.obj_ids)
-        outputs = session.output_dict_per_obj
         step = ObjectStep(
             handle=TransformersSession(session),
             obj_id=session.obj_idx_to_id(given["obj_idx"]),
-            objects={obj_id: outputs[session.obj_id_to_idx(obj_id)] for obj_id in obj_ids},
+            objects={session.obj_idx_to_id(place): held for place, held in session.output_dict_per_obj.items()},
             frame=given["frame_idx"],
             reverse=bool(given["reverse"]),
             # An object later in the host's loop may be the prompted one: all of them then share a dense frame.

@@ -88,9 +88,8 @@ class Sam3TrackerLoader(PretrainedLoader):
             mask_downsampler_embed_dim=size.hidden,
             memory_fuser_embed_dim=size.hidden,
             memory_fuser_intermediate_dim=4 * size.hidden,
-            # Sets the sizes of all that depends on it.
-            image_size=size.side,
         )
+        config.image_size = size.side  # and all that depends on it
         return library.Sam3TrackerVideoModel(config)
 
     def to_neutral(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
