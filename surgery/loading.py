@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from surgery.demo import model as demo
@@ -99,18 +99,28 @@ def _random(size: str, host: str | None, vos: bool, weights: bool) -> Any:
     return model
 
 
+def _zeros(*size: Any, **how: Any) -> Tensor:
+    """`torch.zeros` by calloc, of which pages that nobody writes to are not even allocated."""
+    like = torch.empty(*size, **{**how, "device": "meta"})
+    place = torch.device(how.get("device") or torch.get_default_device())
+    if like.dtype != torch.float32 or place.type != "cpu":
+        return torch.zeros(*size, **how)
+    return torch.from_numpy(np.zeros(like.shape, np.float32)).requires_grad_(like.requires_grad)
+
+
 @contextmanager
 def _unfilled() -> Iterator[None]:
     """Inside, modules are built without drawing their first weights, which takes seconds for a large model; they are
     zeros instead."""
-    fills = {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, init.normal_, init.uniform_, init.kaiming_uniform_}
+    # By name: host libraries have some of their own.
+    fills = {"normal_", "uniform_", "erfinv_", "kaiming_uniform_"}
 
     class Unfilled(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             if func is torch.empty:
-                return torch.zeros(*args, **kwargs)  # pages that nobody writes to are not even allocated
-            if func in fills:
+                return _zeros(*args, **kwargs)
+            if getattr(func, "__name__", "") in fills:
                 return args[0] if args else kwargs["tensor"]
             return func(*args, **kwargs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -60,6 +61,10 @@ class HostView(ABC):
     def reads_everywhere(self) -> str | None:
         """Why the encoder's windows must all be computed on every frame, where they must."""
         return None
+
+    def counting(self) -> AbstractContextManager[None]:
+        """Around a run on tensors without values: what the library keeps of it outside of modules must be gone after."""
+        return nullcontext()
 
     def drive(self, frames: FrameSource, size: tuple[int, int]) -> Driver:
         """Open a session for a video, see `Driver`."""

@@ -15,7 +15,7 @@ from surgery.hosts.sam2.driver import frames_instead_of_files
 from surgery.hosts.transformers.driver import new_processor
 from surgery.hosts.transformers.keymap import to_transformers
 from surgery.hosts.transformers_sam3 import driver as sam3
-from surgery.hosts.transformers_sam3.loader import Sam3, Sam3TrackerLoader
+from surgery.hosts.transformers_sam3.loader import SIZES, Sam3, Sam3TrackerLoader
 from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
 from surgery.operations.window_routing.policy import WindowState
 from surgery.recipe import Recipe
@@ -69,6 +69,20 @@ def _sam3(window: int, localised: bool) -> Any:
             fine = model.vision_encoder(video(1)).fpn_hidden_states[0][0]
             _localise(fine, decoder.conv_s0, [mlp.proj_out for mlp in decoder.output_hypernetworks_mlps])
     return model
+
+
+@functools.cache
+def _small() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = Sam3TrackerLoader().build(SIZES["sam3-small"]).eval()
+    _shake(model, model.mask_decoder.pred_obj_score_head.proj_out)
+    return model
+
+
+def sam3_small() -> Any:
+    """A SAM 3 tracker of the released shape in small, 252 px: masks of 72 px that depend on all that is read."""
+    return copy.deepcopy(_small())
 
 
 def _shake(model: Any, score: Any) -> None:

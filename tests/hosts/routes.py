@@ -67,4 +67,4 @@ def encoder_gflop(model: Any, windows: Sequence[int]) -> float:
     router_of(model).pretend_windows(context, windows)
     module, side = host.image_encoder(), host.image_size()
     with on_route(model, context.records[TYPE]):
-        return count(module, lambda: module(torch.empty(1, 3, side, side)))
+        return count(host, module, lambda: module(torch.empty(1, 3, side, side)))

@@ -149,7 +149,7 @@ def test_what_the_session_no_longer_reads_is_given_back(model: Any) -> None:
 
 @pytest.mark.parametrize("name", ["balanced", "exact"])
 def test_window_routing_is_refused_with_the_reason(model: Any, name: str) -> None:
-    with pytest.raises(UnsupportedModelError, match="finds new objects anywhere in a frame.*memory-only"):
+    with pytest.raises(UnsupportedModelError, match=r"finds new objects anywhere in a frame.*memory-only"):
         surgery.sparsify(model, name)
     assert not any(is_patched(module) for module in model.modules())
 

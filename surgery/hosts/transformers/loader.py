@@ -46,7 +46,7 @@ class PretrainedLoader(Loader):
                 return model(getattr(transformers, self.config).from_pretrained(spec))
             return model.from_pretrained(spec)
 
-    def example(self, base: str | None) -> tuple[str, str]:
+    def example(self, base: str | None) -> tuple[str, str] | None:
         return (
             f"from transformers import {self.model}",
             f'{self.model}.from_pretrained("{base or "the base model"}")',

@@ -3,7 +3,8 @@ source, and their classes are not subclasses of each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from surgery.core.host import HostView
 from surgery.core.parts import ATTENTION, DECODER
-from surgery.core.patching import Patched
+from surgery.core.patching import Patched, host_class
 from surgery.core.session import SessionHandle, VideoState
 from surgery.hosts.transformers.modules import (
     TransformersAttention,
@@ -47,6 +48,18 @@ class TrackerView(HostView):
         session = home()
         held = session is not None and vars(session).get(STATE_KEY) is state
         return [TransformersSession(session)] if held else []
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Position codes lie in caches of the library's methods, by shape, for all models."""
+        try:
+            yield
+        finally:
+            for kind in {host_class(module) for module in self.model.modules()}:
+                for method in vars(kind).values():
+                    for cell in getattr(getattr(method, "__func__", method), "__closure__", None) or ():
+                        if hasattr(cell.cell_contents, "cache_clear"):
+                            cell.cell_contents.cache_clear()
 
     def block_tensors(self, index: int) -> dict[str, Tensor]:
         own = self.blocks()[index].state_dict()

@@ -36,6 +36,9 @@ class Sam3VideoLoader(PretrainedLoader):
     model, config, kinds = "Sam3VideoModel", "Sam3VideoConfig", ("sam3_video",)
     own: ClassVar[dict[str, Any]] = {}
 
+    def example(self, base: str | None) -> None:
+        """An adapter is of window routing."""
+
 
 class Sam3VideoRoot(Patched):
     """`Sam3VideoModel`."""

@@ -56,6 +56,12 @@ def find_span(infos: Sequence[BlockInfo], stage_starts: Sequence[int], patch_str
             f"before global block {exit_}, found windows {[info.window for info in infos[entry:exit_]]}"
         )
     stride = patch_stride * 2 ** sum(info.pools for info in infos[: entry + 1])
+    over = image_size % stride
+    if over:
+        raise UnsupportedModelError(
+            f"images of {image_size} px do not divide into tokens of {stride} px; the nearest are {image_size - over} "
+            f"and {image_size - over + stride}"
+        )
     return SpanInfo(entry, exit_, windows.pop(), infos[entry].dim, image_size // stride)
 
 
