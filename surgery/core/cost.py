@@ -74,12 +74,12 @@ def gflop(surgery: Surgery, part: Part, kept: Mapping[str, float] | None = None)
     kept: shares that operations keep, by name; one that is absent is what its settings allow.
     """
     host = surgery.host
-    with surgery.plain_parts(), surgery.within(_pretended(surgery, dict(kept or {}))):
+    with surgery.plain_parts(), surgery.within(pretended(surgery, dict(kept or {}))):
         return _run(host, part, host.bank_size())
 
 
-def _pretended(surgery: Surgery, kept: dict[str, float]) -> FrameContext:
-    """A late frame, as operations would have found it."""
+def pretended(surgery: Surgery, kept: Mapping[str, float]) -> FrameContext:
+    """A late frame, as operations would have found it. kept: see `gflop`."""
     host, video = surgery.host, VideoState(None)
     step = ObjectStep(None, OBJECT, {OBJECT: None}, LATE, reverse=False, prompted=False)  # type: ignore[arg-type]
     context = FrameContext(LATE, video, step.handle, step)

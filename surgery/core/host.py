@@ -63,7 +63,7 @@ class HostView(ABC):
         return None
 
     def counting(self) -> AbstractContextManager[None]:
-        """Around a run on tensors without values: what the library keeps of it outside of modules must be gone after."""
+        """Around a run on tensors without values: what the library keeps of it outside of modules is gone after."""
         return nullcontext()
 
     def drive(self, frames: FrameSource, size: tuple[int, int]) -> Driver:

@@ -51,8 +51,8 @@ class Loader(ABC):
 
     @abstractmethod
     def example(self, base: str | None) -> tuple[str, str] | None:
-        """The import line and the expression by which users load the model with this Hub id, for the card of an adapter.
-        None: it takes no adapters."""
+        """The import line and the expression by which users load the model with this Hub id, for the card of an
+        adapter; None: it takes none."""
 
     def build(self, size: Any, vos: bool = False) -> Any:
         """A model of a size (`own`, or of SAM 2.1), on the CPU, with the weights the host starts from."""
