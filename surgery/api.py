@@ -104,8 +104,8 @@ def sparsify(
     frame does not need. Calling it again undoes the first surgery and applies the new one.
 
     Args:
-        model: a `transformers` `Sam2VideoModel`, `Sam3TrackerVideoModel` or (without window routing) `Sam3VideoModel`, or
-            a `sam2` `SAM2VideoPredictor` (also `...VOS`, before its first call). Do this before `torch.compile` and
+        model: a `transformers` `Sam2VideoModel`, `Sam3TrackerVideoModel` or (without window routing) `Sam3VideoModel`,
+            or a `sam2` `SAM2VideoPredictor` (also `...VOS`, before its first call). Do this before `torch.compile` and
             before `accelerate` dispatches blocks to devices.
         recipe: a built-in name (`list_recipes()`), a YAML path or a `Recipe`. Default: the adapter's own recipe, or
             "balanced" without an adapter.
