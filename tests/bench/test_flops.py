@@ -16,7 +16,7 @@ from surgery.loading import load_model
 from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.operations.window_routing.bound import require_router
 from surgery.recipe import Recipe
-from tests.hosts.drive import PADDED, UNPADDED, make, video
+from tests.hosts.drive import BUSIEST, HOSTS, PADDED, UNPADDED, make, video
 
 
 @pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
@@ -36,12 +36,13 @@ def test_both_hosts_count_alike_and_less_is_less(windows: tuple[int, ...]) -> No
     assert counts[0] == pytest.approx(counts[1], rel=1e-6)
 
 
-@pytest.mark.parametrize("host", ["sam2", "transformers"])
+@pytest.mark.parametrize("host", HOSTS)
 def test_counting_leaves_the_model_as_it_was(host: str) -> None:
-    """Stock sam2 caches position codes on the module: a fake one would turn every later frame into nothing."""
+    """Stock sam2 caches position codes on the module, transformers in its methods: a fake one would turn every later
+    frame into nothing."""
     driver, twin = make(host), make(host)
     for each in (driver, twin):
-        surgery.sparsify(each.model, "turbo")
+        surgery.sparsify(each.model, BUSIEST[host])
         for module in each.model.modules():
             if hasattr(module, "cache"):
                 module.cache.clear()
