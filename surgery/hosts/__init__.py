@@ -68,20 +68,16 @@ def loader_of(name: str | None = None, vos: bool = False, size: str | None = Non
         for host, loader in known.items()
         if (loader.own is None if size is None else size in sizes_of(loader)) and (loader.vos or not vos)
     }
-    if name is not None and name in able:
-        require(able[name].library)
-        return able[name]
-    hosts_able = f"host={' or '.join(map(repr, able))}"
-    if name is not None and vos:
-        raise ModelLoadError(f"vos=True needs {hosts_able}: {name} has no VOS predictor")
-    if name is not None:
-        raise ModelLoadError(
-            f"{size or 'SAM 2.1'} needs {hosts_able}; {name} builds {', '.join(sizes_of(known[name]))}"
-        )
     if not able:
         raise ModelLoadError(f"no host builds {size or 'SAM 2.1'} as a VOS predictor")
-    first = first_present(loader.library for loader in able.values())
-    return next(loader for loader in able.values() if loader.library == first)
+    if name is None:
+        first = first_present(loader.library for loader in able.values())
+        return next(loader for loader in able.values() if loader.library == first)
+    if name not in able:
+        asked, lack = ("vos=True", "VOS predictor") if vos else (size or "SAM 2.1", "model of that size")
+        raise ModelLoadError(f"{asked} needs host={' or '.join(map(repr, able))}: {name} has no {lack}")
+    require(able[name].library)
+    return able[name]
 
 
 def view_of(model: object) -> HostView:

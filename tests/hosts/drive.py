@@ -318,5 +318,5 @@ class TransformersDriver(Driver):
 
 class Sam3Driver(TransformersDriver):
     host = SAM3
-    kind = sam3.SESSION
+    kind = sam3.Sam3TrackerDriver.session_kind
     processor = staticmethod(sam3.new_processor)

@@ -7,6 +7,7 @@ import torch
 
 import surgery
 from surgery import RecipeError
+from surgery.engine import require_surgery
 from surgery.operations import SparseWindowRouting
 from surgery.operations.window_routing.policy import WindowState
 from surgery.recipe import Recipe
@@ -197,3 +198,20 @@ def test_what_a_run_of_blocks_added_is_added_again(host: str) -> None:
     for one, other in zip(before, after, strict=True):
         assert torch.equal(one[others], other[others])
         assert not torch.equal(one[computed], other[computed])
+
+
+def test_calibration_tells_the_kinds_apart(host: str) -> None:
+    """Of a still video nothing is lost but what packed windows do not see of the others."""
+    driver = cut(host)
+    cut_model = require_surgery(driver.model)
+    kinds = [CACHED.with_overrides([f"routing.stages.globals={kind}"]) for kind in ("packed", "cached", "dense")]
+    settings = [recipe.find(SparseWindowRouting) for recipe in kinds]
+    risks = []
+    for clip in (video(6), video(1).repeat(6, 1, 1, 1)):
+        simulation = SparseWindowRouting.simulate(cut_model, settings)
+        with cut_model.observed_by(simulation):
+            driver.track(clip)
+        risks.append([simulation.predict(each, [6]).risk for each in settings])
+    packed, cached, dense = risks[0]
+    assert 0 < dense < 0.99 * cached < 0.9 * packed
+    assert risks[1][1:] == pytest.approx([0.0, 0.0], abs=1e-6) and risks[1][0] > 1e-3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -13,21 +13,25 @@ from surgery.core.patching import Patched
 from surgery.core.steps import encode, image_features, step_of, stored
 from surgery.core.surgery import RootSite
 from surgery.core.turns import seam
+from surgery.hosts.transformers.driver import TransformersDriver
 from surgery.hosts.transformers.session import TransformersSession, require_image, require_session
 
 
-class TransformersRoot(Patched):
-    """The model: some of its own methods, each calling the host's. _session: class of its sessions."""
+class SessionRoot(Patched):
+    """A model that is called with a session."""
 
     _surgery: RootSite
-    _session = "Sam2VideoInferenceSession"
 
     @seam
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        session = kwargs.get("inference_session", *args[:1])
+        session, driver = kwargs.get("inference_session", *args[:1]), self._surgery.surgery.host.driver
         if session is not None and self._surgery.enabled:
-            require_session(session, self._session)
+            require_session(session, cast("type[TransformersDriver]", driver).session_kind)
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+
+class TransformersRoot(SessionRoot):
+    """The model: some of its own methods, each calling the host's."""
 
     @seam
     def _run_single_frame_inference(self, *args: Any, **kwargs: Any) -> Any:

@@ -12,7 +12,6 @@ from torch import Tensor
 from surgery.hosts.pixels import normalised
 from surgery.hosts.transformers.driver import TransformersDriver, image_processor
 
-SESSION = "Sam3TrackerVideoInferenceSession"
 _HALF = (0.5, 0.5, 0.5)
 
 
@@ -37,7 +36,7 @@ class Sam3TrackerDriver(TransformersDriver):
     """`Sam3TrackerVideoModel`."""
 
     pixels = staticmethod(pixels_of)
-    session_kind = SESSION
+    session_kind = "Sam3TrackerVideoInferenceSession"
 
     @staticmethod
     def processor(side: int) -> Any:

@@ -11,21 +11,19 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from surgery.core.driver import Driver, FrameSource
+from surgery.core.driver import FrameSource
+from surgery.core.host import HostView
 from surgery.core.patching import Patched
 from surgery.core.steps import encode, image_features, stored
-from surgery.core.surgery import RootSite
 from surgery.core.turns import seam
 from surgery.errors import UnsupportedModelError
 from surgery.hosts.transformers.loader import PretrainedLoader
-from surgery.hosts.transformers.root import TransformersRoot
-from surgery.hosts.transformers.session import TransformersSession, require_session
+from surgery.hosts.transformers.root import SessionRoot, TransformersRoot
+from surgery.hosts.transformers.session import TransformersSession
 from surgery.hosts.transformers.video import is_a
 from surgery.hosts.transformers_sam3.driver import Sam3TrackerDriver
 from surgery.hosts.transformers_sam3.loader import Sam3TrackerLoader
 from surgery.hosts.transformers_sam3.view import Sam3ViTView
-
-SESSION = "Sam3VideoInferenceSession"
 
 
 class Sam3VideoLoader(PretrainedLoader):
@@ -40,17 +38,20 @@ class Sam3VideoLoader(PretrainedLoader):
         """An adapter is of window routing."""
 
 
-class Sam3VideoRoot(Patched):
+class Sam3VideoDriver(Sam3TrackerDriver):
+    """There is none: the tools have prompts of places, and this model is prompted with words."""
+
+    session_kind = "Sam3VideoInferenceSession"
+
+    def __init__(self, view: HostView, frames: FrameSource, size: tuple[int, int]) -> None:
+        raise UnsupportedModelError(
+            "a Sam3VideoModel is prompted with words, which this tool does not take; call the model itself under "
+            "sparsify, or load the tracker alone"
+        )
+
+
+class Sam3VideoRoot(SessionRoot):
     """`Sam3VideoModel`."""
-
-    _surgery: RootSite
-
-    @seam
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        session = kwargs.get("inference_session", *args[:1])
-        if session is not None and self._surgery.enabled:
-            require_session(session, SESSION)
-        return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     @seam
     def _tracker_update_memories(self, inference_session: Any, frame_idx: int, *args: Any, **kwargs: Any) -> None:
@@ -62,8 +63,6 @@ class Sam3VideoRoot(Patched):
 
 class InnerTracker(TransformersRoot):
     """The `Sam3TrackerVideoModel` within."""
-
-    _session = SESSION
 
     @seam
     def _prepare_vision_features(self, inference_session: Any, frame_idx: int, batch_size: int) -> Any:
@@ -101,7 +100,7 @@ class Sam3VideoView(Sam3ViTView):
 
     name = "transformers_sam3_text"
     models = "transformers Sam3VideoModel"
-    driver = Sam3TrackerDriver
+    driver = Sam3VideoDriver
     loader = Sam3VideoLoader()
     root = Sam3VideoRoot
 
@@ -129,9 +128,3 @@ class Sam3VideoView(Sam3ViTView):
 
     def image_size(self) -> int:
         return int(self.model.config.image_size)
-
-    def drive(self, frames: FrameSource, size: tuple[int, int]) -> Driver:
-        raise UnsupportedModelError(
-            "a Sam3VideoModel is prompted with words, which this tool does not take; call the model itself under "
-            "sparsify, or load the tracker alone"
-        )

@@ -14,18 +14,12 @@ from surgery.errors import UnsupportedModelError
 from surgery.hosts.transformers.modules import TransformersNeckCodes
 from surgery.hosts.transformers.root import TransformersRoot
 from surgery.hosts.transformers.video import TRACKER_SEAMS, TrackerView, is_a, of_library, square
-from surgery.hosts.transformers_sam3.driver import SESSION, Sam3TrackerDriver
+from surgery.hosts.transformers_sam3.driver import Sam3TrackerDriver
 from surgery.hosts.transformers_sam3.loader import Sam3TrackerLoader
 from surgery.hosts.transformers_sam3.modules import Sam3Embeddings, Sam3Layer
 
 TRACKER = "Sam3TrackerVideoModel"
 _MULTIPLEX = re.compile(r"Sam3_?1|Sam3.*Multiplex")
-
-
-class Sam3TrackerRoot(TransformersRoot):
-    """`Sam3TrackerVideoModel`."""
-
-    _session = SESSION
 
 
 class Sam3ViTView(TrackerView):
@@ -84,7 +78,7 @@ class Sam3TrackerView(Sam3ViTView):
     models = "transformers Sam3TrackerVideoModel"
     driver = Sam3TrackerDriver
     loader = Sam3TrackerLoader()
-    root = Sam3TrackerRoot
+    root = TransformersRoot
 
     @classmethod
     def matches(cls, model: object) -> bool:

@@ -27,6 +27,7 @@ from surgery.operations.window_routing.geometry import (
 from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
 from surgery.operations.window_routing.graphs import own_route, route_kind, settle_route
 from surgery.operations.window_routing.policy import FramePreview, Policy, WindowState, by_evidence, tile_route
+from surgery.operations.window_routing.router import budgeted
 from surgery.operations.window_routing.settings import WindowSettings
 from surgery.operations.window_routing.shortcut import Shortcut, make_shortcut
 from surgery.operations.window_routing.span import Route, SpanMemory, dense_route, make_route, updated_memory
@@ -211,14 +212,18 @@ class WindowRouter(Bound[WindowSettings]):
             (video.stats.dense if windows is None else video.stats.widened)[reason] += 1
 
     @property
+    def allowed(self) -> int:
+        """Windows of a routed frame by the settings' budget."""
+        return budgeted(self.settings.budget, self.grid.count) if self.settings.windows == "object" else self.grid.count
+
+    @property
     def steps(self) -> int:  # type: ignore[override]
         """See `Bound`: one window more or less."""
         return self.grid.count
 
     def pretend(self, context: FrameContext, kept: Mapping[str, float]) -> None:
         """See `Bound.pretend`: the first windows are computed, all others were once."""
-        allowed = self.settings.allowed(kept)
-        share = kept.get("windows", allowed if allowed is not None else 1.0)
+        share = kept.get("windows", self.allowed / self.grid.count)
         windows = range(max(1, round(share * self.grid.count)))
         if len(windows) < self.grid.count:
             self.pretend_windows(context, windows)

@@ -153,7 +153,8 @@ class WindowSettings(Operation):
     windows: Literal["object", "all"] = Field("object", description="`all`: every window on every frame (exact)")
     budget: Fraction = Field(
         1.0,
-        description="largest share of the windows on a routed frame; 1: no limit; below 1 needs `skipped.temporal`",
+        description="largest share of the windows on a routed frame, of fewer than ten rounded up; 1: no limit; below "
+        "1 needs `skipped.temporal`",
     )
     fill: bool = Field(False, description="compute as many windows as the budget allows, wanted or not")
     rolling: int = Field(
