@@ -76,7 +76,7 @@ def gflop(model: Any, windows: list[int]) -> float:
     host = view_of(model)
     encoder, side = host.image_encoder(), host.image_size()
     with on_windows(model, windows):
-        return count(encoder, lambda: encoder(torch.empty(1, 3, side, side)))
+        return count(host, encoder, lambda: encoder(torch.empty(1, 3, side, side)))
 
 
 def operations(size: str) -> list[dict[str, Any]]:

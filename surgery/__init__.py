@@ -1,4 +1,4 @@
-"""`surgery`: post-training model surgery for SAM 2 video models.
+"""`surgery`: post-training model surgery for video models of SAM 2 and SAM 3.
 
 >>> from surgery import sparsify, desparsify
 >>> sparsify(model, "balanced")   # the same model, through the same calls, tracks faster

@@ -108,12 +108,13 @@ def sparsify(
     force: bool = False, clips: Iterable[ClipSource] | None = None, progress: bool = True,
     compile: bool | str | CompileParts | None = None,
 ) -> M:  # fmt: skip
-    """Make a SAM 2 video model sparse, in place. The same model, through the same calls, then skips what a frame does
-    not need. Calling it again undoes the first surgery and applies the new one.
+    """Make a video model of SAM 2 or SAM 3 sparse, in place. The same model, through the same calls, then skips what a
+    frame does not need. Calling it again undoes the first surgery and applies the new one.
 
     Args:
-        model: a `transformers` `Sam2VideoModel` or a `sam2` `SAM2VideoPredictor` (also `...VOS`, before its first
-            call). Do this before `torch.compile` and before `accelerate` dispatches blocks to devices.
+        model: a `transformers` `Sam2VideoModel`, `Sam3TrackerVideoModel` or (without window routing) `Sam3VideoModel`,
+            or a `sam2` `SAM2VideoPredictor` (also `...VOS`, before its first call). Do this before `torch.compile` and
+            before `accelerate` dispatches blocks to devices.
         recipe: a built-in name (`list_recipes()`), a YAML path or a `Recipe`. Default: the adapter's own recipe, or
             "balanced" without an adapter.
         adapter: folder made by `save_adapter`, or a Hub id "user/name" (see `load_adapter`), with the fitted shortcut.
@@ -130,7 +131,7 @@ def sparsify(
         `model` itself.
 
     Raises:
-        UnsupportedModelError: the model is not a SAM 2 video model, or its structure cannot be routed.
+        UnsupportedModelError: the model is not one of these, or its structure cannot be routed.
         RecipeError, AdapterError, AdapterMismatchError: bad recipe or adapter.
         HubError: an adapter named by its Hub id could not be fetched.
         WeightsError: a weight the surgery relies on is not finite, or is out of range of the recipe's precision.

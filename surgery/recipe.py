@@ -12,7 +12,7 @@ import difflib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -30,10 +30,12 @@ _T = TypeVar("_T", bound=Operation)
 
 
 class Metadata(Fields):
-    """Name and one-sentence description of a recipe. Both are shown in terminals and model cards."""
+    """Name and one-sentence description of a recipe, shown in terminals and model cards. fits: the families of models
+    it is for, such as "SAM 2"; empty: it does not say. What a model cannot do is found out when it is applied."""
 
     name: str = Field(min_length=1, max_length=80)
     description: str = Field(min_length=1, max_length=2000)
+    fits: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 .-]{0,39}$")], ...] = ()
 
     @field_validator("name", "description")
     @classmethod
@@ -203,7 +205,7 @@ class Recipe(Fields):
         """Plain data, every field spelt out; `Recipe.from_dict` reads it back to an equal recipe."""
         data = {
             "schema": self.schema_,
-            "metadata": self.metadata.model_dump(),
+            "metadata": self.metadata.model_dump(mode="json", exclude_defaults=True),
             "operations": [operation.model_dump() for operation in self.operations],
         }
         if self.calibration is not None:

@@ -99,7 +99,7 @@ def window_counts(surgery: Surgery) -> tuple[int, ...]:
     routing, count = router.settings, router.grid.count
     if router.grid.padded or not compilation.reuses_memory:
         return tuple(sorted({1, min(2, count - 1), min(3, count - 1), count - 1}))
-    most = count - 1 if routing.budget >= 1.0 else min(count - 1, max(1, round(routing.budget * count)))
+    most = min(count - 1, router.allowed)
     if routing.fill and routing.budget < 1.0:
         return (most,)
     step = routing.round_to

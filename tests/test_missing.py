@@ -87,8 +87,8 @@ def test_a_missing_library_is_named_with_its_use_and_its_installation(name: str,
     assert library.use in text and library.command in text
     if library.extra is not None:
         assert f'pip install ".[{library.extra}]"' in text
-        assert name in declared(library.extra), "the extra does not name the library"
-        assert name not in declared(None), "the library is no extra: it always comes along"
+        assert library.name in declared(library.extra), "the extra does not name the library"
+        assert library.name not in declared(None), "the library is no extra: it always comes along"
     # `pip install surgery...` would fetch a stranger's package.
     assert not re.search(r"pip install\W+(sam-)?surgery", text)
 

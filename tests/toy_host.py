@@ -147,7 +147,7 @@ class ToyBlock(seams.Block):
         own: Any = self
         return own.after(tokens)
 
-    def _qkv(self, tokens: Tensor) -> Tensor:
+    def _qkv(self, tokens: Tensor, places: Tensor | None) -> Tensor:
         own: Any = self
         flat = tokens.reshape(-1, 1, WIDTH)
         return torch.stack([own.attn.query(flat), own.attn.key(flat), own.attn.value(flat)], 1)

@@ -38,13 +38,13 @@ def model_card(config: AdapterConfig, recipe: Recipe, parameters: int, adapter: 
     """
     base = config.base_model.id
     sections = [
-        f"# SAM 2 surgery adapter, recipe `{recipe.metadata.name}`",
+        f"# {config.family} surgery adapter, recipe `{recipe.metadata.name}`",
         described(recipe),
         f"{parameters:,} parameters are added to {f'`{base}`' if base else 'the base model'} for blocks "
         f"{config.entry_block}..{config.exit_block - 1} (windows of {config.window} tokens); nothing of the base model "
         "is in this repository.",
         "## Use",
-        *_snippets(base, adapter),
+        *_snippets(config, adapter),
         "Track exactly as before; `surgery.desparsify(model)` gives the stock model back, bit for bit.",
         "## Fidelity",
         _fidelity(config.calibration),
@@ -89,7 +89,7 @@ def _front_matter(config: AdapterConfig, recipe: Recipe) -> str:
         library_name="surgery",
         pipeline_tag="mask-generation",
         license="apache-2.0",
-        tags=["surgery", "sam2", _TASK, "sparse", "adapter"],
+        tags=["surgery", config.family.replace(" ", "").lower(), _TASK, "sparse", "adapter"],
         base_model=base,
         base_model_relation="adapter" if base else None,
         model_name=f"surgery adapter, {recipe.metadata.name}" if results else None,
@@ -98,9 +98,12 @@ def _front_matter(config: AdapterConfig, recipe: Recipe) -> str:
     return data.to_yaml()
 
 
-def _snippets(base: str | None, adapter: str) -> Iterator[str]:
+def _snippets(config: AdapterConfig, adapter: str) -> Iterator[str]:
     for host in hosts():
-        line, model = host.loader.example(base)
+        shown = host.loader.example(config.base_model.id) if host.family == config.family else None
+        if shown is None:
+            continue
+        line, model = shown
         yield _SNIPPET.format(title=host.loader.title, line=line, model=model, adapter=adapter)
 
 

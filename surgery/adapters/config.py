@@ -27,6 +27,7 @@ _Text = Annotated[str, Field(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
 _Stage = Annotated[list[Annotated[int, Field(ge=1, le=_MAX_CHANNELS)]], Field(min_length=2, max_length=2)]
 
 
+_FAMILY = "SAM 2"
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -61,16 +62,17 @@ class AdapterConfig(_Part):
     """`adapter_config.json`. Block indices are the same in both hosts.
 
     entry_block: the first routed block, which carries the shortcut. exit_block: the dense block that merges. channels:
-    width of stage 3. window: side of a stage-3 window, tokens. stages: (side, channels) of the patch embedding and of
-    every stage before the span, where reused stage outputs are corrected, else None. thresholds: the recipe's
-    saliency_mass and score_gate. calibration: what was measured, None when nothing was. provenance: of imported
-    weights, else None.
+    width of stage 3. window: side of a stage-3 window, tokens. family: of models, see `HostView`. stages: (side,
+    channels) of the patch embedding and of every stage before the span, where reused stage outputs are corrected, else
+    None. thresholds: the recipe's saliency_mass and score_gate. calibration: what was measured, None when nothing was.
+    provenance: of imported weights, else None.
     """
 
     schema_version: Literal[2] = 2
     library: Literal["surgery"] = "surgery"
     library_version: Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[0-9A-Za-z.+!-]+$")]
     base_model: BaseModelInfo
+    family: Annotated[str, Field(max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9 .-]*$")] = _FAMILY
     entry_block: Annotated[int, Field(ge=0, le=_MAX_BLOCK)]
     exit_block: Annotated[int, Field(ge=1, le=_MAX_BLOCK)]
     channels: Annotated[int, Field(ge=1, le=_MAX_CHANNELS)]
@@ -90,8 +92,10 @@ def thresholds_of(routing: WindowSettings) -> Thresholds:
 def encode_config(config: AdapterConfig) -> bytes:
     """The file's bytes; the same for equal configurations."""
     content = config.model_dump()
-    if content["stages"] is None:
-        del content["stages"]  # so that versions that do not know the field read the file
+    # So that versions that do not know these fields read the file.
+    for field, usual in (("stages", None), ("family", _FAMILY)):
+        if content[field] == usual:
+            del content[field]
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 

@@ -80,6 +80,9 @@ class Adapter:
         """Raise AdapterMismatchError unless this adapter fits the model (and, unless `force`, its weights)."""
         shortcut, span = router.settings.skipped.shortcut.type, router.span
         config = self.config
+        family = router.surgery.host.family
+        if config.family != family:
+            raise AdapterMismatchError(f"{self.source}: made for {config.family}, this is a {family} model")
         self.check_structure(span)
         if shortcut != config.shortcut:
             raise AdapterMismatchError(
@@ -255,6 +258,7 @@ def adapter_of(model: Any) -> Adapter:
     config = AdapterConfig(
         library_version=__version__,
         base_model=BaseModelInfo(id=base_id, revision=revision, fingerprint=fingerprint(host, span)),
+        family=host.family,
         entry_block=span.entry,
         exit_block=span.exit,
         channels=span.channels,

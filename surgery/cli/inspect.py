@@ -70,10 +70,9 @@ def _costs(surgery: Any) -> list[dict[str, Any]]:
     model, router = CostModel(surgery), surgery.find(WindowRouter)
     stock, own, windows, at_most = model.stock, model.parts({}), None, False
     if router is not None:
-        count, settings = router.grid.count, router.settings
-        routed = settings.windows == "object"
-        windows, at_most = max(1, round(settings.budget * count)) if routed else count, routed and not settings.fill
-        own = model.parts({"windows": windows / count})
+        settings, windows = router.settings, router.allowed
+        at_most = settings.windows == "object" and not settings.fill
+        own = model.parts({"windows": windows / router.grid.count})
     ratio = sum(stock.values()) / sum(own.values())
     return [
         {"what": what, "windows": kept, "at_most": most, "ratio": less, **{str(part): cost[part] for part in cost}}

@@ -23,7 +23,7 @@ from surgery.hosts import hosts
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="surgery")
 def main() -> None:
-    """Make SAM 2 video models faster without retraining, and see what it does to them."""
+    """Make video models of SAM 2 and SAM 3 faster without retraining, and see what it does to them."""
     warnings.showwarning = note
     for host in hosts():
         host.loader.quiet()

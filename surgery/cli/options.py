@@ -21,11 +21,13 @@ T = TypeVar("T")
 
 SAVED = loading.saved_forms()
 """How saved models are named, for help texts."""
-_HOSTS = list(builders())
+_HOSTS = builders()
+_BUILD = [name for name, loader in _HOSTS.items() if loader.own is None]
 host_option = click.option(
     "--host",
-    type=click.Choice(_HOSTS),
-    help=f"Host library, for MODEL demo and random:SIZE; default: {' where it is installed, else '.join(_HOSTS)}.",
+    type=click.Choice(list(_HOSTS)),
+    help="Host library; default: of demo and of random:SIZE of SAM 2.1 "
+    f"{' where it is installed, else '.join(_BUILD)}; of others what they are of.",
 )
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable."

@@ -25,7 +25,8 @@ def recipes(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None
     if as_json:
         print_json(known)
         return
-    table = Table("recipe", "what it does", box=None, pad_edge=False)
+    table = Table("recipe", "for", "what it does", box=None, pad_edge=False)
     for key, description in known.items():
-        table.add_row(Text(key, style="bold"), description)
+        fits = Recipe.load(key).metadata.fits
+        table.add_row(Text(key, style="bold"), Text(", ".join(fits).replace(" ", "\u00a0")), description)
     out.print(table)

@@ -47,9 +47,11 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
             vars(part).update({name: value for name, value in attributes.items() if name not in registries})
 
 
-def count(module: nn.Module, call: Callable[[], object]) -> float:
-    """GFLOP of `call`, which runs `module` and builds its inputs itself; nothing is computed, `module` is unchanged."""
+def count(host: HostView, module: nn.Module, call: Callable[[], object]) -> float:
+    """GFLOP of `call`, which runs `module` of the host's model and builds its inputs itself; nothing is computed, the
+    model is unchanged."""
     with (
+        host.counting(),
         torch.no_grad(),
         _unchanged(module),
         FakeTensorMode(allow_non_fake_inputs=True),
@@ -72,12 +74,12 @@ def gflop(surgery: Surgery, part: Part, kept: Mapping[str, float] | None = None)
     kept: shares that operations keep, by name; one that is absent is what its settings allow.
     """
     host = surgery.host
-    with surgery.plain_parts(), surgery.within(_pretended(surgery, dict(kept or {}))):
+    with surgery.plain_parts(), surgery.within(pretended(surgery, dict(kept or {}))):
         return _run(host, part, host.bank_size())
 
 
-def _pretended(surgery: Surgery, kept: dict[str, float]) -> FrameContext:
-    """A late frame, as operations would have found it."""
+def pretended(surgery: Surgery, kept: Mapping[str, float]) -> FrameContext:
+    """A late frame, as operations would have found it. kept: see `gflop`."""
     host, video = surgery.host, VideoState(None)
     step = ObjectStep(None, OBJECT, {OBJECT: None}, LATE, reverse=False, prompted=False)  # type: ignore[arg-type]
     context = FrameContext(LATE, video, step.handle, step)
@@ -95,14 +97,14 @@ def _run(host: HostView, part: Part, frames: int) -> float:
 
     if part == ENCODER:
         encoder, side = host.image_encoder(), host.image_size()
-        return count(encoder, lambda: encoder(empty(1, 3, side, side)))
+        return count(host, encoder, lambda: encoder(empty(1, 3, side, side)))
     tokens, pointers = host.frame_tokens(), host.pointers()
 
     def attend() -> Tensor:
         memory = empty(frames * tokens + pointers, 1, host.memory_channels())
         return host.run_memory_attention(empty(tokens, 1, width_of(host)), memory, pointers)
 
-    return count(host.memory_attention(), attend)
+    return count(host, host.memory_attention(), attend)
 
 
 def width_of(host: HostView) -> int:

@@ -96,7 +96,9 @@ def cut(surgery: Surgery) -> None:
         for seam, index, module, run in _sites(surgery):
             _patch(surgery, seam, index, module, run)
         root: Any = surgery.host.model
-        _patch(surgery, "root", "root", root, None)
+        for module, kind in surgery.host.within():
+            _put(surgery, "within", module, kind, Site)
+        _put(surgery, "root", root, surgery.host.root, RootSite)
         site: RootSite = vars(root)["_surgery"]
         for patch_ in _patches(surgery):
             if patch_.seam in ("encode", "stored"):
@@ -180,12 +182,16 @@ def _sites(surgery: Surgery) -> Iterator[tuple[str, int | str, nn.Module, Any]]:
 
 def _patch(surgery: Surgery, seam: str, index: int | str, module: nn.Module, run: Any) -> None:
     if not is_patched(module):
-        if own_forward(module):
-            del module.__dict__["forward"]
-        patch(module, _class(surgery.host, seam, index, module), (RootSite if seam == "root" else Site)(surgery, index))
-        surgery.patched.append(module)
+        _put(surgery, index, module, _class(surgery.host, seam, index, module), Site)
     site: Site = vars(module)["_surgery"]
     _add(site, seam, run)
+
+
+def _put(surgery: Surgery, index: int | str, module: nn.Module, kind: type[Patched], site: type[Site]) -> None:
+    if own_forward(module):
+        del module.__dict__["forward"]
+    patch(module, kind, site(surgery, index))
+    surgery.patched.append(module)
 
 
 def _add(site: Site, seam: str, run: Any) -> None:
@@ -194,8 +200,6 @@ def _add(site: Site, seam: str, run: Any) -> None:
 
 
 def _class(host: HostView, seam: str, index: int | str, module: nn.Module) -> type[Patched]:
-    if seam == "root":
-        return host.root
     if seam in (*PART_SEAMS, "memory_attention"):
         return host.part_class(str(index))
     return host.seams[seam] if seam in host.seams else host.seam_classes()[seam][type(module)]

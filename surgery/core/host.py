@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,15 +24,17 @@ if TYPE_CHECKING:
 class HostView(ABC):
     """One model seen through its host.
 
-    name: of the host. models: the class it is for, as a user knows it. driver: how it is given a video. loader: how it
-    comes to be. root: of the
-    model itself, whose methods are the seams of a frame. seams: the class put in front of the modules of each seam.
+    name: of the host. models: the class it is for, as a user knows it. family: of models, the same in every host, by
+    which recipes and adapters say what they are for. driver: how it is given a video. loader: how it comes to be. root:
+    of the model itself, whose methods are the seams of a frame. seams: the class put in front of the modules of each
+    seam.
     cannot: ways of half precision that a whole model does not run in ("weights": converted; "fp16", "bf16"), each with
     why and what to use instead.
     """
 
     name: ClassVar[str]
     models: ClassVar[str]
+    family: ClassVar[str] = "SAM 2"
     driver: ClassVar[type[Driver]]
     loader: ClassVar[Loader]
     cannot: ClassVar[Mapping[str, str]] = {}
@@ -50,6 +53,18 @@ class HostView(ABC):
     def near_miss(cls, model: object) -> str | None:
         """What a model that no host matches lacks to be one of this host; None where it is nothing like one."""
         return None
+
+    def within(self) -> Sequence[tuple[nn.Module, type[Patched]]]:
+        """Modules besides the model itself whose methods are seams of a frame, with the class in front of each."""
+        return ()
+
+    def reads_everywhere(self) -> str | None:
+        """Why the encoder's windows must all be computed on every frame, where they must."""
+        return None
+
+    def counting(self) -> AbstractContextManager[None]:
+        """Around a run on tensors without values: what the library keeps of it outside of modules is gone after."""
+        return nullcontext()
 
     def drive(self, frames: FrameSource, size: tuple[int, int]) -> Driver:
         """Open a session for a video, see `Driver`."""

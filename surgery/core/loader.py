@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from surgery.errors import ModelLoadError
@@ -17,7 +18,8 @@ class Loader(ABC):
     """Saved models of a host, and those it builds.
 
     library: the host's. title: of the host in a model card. forms: of what `load` takes, as a user knows them. default:
-    tried before others where no host is named. vos: `build` has a predictor that compiles itself whole.
+    tried before others where no host is named. vos: `build` has a predictor that compiles itself whole. own: sizes by
+    name that `build` takes in the place of those of SAM 2.1; None: those.
     """
 
     library: ClassVar[Library]
@@ -25,10 +27,19 @@ class Loader(ABC):
     forms: ClassVar[str]
     default: ClassVar[bool] = False
     vos: ClassVar[bool] = False
+    own: ClassVar[Mapping[str, Any] | None] = None
 
     @abstractmethod
     def reads(self, spec: str) -> bool:
         """Whether `spec` is of the form `load` takes; whether there is such a model is for `load` to say."""
+
+    def owns(self, spec: str) -> bool:
+        """Whether what lies there is a model of this host, of several that read such a spec; it may be looked at.
+
+        Raises:
+            ModelLoadError: it cannot be.
+        """
+        return True
 
     @abstractmethod
     def load(self, spec: str, weights: bool) -> Any:
@@ -39,12 +50,13 @@ class Loader(ABC):
         """
 
     @abstractmethod
-    def example(self, base: str | None) -> tuple[str, str]:
-        """The import line and the expression by which users load the model with this Hub id."""
+    def example(self, base: str | None) -> tuple[str, str] | None:
+        """The import line and the expression by which users load the model with this Hub id, for the card of an
+        adapter; None: it takes none."""
 
     def build(self, size: Any, vos: bool = False) -> Any:
-        """SAM 2.1 of a size, on the CPU, with the weights the host starts from."""
-        raise ModelLoadError(f"{self.library.use} builds no SAM 2.1 model; expected a saved one: {self.forms}")
+        """A model of a size (`own`, or of SAM 2.1), on the CPU, with the weights the host starts from."""
+        raise ModelLoadError(f"{self.library.use} builds no models; expected a saved one: {self.forms}")
 
     def to_neutral(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of `build`'s under neutral names, which are those of stock `sam2`."""

@@ -60,14 +60,18 @@ class BlockCall:
         out: Tensor = self.block._norm1(tokens)
         return out
 
-    def attend(self, windows: Tensor) -> Tensor:
-        """[n, h, w, C] -> attention output by the host's own module, which pools where the block does."""
-        out: Tensor = self.block.attn(windows, **self._kwargs)
+    def attend(self, windows: Tensor, places: Tensor | None = None) -> Tensor:
+        """[n, h, w, C] -> attention output by the host's own module, which pools where the block does.
+
+        places: int64 [h * w], where the tokens lie on the map; None: they are whole windows, or the whole map.
+        """
+        out: Tensor = self.block._attend(windows, places, **self._kwargs)
         return out
 
-    def qkv(self, tokens: Tensor) -> Tensor:
-        """Queries, keys and values of normed tokens, N in all: [N, 3, heads, d]."""
-        out: Tensor = self.block._qkv(tokens)
+    def qkv(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
+        """Queries, keys and values of normed tokens, N in all, as attention compares them: [N, 3, heads, d]. places: as
+        in `attend`."""
+        out: Tensor = self.block._qkv(tokens, places)
         return out
 
     def attended(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -84,12 +88,13 @@ class BlockCall:
 
     def feed_forward(self, tokens: Tensor) -> Tensor:
         """Its norm included."""
-        out: Tensor = self.block.mlp(self.block._norm2(tokens))
+        out: Tensor = self.block._feed_forward(tokens)
         return out
 
 
 class Block(Patched):
-    """An encoder block. A host says what its norms and the inside of its attention are; all else has one name."""
+    """An encoder block. A host says what its norms and the inside of its attention are; all else has one name, unless
+    it says otherwise. places: see `BlockCall.attend`; blocks without positions of their own need none."""
 
     _surgery: Site
 
@@ -99,8 +104,18 @@ class Block(Patched):
     def _norm2(self, tokens: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _qkv(self, tokens: Tensor) -> Tensor:
+    def _attend(self, windows: Tensor, places: Tensor | None, **kwargs: Any) -> Tensor:
+        own: Any = self
+        out: Tensor = own.attn(windows, **kwargs)
+        return out
+
+    def _qkv(self, tokens: Tensor, places: Tensor | None) -> Tensor:
         raise NotImplementedError
+
+    def _feed_forward(self, tokens: Tensor) -> Tensor:
+        own: Any = self
+        out: Tensor = own.mlp(self._norm2(tokens))
+        return out
 
     def _out(self, mixed: Tensor) -> Tensor:
         raise NotImplementedError

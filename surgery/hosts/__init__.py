@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from surgery.errors import ModelLoadError, UnsupportedModelError, nearest
+from surgery.hosts.sam21 import SIZES
 from surgery.missing import first_present, require
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _HOSTS: list[str | type[HostView]] = [
     "surgery.hosts.transformers.view:TransformersView",
     "surgery.hosts.sam2.view:Sam2View",
+    "surgery.hosts.transformers_sam3.view:Sam3TrackerView",
+    "surgery.hosts.transformers_sam3.text:Sam3VideoView",
 ]
 
 
@@ -41,25 +44,38 @@ def builders() -> dict[str, Loader]:
     return {host.name: host.loader for host in sorted(hosts(), key=lambda host: not host.loader.default)}
 
 
-def loader_of(name: str | None = None, vos: bool = False) -> Loader:
+def sizes_of(loader: Loader) -> Mapping[str, Any]:
+    """Sizes by name of the models that a loader builds."""
+    return SIZES if loader.own is None else loader.own
+
+
+def loader_of(name: str | None = None, vos: bool = False, size: str | None = None) -> Loader:
     """The loader of the host of that name, or of the first that can be used.
 
     Args:
         vos: it must build a predictor that compiles itself whole.
+        size: it must build models of this size; None: any of SAM 2.1.
 
     Raises:
-        ModelLoadError: no such host, or none of that name that can build such a predictor.
+        ModelLoadError: no such host, or none of that name that can build such a predictor or such a size.
         MissingLibraryError: the host's library is not installed.
     """
     known = builders()
-    able = {host: loader for host, loader in known.items() if loader.vos or not vos}
+    if name is not None and name not in known:
+        raise ModelLoadError(f"host {name!r} is not one of {', '.join(known)}{nearest(name, known)}")
+    able = {
+        host: loader
+        for host, loader in known.items()
+        if (loader.own is None if size is None else size in sizes_of(loader)) and (loader.vos or not vos)
+    }
+    if not able:
+        raise ModelLoadError(f"no host builds {size or 'SAM 2.1'} as a VOS predictor")
     if name is None:
         first = first_present(loader.library for loader in able.values())
         return next(loader for loader in able.values() if loader.library == first)
-    if name not in known:
-        raise ModelLoadError(f"host {name!r} is not one of {', '.join(known)}{nearest(name, known)}")
     if name not in able:
-        raise ModelLoadError(f"vos=True needs host={' or '.join(map(repr, able))}: {name} has no VOS predictor")
+        asked, lack = ("vos=True", "VOS predictor") if vos else (size or "SAM 2.1", "model of that size")
+        raise ModelLoadError(f"{asked} needs host={' or '.join(map(repr, able))}: {name} has no {lack}")
     require(able[name].library)
     return able[name]
 
@@ -80,5 +96,5 @@ def view_of(model: object) -> HostView:
             raise UnsupportedModelError(lack)
     kind, expected = type(model).__name__, " or ".join(host.models for host in hosts())
     if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"expected a SAM 2 video model ({expected}), got {kind}")
-    raise UnsupportedModelError(f"{kind} is not a SAM 2 video model; expected {expected}")
+        raise UnsupportedModelError(f"expected a video model ({expected}), got {kind}")
+    raise UnsupportedModelError(f"{kind} is not a video model of SAM 2 or SAM 3; expected {expected}")

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from surgery.core.seams import Block
+from surgery.hosts.pixels import normalised
 
-_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
-_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SCORE = "sam_mask_decoder.pred_obj_score_head.layers.2.bias"
 _HEADS = re.compile(r"sam_mask_decoder\.output_hypernetworks_mlps\.\d\.layers\.2\.")
 
@@ -36,7 +36,7 @@ class HieraBlock(Block):
         out: Tensor = getattr(self, self._norms[1])(tokens)
         return out
 
-    def _qkv(self, tokens: Tensor) -> Tensor:
+    def _qkv(self, tokens: Tensor, places: Tensor | None) -> Tensor:
         own: Any = self
         out: Tensor = own.attn.qkv(tokens)
         return out.reshape(tokens.shape[:-1].numel(), 3, getattr(own.attn, self._heads), -1)
@@ -96,8 +96,7 @@ SIZES = {
 
 def pixels_of(frame: npt.NDArray[np.uint8], size: int) -> Tensor:
     """RGB uint8 [H, W, 3] -> normalised fp32 [3, size, size], resized as stock `sam2` does (PIL, bicubic)."""
-    resized = np.asarray(Image.fromarray(frame).resize((size, size)), dtype=np.float32) / 255.0
-    return torch.from_numpy(((resized - _MEAN) / _STD).transpose(2, 0, 1).copy())
+    return normalised(frame, size, Image.Resampling.BICUBIC, _MEAN, _STD)
 
 
 def random_weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:

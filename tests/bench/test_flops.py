@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import surgery
-from surgery.core.cost import CostModel, gflop, stock_gflop
+from surgery.core.cost import CostModel, count, gflop, stock_gflop
 from surgery.core.engine import reconfigure
 from surgery.engine import require_surgery
+from surgery.hosts import view_of
 from surgery.loading import load_model
+from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 from surgery.operations.window_routing.bound import require_router
 from surgery.recipe import Recipe
-from tests.hosts.drive import PADDED, UNPADDED, make, video
+from tests.hosts.drive import BUSIEST, HOSTS, PADDED, UNPADDED, make, video
 
 
 @pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
@@ -32,12 +36,13 @@ def test_both_hosts_count_alike_and_less_is_less(windows: tuple[int, ...]) -> No
     assert counts[0] == pytest.approx(counts[1], rel=1e-6)
 
 
-@pytest.mark.parametrize("host", ["sam2", "transformers"])
+@pytest.mark.parametrize("host", HOSTS)
 def test_counting_leaves_the_model_as_it_was(host: str) -> None:
-    """Stock sam2 caches position codes on the module: a fake one would turn every later frame into nothing."""
+    """Stock sam2 caches position codes on the module, transformers in its methods: a fake one would turn every later
+    frame into nothing."""
     driver, twin = make(host), make(host)
     for each in (driver, twin):
-        surgery.sparsify(each.model, "turbo")
+        surgery.sparsify(each.model, BUSIEST[host])
         for module in each.model.modules():
             if hasattr(module, "cache"):
                 module.cache.clear()
@@ -85,3 +90,44 @@ def test_between_two_counts_a_share_costs_what_lies_between() -> None:
     assert model.parts({"windows": 3 / count})["encoder"] == pytest.approx(few)
     assert model.parts({"windows": 3.25 / count})["encoder"] == pytest.approx(0.75 * few + 0.25 * more)
     assert model.parts({})["encoder"] == pytest.approx(gflop(cut, "encoder", {"windows": 4 / 16}), rel=0.02)
+
+
+def test_a_whole_frame_of_sam3() -> None:
+    """GFLOP at full size, decoder and memory encoder included: with 3 of 9 windows and 5 % of the keys, one object;
+    with 5 % of the keys and 30 % of the queries and every window, ten objects."""
+    model = load_model("random:sam3", device="cpu", weights=False).requires_grad_(False)
+    routing = {"budget": 0.33, "skipped": {"temporal": True}}
+    retrieval, queries = SparseMemoryRetrieval(keep=0.05), SparseQueryRouting(budget=0.3, rolling=0)
+
+    def recipe(kind: str) -> Recipe:
+        operations = [SparseWindowRouting(**routing, stages={"globals": kind}), retrieval, queries]
+        return Recipe(metadata={"name": "counted", "description": "Counted."}, operations=operations)
+
+    cut = require_surgery(surgery.sparsify(model, recipe("packed")))
+    encoder, memory = (stock_gflop(cut.host, part) for part in ("encoder", "memory_attention"))
+    assert (encoder, memory) == (pytest.approx(5613, abs=1), pytest.approx(951, abs=1))
+    rest = _decoder_and_memory_encoder(model)
+    assert rest == pytest.approx(20, abs=1)
+    keys = gflop(cut, "memory_attention", {"queries": 1.0})
+    packed = gflop(cut, "encoder", {"windows": 3 / 9})
+    assert encoder / packed == pytest.approx(2.64, abs=0.01)
+    assert (encoder + memory + rest) / (packed + keys + rest) >= 2.5
+    both = gflop(cut, "memory_attention", {"queries": 0.3})
+    assert (encoder + 10 * (memory + rest)) / (encoder + 10 * (both + rest)) >= 2.0
+    counted = {}
+    for kind in ("cached", "dense"):
+        reconfigure(cut, recipe(kind))
+        counted[kind] = encoder / gflop(cut, "encoder", {"windows": 3 / 9})
+    assert counted == {"cached": pytest.approx(2.55, abs=0.01), "dense": pytest.approx(2.08, abs=0.01)}
+
+
+def _decoder_and_memory_encoder(model: Any) -> float:
+    """GFLOP of one object outside memory attention."""
+
+    def run() -> None:
+        maps = [torch.empty(1, width, side, side) for width, side in ((32, 288), (64, 144), (256, 72))]
+        model._single_frame_forward(image_embeddings=maps, multimask_output=True)
+        features, masks = torch.empty(72 * 72, 1, 256), torch.empty(1, 1, 1152, 1152)
+        model._encode_new_memory(features, masks, torch.empty(1, 1), False)
+
+    return count(view_of(model), model, run)

@@ -19,8 +19,10 @@ from surgery.cli.main import main
 from surgery.demo import model as demo
 from surgery.demo.clips import make_clip, write_davis
 from surgery.hosts.transformers.driver import new_processor
+from surgery.hosts.transformers_sam3.driver import new_processor as sam3_processor
 from surgery.recipe import Recipe
 from surgery.video import open_video, write_video
+from tests.hosts.drive import sam3_small
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -94,6 +96,22 @@ def test_a_python_block_of_the_readme_runs(
         said = capsys.readouterr().out
         assert "5 [1] torch.Size([1, 1, 256, 256])" in said
         assert "recipe 'balanced'" in said
+
+
+def test_the_script_of_the_sam3_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands, but for the name of the model."""
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "sam3.md").read_text("utf-8"), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    write_video("clip.mp4", frames(6), fps=12)
+    sam3_small().save_pretrained(tmp_path / "model")
+    sam3_processor(252).save_pretrained(tmp_path / "model")
+    assert '"facebook/sam3"' in block
+    exec(compile(block.replace("facebook/sam3", str(tmp_path / "model")), "sam3.md", "exec"), {"__name__": "__main__"})
+    said = capsys.readouterr().out
+    assert "5 [1] torch.Size([1, 1, 256, 256])" in said
+    assert "recipe 'balanced'" in said and "routed over 9 windows of 6" in said
 
 
 def test_the_readmes_sam2_script_runs(

@@ -1,7 +1,8 @@
-"""Small SAM 2 models with the same weights in both hosts, and one way to drive either."""
+"""Small models of every host, those of SAM 2 with the same weights, and one way to drive any."""
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -13,10 +14,21 @@ from surgery.demo import model as demo
 from surgery.hosts.sam2.driver import frames_instead_of_files
 from surgery.hosts.transformers.driver import new_processor
 from surgery.hosts.transformers.keymap import to_transformers
+from surgery.hosts.transformers_sam3 import driver as sam3
+from surgery.hosts.transformers_sam3.loader import SIZES, Sam3, Sam3TrackerLoader
 from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
 from surgery.operations.window_routing.policy import WindowState
 from surgery.recipe import Recipe
 
+TWINS = ("sam2", "transformers")
+"""Hosts of the same models."""
+SAM3 = "transformers_sam3"
+HOSTS = (*TWINS, SAM3)
+FAMILIES = {"sam2": "SAM 2", "transformers": "SAM 2", SAM3: "SAM 3"}
+BUSIEST = {"sam2": "turbo", "transformers": "turbo", SAM3: "fast"}
+"""The recipe with most operations that fits."""
+ROUNDING = {"sam2": 2e-5, "transformers": 2e-5, SAM3: 1e-4}
+"""How far masks may move where only the order of sums differs: the mask heads below enlarge it."""
 SIZE = 256
 UNPADDED, PADDED = (8, 4, 4, 2), (8, 4, 6, 2)
 BLOCKS, GLOBALS = (1, 1, 7, 1), (5, 8)
@@ -37,6 +49,46 @@ def _stock(windows: tuple[int, ...], localised: bool, blocks: tuple[int, ...]) -
         model = demo.build("sam2", seed=5)
     finally:
         demo.WINDOWS, demo.BLOCKS, demo.GLOBALS = saved
+    decoder = model.sam_mask_decoder
+    _shake(model, decoder.pred_obj_score_head.layers[-1])
+    if localised:
+        with torch.no_grad():
+            fine = model.image_encoder(video(1))["backbone_fpn"][0][0]
+            _localise(fine, decoder.conv_s0, [mlp.layers[-1] for mlp in decoder.output_hypernetworks_mlps])
+    return model
+
+
+@functools.cache
+def _sam3(window: int, localised: bool) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = Sam3TrackerLoader().build(Sam3(96, 2, 192, 6, (2, 5), window, SIZE, 16, 128, 128, 3, 256, 256)).eval()
+    decoder = model.mask_decoder
+    _shake(model, decoder.pred_obj_score_head.proj_out)
+    if localised:
+        with torch.no_grad():
+            _follow(model.vision_encoder)
+            fine = model.vision_encoder(video(1)).fpn_hidden_states[0][0]
+            _localise(fine, decoder.conv_s0, [mlp.proj_out for mlp in decoder.output_hypernetworks_mlps])
+    return model
+
+
+@functools.cache
+def _small() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model = Sam3TrackerLoader().build(SIZES["sam3-small"]).eval()
+    _shake(model, model.mask_decoder.pred_obj_score_head.proj_out)
+    return model
+
+
+def sam3_small() -> Any:
+    """A SAM 3 tracker of the released shape in small, 252 px: masks of 72 px that depend on all that is read."""
+    return copy.deepcopy(_small())
+
+
+def _shake(model: Any, score: Any) -> None:
+    """No weight is zero or nothing, as training leaves them; objects are there. score: last layer of its head."""
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -44,29 +96,48 @@ def _stock(windows: tuple[int, ...], localised: bool, blocks: tuple[int, ...]) -
                 parameter.normal_(std=0.1, generator=generator)
             if "norm" in name:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(8.0)
-        if localised:
-            _localise(model)
-    return model
+        score.bias.fill_(8.0)
 
 
-def _localise(model: Any) -> None:
+def _follow(encoder: Any) -> None:
+    """Let the finest level of a ViT's neck, which sees its last layer alone, have a channel for the squares."""
+    clip = video(8)
+    tokens = encoder(clip).last_hidden_state
+    side, tokens = int(tokens.shape[1] ** 0.5), tokens.flatten(0, 1)
+    covered = torch.nn.functional.adaptive_avg_pool2d((clip[:, :1] == 2.0).float(), side).flatten()
+    inside, outside = tokens[covered > 0.99].mean(0), tokens[covered == 0].mean(0)
+    apart = inside - outside
+    reader = torch.linalg.solve(tokens[covered == 0].T.cov() + 1e-2 * torch.eye(len(apart)), apart)
+    reader = reader * 6.0 / (reader @ apart)
+    first, second = encoder.neck.fpn_layers[0].scale_layers[::2]
+    first.weight[:, 0], first.bias[0] = reader[:, None, None], 4.0 - reader @ inside
+    for layer, taps in ((second, (0, 0)), (encoder.neck.fpn_layers[0].proj1, (0, 0))):
+        (layer.weight[:, 0] if layer is second else layer.weight[0])[:], layer.bias[0] = 0.0, 0.0
+        layer.weight[taps] = 1.0
+    last = encoder.neck.fpn_layers[0].proj2
+    last.weight[0], last.bias[0] = 0.0, 0.0
+    last.weight[0, 0, 1, 1] = 1.0
+
+
+def _localise(fine: Tensor, reader: Any, heads: list[Any]) -> None:
     """Make masks follow the moving squares of `video`: random weights light up everywhere.
 
     The finest feature map gets one channel that is high on the squares and one that is constant; the mask heads read
     their difference, on top of everything else they read.
+
+    Args:
+        fine: that map of its first frame, [C, H, W]. reader: what the decoder reads it through. heads: last layers of
+            the mask heads.
     """
-    fine = model.image_encoder(video(1))["backbone_fpn"][0][0]
     inside = torch.nn.functional.interpolate((video(1)[:, :1] == 2.0).float(), fine.shape[-2:])[0, 0] > 0
     mean_in, mean_out = fine[:, inside].mean(1), fine[:, ~inside].mean(1)
     direction = mean_in - mean_out
     direction = direction * 6.0 / (direction @ direction)
-    reader = model.sam_mask_decoder.conv_s0
     reader.weight[0], reader.bias[0] = direction[:, None, None], -(direction @ (mean_in + mean_out)) / 2
     reader.weight[1], reader.bias[1] = 0.0, 3.0
-    for mlp in model.sam_mask_decoder.output_hypernetworks_mlps:
-        mlp.layers[-1].bias[0] += 1.0
-        mlp.layers[-1].bias[1] -= 0.8
+    for head in heads:
+        head.bias[0] += 1.0
+        head.bias[1] -= 0.8
 
 
 def _transformers(windows: tuple[int, ...], localised: bool, blocks: tuple[int, ...]) -> Any:
@@ -83,9 +154,10 @@ def _transformers(windows: tuple[int, ...], localised: bool, blocks: tuple[int, 
 def make(
     host: str, windows: tuple[int, ...] = UNPADDED, localised: bool = True, blocks: tuple[int, ...] = BLOCKS
 ) -> Driver:
-    """A fresh small model in `host`, with the same weights as its twin in the other host."""
-    import copy
-
+    """A fresh small model in `host`, with the same weights as its twin in the other host. SAM 3 has no stages: of
+    `windows` it has those of stage 3, on a map of the same size, and none of the `blocks`."""
+    if host == SAM3:
+        return Sam3Driver(copy.deepcopy(_sam3(windows[2], localised)))
     if host == "sam2":
         return StockDriver(copy.deepcopy(_stock(windows, localised, blocks)))
     return TransformersDriver(_transformers(windows, localised, blocks))
@@ -201,14 +273,17 @@ class StockDriver(Driver):
 
 class TransformersDriver(Driver):
     host = "transformers"
+    kind = "Sam2VideoInferenceSession"
+    processor = staticmethod(new_processor)
 
     def session(self, frames: Tensor | None, dtype: torch.dtype = torch.float32) -> Any:
-        from transformers import Sam2VideoInferenceSession
+        import transformers
 
-        return Sam2VideoInferenceSession(video=frames, video_height=SIZE, video_width=SIZE, dtype=dtype)
+        kind = getattr(transformers, self.kind)
+        return kind(video=frames, video_height=SIZE, video_width=SIZE, dtype=dtype)
 
     def click(self, session: Any, frame: int, points: dict[int, tuple[int, int]]) -> None:
-        new_processor(SIZE).add_inputs_to_inference_session(
+        self.processor(SIZE).add_inputs_to_inference_session(
             session,
             frame_idx=frame,
             obj_ids=list(points),
@@ -219,7 +294,7 @@ class TransformersDriver(Driver):
             self.model(session, frame_idx=frame)
 
     def mask(self, session: Any, frame: int, masks: dict[int, Tensor]) -> None:
-        new_processor(SIZE).add_inputs_to_inference_session(
+        self.processor(SIZE).add_inputs_to_inference_session(
             session, frame_idx=frame, obj_ids=list(masks), input_masks=list(masks.values())
         )
         self.model(session, frame_idx=frame)
@@ -241,3 +316,9 @@ class TransformersDriver(Driver):
 
     def features(self, session: Any) -> dict[int, Any]:
         return session.cache._vision_features
+
+
+class Sam3Driver(TransformersDriver):
+    host = SAM3
+    kind = sam3.Sam3TrackerDriver.session_kind
+    processor = staticmethod(sam3.new_processor)

@@ -51,11 +51,13 @@ def on_route(model: Any, route: Route | None) -> Iterator[None]:
 
 
 def levels_of(model: Any, pixels: Tensor, route: Route | None = None) -> list[Tensor]:
-    """Stage outputs [1, C, H, W] of the trunk, finest first."""
+    """Stage outputs [1, C, H, W] of the trunk, finest first; of one without stages its output [1, H * W, C]."""
     with on_route(model, route):
         out = encoder(model)(pixels)
     if isinstance(out, list):
         return out
+    if not hasattr(out, "intermediate_hidden_states"):
+        return [out.last_hidden_state]
     return [level.permute(0, 3, 1, 2) for level in out.intermediate_hidden_states]
 
 
@@ -65,4 +67,4 @@ def encoder_gflop(model: Any, windows: Sequence[int]) -> float:
     router_of(model).pretend_windows(context, windows)
     module, side = host.image_encoder(), host.image_size()
     with on_route(model, context.records[TYPE]):
-        return count(module, lambda: module(torch.empty(1, 3, side, side)))
+        return count(host, module, lambda: module(torch.empty(1, 3, side, side)))

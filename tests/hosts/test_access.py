@@ -13,13 +13,13 @@ from torch import Tensor
 
 import surgery
 from surgery import ModelStateError
-from tests.hosts.drive import Driver, make, video
+from tests.hosts.drive import BUSIEST, HOSTS, Driver, make, video
 from tests.hosts.sessions import begun, gather, same
 
 CLICK = {1: (40, 110)}
 
 
-@pytest.fixture(params=("sam2", "transformers"))
+@pytest.fixture(params=HOSTS)
 def driver(request: pytest.FixtureRequest) -> Driver:
     return make(request.param)
 
@@ -112,7 +112,7 @@ def test_disabled_is_of_one_model() -> None:
 # --- surgery while frames run
 
 
-@pytest.mark.parametrize("change", [lambda model: surgery.sparsify(model, "turbo"), surgery.desparsify])
+@pytest.mark.parametrize("change", [lambda model: surgery.sparsify(model, "fast"), surgery.desparsify])
 def test_a_call_from_inside_a_frame_is_refused(driver: Driver, change: Callable[[Any], Any]) -> None:
     surgery.sparsify(driver.model, "balanced")
     expected = tracked(driver, video(5))
@@ -134,7 +134,7 @@ def test_a_call_from_inside_a_frame_is_refused(driver: Driver, change: Callable[
 
 
 @pytest.mark.parametrize("objects", [1, 3])
-@pytest.mark.parametrize("change", [lambda model: surgery.sparsify(model, "turbo"), surgery.desparsify])
+@pytest.mark.parametrize("change", [lambda model: surgery.sparsify(model, "fast"), surgery.desparsify])
 def test_a_call_from_another_thread_waits_for_the_frame(
     driver: Driver, objects: int, change: Callable[[Any], Any]
 ) -> None:
@@ -172,7 +172,7 @@ def test_a_frame_that_waited_runs_on_the_model_it_finds(driver: Driver) -> None:
     stock = tracked(driver, video(4))
     surgery.sparsify(driver.model, "balanced")
     threads = [in_thread(lambda: [tracked(driver, video(4)) for _ in range(3)]) for _ in range(2)]
-    for recipe in ("turbo", "fast", "balanced"):
+    for recipe in (BUSIEST[driver.host], "fast", "balanced"):
         surgery.sparsify(driver.model, recipe)
     surgery.desparsify(driver.model)
     for thread, _, errors in threads:

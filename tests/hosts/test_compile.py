@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 import surgery
 from surgery.hosts import view_of
-from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
+from tests.hosts.drive import HOSTS, PADDED, UNPADDED, Driver, make, video
 from tests.hosts.routes import encoder, force, router_of
 from tests.hosts.sessions import close
 
@@ -37,7 +37,7 @@ def graphs_compiled(
     return graphs
 
 
-@pytest.mark.parametrize("host", ["sam2", "transformers"])
+@pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
 @pytest.mark.parametrize("recipe", ["balanced", "published-base-plus"])
 def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tuple[int, ...], recipe: str) -> None:
@@ -55,7 +55,7 @@ def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tup
     assert graphs[-1] == graphs[5], f"graphs grew while only window counts changed: {graphs}"
 
 
-@pytest.mark.parametrize("host", ["sam2", "transformers"])
+@pytest.mark.parametrize("host", HOSTS)
 def test_a_compiled_mask_decoder_does_not_recompile_from_frame_to_frame(host: str) -> None:
     """Evidence is recorded outside of it; what its attentions read is noted in a list of one length."""
     driver, plain = make(host), make(host)

@@ -15,11 +15,11 @@ from surgery.core.patching import host_class
 from surgery.engine import require_surgery
 from surgery.hosts import view_of
 from surgery.operations.exact_savings import MOST_CODES, BoundSavings, KeptCode
-from tests.hosts.drive import STEADY, Driver, make, video
+from tests.hosts.drive import STEADY, TWINS, Driver, make, video
 from tests.hosts.sessions import begun, copied, interleaved, same
 
 
-@pytest.fixture(params=("sam2", "transformers"))
+@pytest.fixture(params=TWINS)
 def host(request: pytest.FixtureRequest) -> str:
     return request.param
 

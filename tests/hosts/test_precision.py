@@ -22,11 +22,11 @@ from surgery.core.patching import is_patched
 from surgery.errors import PrecisionWarning
 from surgery.hosts import view_of
 from surgery.operations import Precision, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
+from surgery.operations.window_routing import StageSettings
 from surgery.operations.window_routing.geometry import span_of
-from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, video
+from tests.hosts.drive import HOSTS, PADDED, SAM3, STEADY, UNPADDED, Driver, make, video
 from tests.hosts.sessions import gather, interleaved, same
 
-HOSTS = ("sam2", "transformers")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ROUTING = SparseWindowRouting(span="tiles", temporal=True, rolling=1, score_gate=50.0, budget=0.25)
 each_cast = pytest.mark.parametrize("cast", ["autocast", "weights"])
@@ -41,6 +41,11 @@ def recipe(*operations: Any, **fields: Any) -> Recipe:
     return Recipe(
         metadata={"name": "half", "description": "Half precision."}, operations=[*operations, Precision(**fields)]
     )
+
+
+def routing(host: str) -> SparseWindowRouting:
+    """Of tiles, where there are stages."""
+    return ROUTING if host != SAM3 else ROUTING.model_copy(update={"stages": StageSettings()})
 
 
 def cut(host: str, *operations: Any, **fields: Any) -> Driver:
@@ -119,7 +124,7 @@ def test_every_part_kept_is_stock_bit_for_bit(host: str) -> None:
 def test_every_operation_works_in_half_precision(host: str, cast: str, windows: tuple[int, ...]) -> None:
     """Tiles, queries, rebalanced keys, and a score gate that always asks for the decoder's saliency."""
     driver = make(host, windows)
-    operations = (ROUTING, SparseQueryRouting(), SparseMemoryRetrieval(keep=0.2, warm_up=False, rebalance=True))
+    operations = (routing(host), SparseQueryRouting(), SparseMemoryRetrieval(keep=0.2, warm_up=False, rebalance=True))
     surgery.sparsify(driver.model, recipe(*operations, cast=cast))
     masks = driver.track(video(7), 2)
     assert all(torch.isfinite(mask).all() for mask in masks)

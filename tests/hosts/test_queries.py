@@ -19,11 +19,10 @@ from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, Sparse
 from surgery.operations.query_routing import QueryRouter
 from surgery.operations.query_routing.queries import FrameRegions, QueryMemory, QueryRoute
 from surgery.recipe import Recipe
-from tests.hosts.drive import PADDED, UNPADDED, Driver, make, square, video
+from tests.hosts.drive import HOSTS, PADDED, SAM3, TWINS, UNPADDED, Driver, make, square, video
 from tests.hosts.routes import force, router_of
 from tests.hosts.sessions import begun, close, copied, gather, interleaved, models_copied, same, undone
 
-HOSTS = ("sam2", "transformers")
 ROUTING = SparseWindowRouting(temporal=True, rolling=1, score_gate=0.0, candidates="best", dilation=1, budget=0.25)
 QUERIES = SparseQueryRouting(margin=1, rolling=1)
 RETRIEVAL = SparseMemoryRetrieval(keep=0.1, keep_conditioning=0.5, warm_up=False, rebalance=True)
@@ -145,7 +144,7 @@ def test_rolling_renews_every_token(host: str) -> None:
 @pytest.mark.parametrize("retrieval", [(), (RETRIEVAL,)], ids=["alone", "with retrieval"])
 def test_hosts_agree(reverse: bool, retrieval: tuple[Any, ...]) -> None:
     masks, kept = {}, {}
-    for host in HOSTS:
+    for host in TWINS:
         driver = cut(host, ROUTING, QUERIES, *retrieval)
         session = driver.session(video(9))
         first = 8 if reverse else 0
@@ -186,7 +185,7 @@ ALONE = SparseQueryRouting(margin=1, rolling=1, budget=0.4)
 def test_queries_need_no_window_routing(others: tuple[Any, ...]) -> None:
     """Where nobody says which windows were computed, tokens near the object and those that changed are queries."""
     masks, kept = {}, {}
-    for host in HOSTS:
+    for host in TWINS:
         driver = cut(host, ALONE, *others)
         session = driver.session(video(9))
         driver.click(session, 0, {7: (40, 110), 8: (200, 60)})
@@ -265,7 +264,8 @@ def test_a_patched_self_attention_is_refused(host: str) -> None:
     surgery.desparsify(driver.model)
     kind = type(part)
     part.forward = lambda *args, **kwargs: kind.forward(part, *args, **kwargs)
-    tiles = SparseWindowRouting(**{**ROUTING.model_dump(), "stages": {"span": "tiles"}})
+    stages = {} if host == SAM3 else {"span": "tiles"}
+    tiles = SparseWindowRouting(**{**ROUTING.model_dump(), "stages": stages})
     with pytest.raises(ModelStateError, match="carries its own forward"):
         surgery.sparsify(driver.model, recipe(tiles, QUERIES))
     assert not any(is_patched(module) for module in driver.model.modules())

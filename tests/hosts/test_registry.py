@@ -88,7 +88,7 @@ def test_nothing_is_asked_of_what_is_like_no_model() -> None:
 
 @pytest.mark.usefixtures("known")
 def test_a_host_from_outside_joins_by_one_call() -> None:
-    with pytest.raises(UnsupportedModelError, match="SubclassOfNothing is not a SAM 2 video model; expected"):
+    with pytest.raises(UnsupportedModelError, match="SubclassOfNothing is not a video model of SAM 2 or SAM 3"):
         view_of(SubclassOfNothing())
     register(toy(SubclassOfNothing))
     assert view_of(SubclassOfNothing()).name == "toy"
@@ -113,7 +113,9 @@ def test_what_builds_models_needs_no_more_than_the_registry(monkeypatch: pytest.
     assert loader_of() is loader_of("sam2"), "whoever joins does not become the default"
     with pytest.raises(ModelLoadError, match=r"not a model: expected a Hub id, .*, toy:NAME, random:SIZE or demo"):
         load_model("toi")
-    with pytest.raises(ModelLoadError, match=r"host 'tyo' is not one of sam2, transformers, toy \(did you mean 'toy'"):
+    with pytest.raises(
+        ModelLoadError, match=r"host 'tyo' is not one of sam2, transformers, .*, toy \(did you mean 'toy'"
+    ):
         load_model("demo", "tyo")
     with pytest.raises(ModelLoadError, match="vos=True needs host='sam2': toy has no VOS predictor"):
         load_model("random:tiny", "toy", vos=True)
@@ -140,8 +142,11 @@ def test_the_command_line_offers_every_host() -> None:
         return " ".join(done.stdout.split())
 
     shown = said("track", "--help")
-    assert "--host [sam2|transformers|toy]" in shown and "toy:NAME, random:SIZE or demo" in shown
-    assert "default: sam2 where it is installed, else transformers where it is installed, else toy." in shown
+    assert (
+        "--host [sam2|transformers|transformers_sam3|transformers_sam3_text|toy]" in shown
+        and "toy:NAME, random:SIZE or demo" in shown
+    )
+    assert "default: sam2 where it is installed, else transformers where it is installed, else toy; of others" in shown
     assert "demo, sam2 host, 256 px" in said("inspect", "demo", "--host", "toy", "--device", "cpu")
 
 

@@ -21,10 +21,8 @@ from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, Sparse
 from surgery.operations.exact_savings import SharedWork
 from surgery.operations.exact_savings.shared import SharedSelfAttention
 from surgery.recipe import Recipe
-from tests.hosts.drive import PADDED, STEADY, UNPADDED, Driver, make, square, video
+from tests.hosts.drive import HOSTS, PADDED, STEADY, UNPADDED, Driver, make, square, video
 from tests.hosts.sessions import begun, gather, same
-
-HOSTS = ("sam2", "transformers")
 
 
 @pytest.fixture(params=HOSTS)

@@ -7,12 +7,12 @@ import copy
 import pytest
 
 import surgery
-from tests.hosts.drive import make, video
+from tests.hosts.drive import BUSIEST, HOSTS, make, video
 from tests.hosts.sessions import same
 from tests.storage import OFFSET, unalign
 
 
-@pytest.mark.parametrize("host", ["sam2", "transformers"])
+@pytest.mark.parametrize("host", HOSTS)
 def test_exact_and_every_way_back_with_unaligned_weights(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = make(host)
     unalign(monkeypatch)
@@ -21,7 +21,7 @@ def test_exact_and_every_way_back_with_unaligned_weights(host: str, monkeypatch:
     stock = driver.track(video(6), 2)
     surgery.sparsify(driver.model, "exact")
     assert same(driver.track(video(6), 2), stock)
-    surgery.sparsify(driver.model, "turbo")
+    surgery.sparsify(driver.model, BUSIEST[host])
     assert not same(driver.track(video(6), 2), stock)
     with surgery.disabled(driver.model):
         assert same(driver.track(video(6), 2), stock)

@@ -15,10 +15,9 @@ from surgery import ModelStateError, RecipeError
 from surgery.hosts import view_of
 from surgery.operations import SparseWindowRouting, TrimCaches
 from surgery.recipe import Recipe
-from tests.hosts.drive import STEADY, Driver, TransformersDriver, make, square, video
+from tests.hosts.drive import HOSTS, STEADY, Driver, TransformersDriver, make, square, video
 from tests.hosts.sessions import gather, same
 
-HOSTS = ("sam2", "transformers")
 SPOTS = {1: (70, 120), 3: (200, 60), 5: (60, 210)}
 
 
@@ -67,7 +66,7 @@ def test_a_trimmed_stream_holds_no_more_and_changes_nothing(host: str, operation
     plain = Recipe(metadata={"name": "plain", "description": "Not trimmed."}, operations=operations or [TrimCaches()])
     surgery.sparsify(driver.model, plain)
     untrimmed = stream(driver, begin(driver, frames), frames)
-    surgery.sparsify(driver.model, trimmed(*operations, frames=15, images=host == "transformers"))
+    surgery.sparsify(driver.model, trimmed(*operations, frames=15, images=host != "sam2"))
     session = begin(driver, frames)
     steps = stream(driver, session, frames)
     assert all(same(a[0], b[0]) for a, b in zip(steps, untrimmed, strict=True))

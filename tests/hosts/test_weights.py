@@ -16,10 +16,9 @@ from surgery.core.weights import quantised_layer
 from surgery.digests import weights_digest
 from surgery.operations import CompileParts, Precision, SparseWindowRouting
 from surgery.recipe import Recipe
-from tests.hosts.drive import STEADY, make, video
+from tests.hosts.drive import HOSTS, STEADY, make, video
 from tests.hosts.sessions import same
 
-HOSTS = ("sam2", "transformers")
 pytestmark = pytest.mark.filterwarnings("ignore:.*quantiz:DeprecationWarning", "ignore:.*quantiz:UserWarning")
 # Never sure of an object: the windows are also those that the decoder attends to.
 UNSURE = Recipe(

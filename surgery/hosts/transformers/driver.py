@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,39 +15,55 @@ from surgery.core.host import HostView
 from surgery.hosts.sam21 import pixels_of
 
 
-def new_session(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Any:
-    """A streaming `Sam2VideoInferenceSession` for a video of `size` (height, width)."""
-    from transformers import Sam2VideoInferenceSession
+def new_session(
+    size: tuple[int, int], device: torch.device, dtype: torch.dtype, kind: str = "Sam2VideoInferenceSession"
+) -> Any:
+    """A streaming session for a video of `size` (height, width). kind: its class in the library."""
+    import transformers
 
-    return Sam2VideoInferenceSession(video_height=size[0], video_width=size[1], inference_device=device, dtype=dtype)
+    session = getattr(transformers, kind)
+    return session(video_height=size[0], video_width=size[1], inference_device=device, dtype=dtype)
 
 
 def new_processor(side: int) -> Any:
     """A `Sam2VideoProcessor` for a model of `side` pixels."""
-    import transformers
     from transformers import Sam2VideoProcessor, Sam2VideoVideoProcessor
 
-    # Early 5.x has only the "fast" name.
-    names = ("Sam2ImageProcessor", "Sam2ImageProcessorFast")
-    kind = next(getattr(transformers, name) for name in names if hasattr(transformers, name))
     size = {"height": side, "width": side}
-    mask = {"height": side // 4, "width": side // 4}
     return Sam2VideoProcessor(
-        image_processor=kind(size=size, mask_size=mask),
+        image_processor=image_processor("Sam2ImageProcessor", side, side // 4),
         video_processor=Sam2VideoVideoProcessor(size=size),
     )
 
 
+def image_processor(kind: str, side: int, mask: int) -> Any:
+    """The library's image processor of this name for images of `side` and masks of `mask` pixels."""
+    import transformers
+
+    # Early 5.x has only the "fast" name.
+    found = next(getattr(transformers, name) for name in (kind, f"{kind}Fast") if hasattr(transformers, name))
+    return found(size={"height": side, "width": side}, mask_size={"height": mask, "width": mask})
+
+
 class TransformersDriver(Driver):
-    """`Sam2VideoModel`; the session is a `Sam2VideoInferenceSession` that holds one image at a time."""
+    """`Sam2VideoModel`; the session is a `Sam2VideoInferenceSession` that holds one image at a time.
+
+    session_kind: class of the session.
+    """
 
     pixels = staticmethod(pixels_of)
+    session_kind: ClassVar[str] = "Sam2VideoInferenceSession"
+
+    @staticmethod
+    def processor(side: int) -> Any:
+        """For a model of so many pixels."""
+        return new_processor(side)
 
     def __init__(self, view: HostView, frames: FrameSource, size: tuple[int, int]) -> None:
         super().__init__(view, frames, size)
         reference = next(self.model.parameters())
-        self.session = new_session(size, reference.device, reference.dtype)
-        self._processor = new_processor(view.image_size())
+        self.session = new_session(size, reference.device, reference.dtype, self.session_kind)
+        self._processor = self.processor(view.image_size())
 
     def add_mask(self, frame: int, obj_id: int, mask: npt.NDArray[np.bool_]) -> None:
         self._add(frame, obj_id, input_masks=[torch.from_numpy(np.ascontiguousarray(mask))])

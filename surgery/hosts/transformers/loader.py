@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from surgery.core.loader import Loader
 from surgery.errors import ModelLoadError, about
@@ -16,8 +18,66 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class TransformersLoader(Loader):
-    """`Sam2VideoModel`, by `from_pretrained`."""
+class PretrainedLoader(Loader):
+    """Models of one class of the library, by `from_pretrained`.
+
+    model, config: names of the classes. kinds: the `model_type`s of saved configurations that it reads.
+    """
+
+    forms = "a Hub id, a folder"
+    model: ClassVar[str]
+    config: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
+
+    def reads(self, spec: str) -> bool:
+        return os.path.isdir(spec) or spec.count("/") == 1
+
+    def owns(self, spec: str) -> bool:
+        return _kind_of(spec) in self.kinds
+
+    def load(self, spec: str, weights: bool) -> Any:
+        import transformers
+
+        kind, model = _kind_of(spec), getattr(transformers, self.model)
+        if kind not in self.kinds:
+            raise ModelLoadError(f"{spec}: a model of type {kind!r}, expected {' or '.join(map(repr, self.kinds))}")
+        with _told(spec):
+            if not weights:
+                return model(getattr(transformers, self.config).from_pretrained(spec))
+            return model.from_pretrained(spec)
+
+    def example(self, base: str | None) -> tuple[str, str] | None:
+        return (
+            f"from transformers import {self.model}",
+            f'{self.model}.from_pretrained("{base or "the base model"}")',
+        )
+
+    def quiet(self) -> None:
+        # The library reads it when it is imported, and sets its logger by it.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _kind_of(spec: str) -> str | None:
+    """The `model_type` of a saved configuration; None where it says none."""
+    from transformers import PretrainedConfig
+
+    if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
+        raise ModelLoadError(f"{spec}: no config.json, not a saved transformers model")
+    with _told(spec):
+        found: str | None = PretrainedConfig.get_config_dict(spec)[0].get("model_type")
+    return found
+
+
+@contextmanager
+def _told(spec: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelLoadError(about(spec, error)) from error
+
+
+class TransformersLoader(PretrainedLoader):
+    """`Sam2VideoModel`."""
 
     library = Library(
         "transformers.models.sam2_video",
@@ -26,28 +86,7 @@ class TransformersLoader(Loader):
         "transformers",
     )
     title = "`transformers`"
-    forms = "a Hub id, a folder"
-
-    def reads(self, spec: str) -> bool:
-        return os.path.isdir(spec) or spec.count("/") == 1
-
-    def load(self, spec: str, weights: bool) -> Any:
-        from transformers import Sam2VideoConfig, Sam2VideoModel
-
-        if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
-            raise ModelLoadError(f"{spec}: no config.json, not a saved transformers model")
-        try:
-            if not weights:
-                return Sam2VideoModel(Sam2VideoConfig.from_pretrained(spec))
-            return Sam2VideoModel.from_pretrained(spec)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelLoadError(about(spec, error)) from error
-
-    def example(self, base: str | None) -> tuple[str, str]:
-        return (
-            "from transformers import Sam2VideoModel",
-            f'Sam2VideoModel.from_pretrained("{base or "the base model"}")',
-        )
+    model, config, kinds = "Sam2VideoModel", "Sam2VideoConfig", ("sam2_video",)
 
     def build(self, size: Sam21, vos: bool = False) -> Any:
         import transformers as library
@@ -91,7 +130,3 @@ class TransformersLoader(Loader):
 
     def from_neutral(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return to_transformers(state)
-
-    def quiet(self) -> None:
-        # The library reads it when it is imported, and sets its logger by it.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -13,17 +13,25 @@ from surgery.core.patching import Patched
 from surgery.core.steps import encode, image_features, step_of, stored
 from surgery.core.surgery import RootSite
 from surgery.core.turns import seam
-from surgery.hosts.transformers.session import TransformersSession, require_image
+from surgery.hosts.transformers.driver import TransformersDriver
+from surgery.hosts.transformers.session import TransformersSession, require_image, require_session
 
 
-class TransformersRoot(Patched):
-    """The model: some of its own methods, each calling the host's."""
+class SessionRoot(Patched):
+    """A model that is called with a session."""
 
     _surgery: RootSite
 
     @seam
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        session, driver = kwargs.get("inference_session", *args[:1]), self._surgery.surgery.host.driver
+        if session is not None and self._surgery.enabled:
+            require_session(session, cast("type[TransformersDriver]", driver).session_kind)
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+
+class TransformersRoot(SessionRoot):
+    """The model: some of its own methods, each calling the host's."""
 
     @seam
     def _run_single_frame_inference(self, *args: Any, **kwargs: Any) -> Any:
@@ -46,12 +54,10 @@ class TransformersRoot(Patched):
         )
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         session = given["inference_session"]
-        obj_ids = tuple(session.obj_ids)
-        outputs = session.output_dict_per_obj
         step = ObjectStep(
             handle=TransformersSession(session),
             obj_id=session.obj_idx_to_id(given["obj_idx"]),
-            objects={obj_id: outputs[session.obj_id_to_idx(obj_id)] for obj_id in obj_ids},
+            objects={session.obj_idx_to_id(place): held for place, held in session.output_dict_per_obj.items()},
             frame=given["frame_idx"],
             reverse=bool(given["reverse"]),
             # An object later in the host's loop may be the prompted one: all of them then share a dense frame.

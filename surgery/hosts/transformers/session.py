@@ -49,6 +49,14 @@ class TransformersSession(SessionHandle):
         self.holder["cache"]._vision_features = features
 
 
+def require_session(session: Any, name: str) -> None:
+    """Raises ModelStateError for a session that is not of the library's class of this name."""
+    if not any(base.__name__ == name for base in type(session).__mro__):
+        raise ModelStateError(
+            f"the session is a {type(session).__name__}; expected a {name}, as the model's own processor makes it"
+        )
+
+
 def require_image(session: Any, cached: Set[int], frame: int) -> None:
     """Raises ModelStateError when `frame` must be encoded and its image was emptied."""
     if frame not in cached and not session.processed_frames[frame].numel():

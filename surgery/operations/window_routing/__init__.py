@@ -39,6 +39,9 @@ class SparseWindowRouting(WindowSettings):
 
     def check(self, host: HostView) -> list[nn.Module]:
         """See `Operation.check`: the span, its windows, and what tiles and a routed stage 4 ask of them."""
+        whole = host.reads_everywhere()
+        if whole is not None:
+            raise UnsupportedModelError(whole)
         span = span_of(host)
         grid = WindowGrid(span.side, span.side, span.window)
         if grid.count < 2:

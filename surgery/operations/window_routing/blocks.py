@@ -10,6 +10,7 @@ from torch import Tensor
 from surgery.core.frame import FrameContext
 from surgery.core.seams import BlockCall
 from surgery.operations.window_routing.correction import StageCorrection
+from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
 from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.operations.window_routing.span import Route, enter, leave, windowed_attention
 from surgery.operations.window_routing.stage4 import Stage4Route
@@ -60,43 +61,68 @@ class Stages12Block:
 
 class SpanBlock:
     """A block of the routed span, or the block that ends it. window: 0 for a global block. shortcut: where the span
-    begins. side: of the map, where it ends."""
+    begins. side: of the map. last: whether the span ends with it."""
 
-    def __init__(self, window: int, shortcut: Shortcut | None, side: int | None) -> None:
-        self.window, self.shortcut, self.side = window, shortcut, side
+    def __init__(self, window: int, shortcut: Shortcut | None, side: int, last: bool) -> None:
+        self.window, self.shortcut, self.side, self.last = window, shortcut, side, last
 
     @property
     def inner(self) -> bool:
         """Whether it is a global block before the one that ends the span."""
-        return not self.window and self.side is None
+        return not self.window and not self.last
 
     def __call__(self, context: FrameContext, block: BlockCall, tokens: Tensor, proceed: Proceed) -> Tensor:
         route: Route | None = context.records.get(TYPE)
         if route is None:
             return proceed(tokens)
+        if isinstance(route.globals, DenseGlobals):
+            return self._between(tokens, route, route.globals, block, proceed)
         if route.dense:
-            if route.observe and self.shortcut is not None:
-                route.seen_input = tokens
-            if route.observe and self.side is not None:
-                route.seen_output = tokens
             if route.globals is not None and self.inner:
-                route.globals.note(block.norm1(tokens), block)
-            return proceed(tokens)
-        if self.side is not None:
+                route.globals.note(tokens, block)
+            return proceed(self._observed(tokens, route))
+        if self.last:
             return proceed(leave(tokens, route, (1, self.side, self.side)))
         if self.shortcut is not None:
             tokens = enter(tokens, route, self.shortcut)
+        return self._routed(tokens, route, block)
+
+    def _observed(self, tokens: Tensor, route: Route) -> Tensor:
+        """`tokens`, which a dense frame gives the span or, at its end, has of it, noted where that is asked for."""
+        if route.observe and self.shortcut is not None:
+            route.seen_input = tokens
+        if route.observe and self.last:
+            route.seen_output = tokens
+        return tokens
+
+    def _between(self, tokens: Tensor, route: Route, runs: DenseGlobals, block: BlockCall, proceed: Proceed) -> Tensor:
+        """The same where global blocks run for every token, and windowed ones between them for chosen ones."""
+        if route.dense:
+            if not self.window and runs.entering is not None:
+                runs.end(tokens)
+            out = proceed(self._observed(tokens, route))
+            if self.shortcut is not None or self.inner:
+                runs.begin(tokens if self.window else out)
+            return out
+        assert route.chosen is not None and route.order is not None
+        if not self.window:
+            if runs.entering is not None:
+                tokens = runs.leave(tokens, route.chosen, route.order, self.side)
+            tokens = proceed(tokens)
+            return tokens if self.last else runs.enter(tokens, route.chosen, route.rest)
+        if self.shortcut is not None:
+            tokens = runs.enter(tokens, route.chosen, route.rest)
         return self._routed(tokens, route, block)
 
     def _routed(self, tokens: Tensor, route: Route, block: BlockCall) -> Tensor:
         normed = block.norm1(tokens)
         if self.window:
             mixed = windowed_attention(normed, route, block.attend, self.window)
-        elif route.globals is not None:
+        elif isinstance(route.globals, GlobalRoute):
             assert route.chosen is not None and route.packing is not None
             mixed = route.globals.attend(normed, route.chosen, route.packing, block)
         elif route.real is None:
-            mixed = block.attend(normed)
+            mixed = block.attend(normed, route.chosen)
         else:
             return self._published_global(tokens, route, block)
         tokens = tokens + mixed
@@ -106,7 +132,7 @@ class SpanBlock:
         """Global attention among real tokens; padding is reset to zero afterwards, as in the released code."""
         assert route.real is not None
         real = tokens.index_select(1, route.real)
-        real = real + block.attend(block.norm1(real))
+        real = real + block.attend(block.norm1(real), route.chosen)
         real = real + block.feed_forward(real)
         return tokens.new_zeros(tokens.shape).index_copy(1, route.real, real.to(tokens.dtype))
 

@@ -24,9 +24,10 @@ from surgery.operations.window_routing.geometry import (
     stage4_grid,
     tile_grid,
 )
-from surgery.operations.window_routing.global_blocks import GlobalRoute
+from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
 from surgery.operations.window_routing.graphs import own_route, route_kind, settle_route
 from surgery.operations.window_routing.policy import FramePreview, Policy, WindowState, by_evidence, tile_route
+from surgery.operations.window_routing.router import budgeted
 from surgery.operations.window_routing.settings import WindowSettings
 from surgery.operations.window_routing.shortcut import Shortcut, make_shortcut
 from surgery.operations.window_routing.span import Route, SpanMemory, dense_route, make_route, updated_memory
@@ -46,17 +47,19 @@ class SpanSeen:
 class WindowRouter(Bound[WindowSettings]):
     """Window routing in one model.
 
-    span: where it lies. grid: its windows. tiles, stage4: what the recipe routes besides, or None. cached: whether
-    inner global blocks attend to all tokens. shortcut: what stands in for the span. policy: chooses the windows.
+    span: where it lies. grid: its windows. tiles, stage4: what the recipe routes besides, or None. globals: how inner
+    global blocks know of skipped tokens; None: they do not. shortcut: what stands in for the span. policy: chooses the
+    windows.
     """
 
     def __init__(self, settings: WindowSettings, surgery: Surgery, before: WindowRouter | None) -> None:
         super().__init__(settings, surgery)
         host = surgery.host
         self.span = span = span_of(host)
-        self.cached = settings.stages.globals == "cached"
+        kinds = {"cached": GlobalRoute, "dense": DenseGlobals}
+        self.globals: type[GlobalRoute | DenseGlobals] | None = kinds.get(settings.stages.globals)
         # Among chosen tokens alone, those that fill a window up would be keys like any other.
-        filled = surgery.fixed_shapes and self.cached and settings.skipped.padding != "published"
+        filled = surgery.fixed_shapes and self.globals is GlobalRoute and settings.skipped.padding != "published"
         self.grid: WindowGrid = WindowGrid(span.side, span.side, span.window, filled)
         self.tiles = tile_grid(host, span, self.grid) if settings.stages.span == "tiles" else None
         self.stage4 = stage4_grid(host, span, self.grid) if settings.stages.stage4 == "routed" else None
@@ -98,8 +101,8 @@ class WindowRouter(Bound[WindowSettings]):
             yield Patch("block", Stages12Block(gathers, level, index == 0, correction, corrections is not None), index)
         for index in range(span.entry, span.exit + 1):
             shortcut = self.shortcut if index == span.entry else None
-            side = span.side if index == span.exit else None
-            yield Patch("block", SpanBlock(host.block_info(index).window, shortcut, side), index)
+            window, last = host.block_info(index).window, index == span.exit
+            yield Patch("block", SpanBlock(window, shortcut, span.side, last), index)
         if self.settings.stages.stage4 == "routed":
             numbers = stage4_blocks(host, span)
             for index in numbers:
@@ -153,15 +156,14 @@ class WindowRouter(Bound[WindowSettings]):
             after = None
             if stage4 is not None and state.stage4 is not None:
                 after = stage4.route(windows, device, state.stage4)
-            memory = state.span if settings.skipped.temporal and tiles is None else None
+            memory = state.span if settings.remembers_span else None
             return self.routed(windows, device, memory, stages12, after, state.globals)
         if settings.skipped.padding == "published" and grid.padded and not watched:
             return make_route(grid, range(grid.count), device, None, published_padding=True)
         watch = tiles.watch(watched) if tiles is not None else None
         after = stage4.watch() if stage4 is not None else None
         route = dense_route(watched or (chooses and settings.skipped.temporal), watch, after)
-        if chooses and self.cached:
-            route.globals = GlobalRoute()
+        route.globals = self.globals() if chooses and self.globals is not None else None
         return route
 
     def routed(
@@ -170,11 +172,11 @@ class WindowRouter(Bound[WindowSettings]):
     ) -> Route:  # fmt: skip
         """The route of a frame that computes `windows`, given what the video remembers; see `make_route`.
 
-        tokens: what the inner global blocks attend to besides, see `GlobalRoute.last`.
+        tokens: what is remembered for the inner global blocks, see `WindowState.globals`.
         """
         published = self.settings.skipped.padding == "published"
         route = make_route(self.grid, windows, device, memory, published, not self.shortcut.pointwise, stages12, after)
-        route.globals = GlobalRoute(tokens) if tokens is not None and self.cached else None
+        route.globals = self.globals(tokens) if tokens is not None and self.globals is not None else None
         return route
 
     def _remember(self, route: Route, state: WindowState, preview: FramePreview, device: torch.device) -> None:
@@ -191,7 +193,7 @@ class WindowRouter(Bound[WindowSettings]):
                     route.seen_input,
                     self.shortcut,
                 )
-        elif settings.skipped.temporal and settings.windows == "object":
+        elif settings.remembers_span and settings.windows == "object":
             with self.surgery.inside(ENCODER, device.type):
                 state.span = updated_memory(route, self.shortcut, self.grid)
 
@@ -218,14 +220,18 @@ class WindowRouter(Bound[WindowSettings]):
             (video.stats.dense if windows is None else video.stats.widened)[reason] += 1
 
     @property
+    def allowed(self) -> int:
+        """Windows of a routed frame by the settings' budget."""
+        return budgeted(self.settings.budget, self.grid.count) if self.settings.windows == "object" else self.grid.count
+
+    @property
     def steps(self) -> int:  # type: ignore[override]
         """See `Bound`: one window more or less."""
         return self.grid.count
 
     def pretend(self, context: FrameContext, kept: Mapping[str, float]) -> None:
         """See `Bound.pretend`: the first windows are computed, all others were once."""
-        allowed = self.settings.allowed(kept)
-        share = kept.get("windows", allowed if allowed is not None else 1.0)
+        share = kept.get("windows", self.allowed / self.grid.count)
         windows = range(max(1, round(share * self.grid.count)))
         if len(windows) < self.grid.count:
             self.pretend_windows(context, windows)
@@ -242,17 +248,22 @@ class WindowRouter(Bound[WindowSettings]):
             stages12 = self.tiles.route(
                 windows, device, blank, urgency, round(settings.stages.early * self.tiles.count)
             )
-        elif settings.skipped.temporal:
+        elif settings.remembers_span:
             still = torch.zeros(self.grid.tokens, self.span.channels, device=device, dtype=dtype)
             memory = SpanMemory(still, still)
         if self.stage4 is not None:
             after = self.stage4.route(windows, device, self.stage4.blank(device, dtype))
-        infos = [self.surgery.host.block_info(index) for index in self.span.routed]
-        heads = [info.heads for info in infos if not info.window]
-        seen = [(self.grid.tokens, 2, each, self.span.channels // each) for each in heads]
-        tokens = tuple(torch.zeros(shape, device=device, dtype=dtype) for shape in seen)
+        tokens = tuple(torch.zeros(shape, device=device, dtype=dtype) for shape in self._global_shapes())
         context.records[settings.type] = self.routed(windows, device, memory, stages12, after, tokens)
         context.provide(ComputedWindows(self.grid, tuple(windows)))
+
+    def _global_shapes(self) -> list[tuple[int, ...]]:
+        """Of `WindowState.globals`."""
+        channels, infos = self.span.channels, [self.surgery.host.block_info(index) for index in self.span.routed]
+        heads = [info.heads for info in infos if not info.window]
+        if self.globals is DenseGlobals:
+            return [(self.grid.tokens, channels)] * (len(heads) + bool(infos[0].window))
+        return [(self.grid.tokens, 2, each, channels // each) for each in heads]
 
     def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:
         """See `Bound.kind`."""

@@ -56,6 +56,12 @@ def find_span(infos: Sequence[BlockInfo], stage_starts: Sequence[int], patch_str
             f"before global block {exit_}, found windows {[info.window for info in infos[entry:exit_]]}"
         )
     stride = patch_stride * 2 ** sum(info.pools for info in infos[: entry + 1])
+    over = image_size % stride
+    if over:
+        raise UnsupportedModelError(
+            f"images of {image_size} px do not divide into tokens of {stride} px; the nearest are {image_size - over} "
+            f"and {image_size - over + stride}"
+        )
     return SpanInfo(entry, exit_, windows.pop(), infos[entry].dim, image_size // stride)
 
 
@@ -66,7 +72,12 @@ def span_of(host: HostView) -> SpanInfo:
 
 
 def tile_grid(host: HostView, span: SpanInfo, grid: WindowGrid) -> TileGrid:
-    """The tiles of a model. Raises UnsupportedModelError when its early windows do not nest in those of `grid`."""
+    """The tiles of a model. Raises UnsupportedModelError when there are no early windows, or they do not nest in
+    those of `grid`."""
+    if not span.entry:
+        raise UnsupportedModelError(
+            "no stage comes before the routed span: skipped windows skip the first block as it is; use span: stage3"
+        )
     infos = [host.block_info(index) for index in range(span.entry)]
     side = piece_side([(info.window, info.pools) for info in infos], grid)
     levels = []

@@ -34,8 +34,8 @@ class WindowState(State):
 
     since_dense: routed frames since a dense one. ages: frames since each window was computed. lost: objects whose last
     known score was <= 0. span, tiles: what skipped windows return, as the recipe's span asks. stage4: [1, H, W, C]
-    output of stage 4, every window when last computed, where stage 4 is routed. globals: see `GlobalRoute.last`, where
-    they are kept. thumbnail: [3, 32, 32] of the last
+    output of stage 4, every window when last computed, where stage 4 is routed. globals: see `GlobalRoute.last` and
+    `DenseGlobals.last`, where they are kept. thumbnail: [3, 32, 32] of the last
     frame. seen: [3, H, W] picture of every token when its window was computed.
     """
 
@@ -242,12 +242,13 @@ def must_be_dense(
             return "object without evidence"
     if settings.refresh.every and state.since_dense >= settings.refresh.every:
         return "refresh interval"
-    last = state.tiles if settings.stages.span == "tiles" else state.span
-    if settings.skipped.temporal and (last is None or last.output.device != device):
+    last = state.span if settings.remembers_span else state.tiles
+    asked = settings.remembers_span or settings.stages.span == "tiles"
+    if asked and (last is None or last.output.device != device):
         return "no last output"
     if settings.stages.stage4 == "routed" and (state.stage4 is None or state.stage4.device != device):
         return "no last output"
-    if settings.stages.globals == "cached" and (
+    if settings.stages.globals != "packed" and (
         state.globals is None or any(each.device != device for each in state.globals)
     ):
         return "no last output"

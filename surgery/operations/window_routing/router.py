@@ -5,6 +5,7 @@ Pure functions of tensors: evidence of the previous frame in, window ids out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -77,6 +78,8 @@ def window_changes(current: Tensor, seen: Tensor, grid: WindowGrid) -> Tensor:
 
 AGE_WEIGHT = 0.02
 """Change, in standard deviations, that one frame of waiting is worth, so that still windows are renewed as well."""
+FEW = 10
+"""Below so many windows budgets are rounded up."""
 SIZES = 3
 """How many sizes a frame within a budget may have before it is dense."""
 
@@ -101,9 +104,16 @@ def most_urgent(urgency: Sequence[float], count: int, certain: Sequence[int] = (
     return sorted(order[:count])
 
 
+def budgeted(budget: float, count: int) -> int:
+    """How many of `count` windows a budget is: the nearest number; where there are few, from a quarter of a window on
+    the next, since of large windows an object lies in a larger share."""
+    share = budget * count
+    return max(1, math.floor(share + 0.75) if count < FEW else round(share))
+
+
 def sizes(count: int, budget: float) -> list[int]:
     """How many of `count` windows a frame within a budget may compute: the budget, and evenly on towards all."""
-    least = max(1, round(budget * count))
+    least = budgeted(budget, count)
     return sorted({least + (count - least) * step // SIZES for step in range(SIZES)})
 
 

@@ -101,10 +101,11 @@ class StageSettings(Fields):
         "none",
         description="with tiles: `patch` lets reused maps of stages 1 and 2 follow the patch embedding (fitted)",
     )
-    globals: Literal["packed", "cached"] = Field(
+    globals: Literal["packed", "cached", "dense"] = Field(
         "packed",
         description="inner global blocks: computed windows attend among themselves (`packed`, as published) or to all "
-        "tokens, skipped ones as last computed (`cached`); needs `skipped.temporal`",
+        "tokens, skipped ones as last computed (`cached`); or these blocks run for all tokens (`dense`, with the span "
+        "as `stage3`, and without a shortcut); the last two need `skipped.temporal`",
     )
     stage4: Literal["dense", "routed"] = Field(
         "dense",
@@ -152,7 +153,8 @@ class WindowSettings(Operation):
     windows: Literal["object", "all"] = Field("object", description="`all`: every window on every frame (exact)")
     budget: Fraction = Field(
         1.0,
-        description="largest share of the windows on a routed frame; 1: no limit; below 1 needs `skipped.temporal`",
+        description="largest share of the windows on a routed frame, of fewer than ten rounded up; 1: no limit; below "
+        "1 needs `skipped.temporal`",
     )
     fill: bool = Field(False, description="compute as many windows as the budget allows, wanted or not")
     rolling: int = Field(
@@ -186,16 +188,24 @@ class WindowSettings(Operation):
     @property
     def uses_shortcut(self) -> bool:
         """Whether skipped windows are given anything but their last output."""
-        return self.stages.span == "stage3" or self.stages.early > 0
+        return self.stages.globals != "dense" and (self.stages.span == "stage3" or self.stages.early > 0)
+
+    @property
+    def remembers_span(self) -> bool:
+        """Whether skipped windows return the span's last output, and not what tiles or runs of blocks remember."""
+        return self.skipped.temporal and self.stages.span == "stage3" and self.stages.globals != "dense"
 
     @model_validator(mode="after")
     def _skipped_windows_have_what_is_asked(self) -> WindowSettings:
         stages, skipped = self.stages, self.skipped
         memory = (skipped.temporal, "skipped.temporal: true")
+        whole = (stages.span == "stage3", "span: stage3")
         pointwise = (skipped.shortcut.type != "attention", "skipped.shortcut.type: bottleneck, ffn or identity")
         for setting, asked, (met, needed), why in (
             ("span: tiles", stages.span == "tiles", memory, "a skipped tile has nothing but its last output"),
             ("globals: cached", stages.globals == "cached", memory, "nothing else remembers skipped tokens"),
+            ("globals: dense", stages.globals == "dense", memory, "nothing else remembers skipped tokens"),
+            ("globals: dense", stages.globals == "dense", whole, "of a skipped tile there is no token to run for"),
             ("stage4: routed", stages.stage4 == "routed", memory, "a skipped window has nothing but its last output"),
             (f"budget: {self.budget:g}", self.budget < 1.0, memory, "windows of the object are skipped as well"),
             (f"early: {stages.early:g}", stages.early > 0, pointwise, "extra pieces are corrected token by token"),

@@ -38,8 +38,8 @@ BACKGROUND = 0.2
 class Candidate:
     """A routing setting under simulation.
 
-    windows, risk: sums over tracked frames of the fraction of windows computed, and of the error of those skipped
-    (relative to the variance of the span's output, weighted by whether an object is there).
+    windows, risk: sums over tracked frames of the fraction of windows computed, and of the error of those skipped, and
+    of the others through them (relative to the variance of the span's output, weighted by whether an object is there).
     """
 
     settings: WindowSettings
@@ -64,6 +64,14 @@ class _Facts:
     prompted: bool
 
 
+def way_of(settings: WindowSettings) -> str:
+    """What a skipped window is given besides what it last was: the change of a `shortcut`, that of its input and of
+    what global blocks add (`dense`), or nothing (`last`)."""
+    if settings.stages.globals == "dense":
+        return "dense"
+    return "shortcut" if settings.uses_shortcut else "last"
+
+
 class WindowSimulation(Simulation):
     """Steps candidates through dense passes.
 
@@ -74,15 +82,19 @@ class WindowSimulation(Simulation):
     def __init__(self, router: WindowRouter, settings: Sequence[WindowSettings]) -> None:
         self._router, self._grid = router, router.grid
         self.candidates = {repr(each): Candidate(each) for each in settings}
+        self._ways = {way_of(each) for each in settings}
+        inner = [index for index in router.span.routed if not router.surgery.host.block_info(index).window]
+        self._global = len(inner) / len(router.span.routed)
         self.start()
 
     def start(self) -> None:
         """See `Simulation.start`."""
-        self._past: deque[tuple[Tensor, Tensor]] = deque(maxlen=DEEPEST)
+        self._past: deque[tuple[dict[str, Tensor], Tensor]] = deque(maxlen=DEEPEST)
         self._picture: Tensor | None = None
         self._small: Tensor | None = None
         self._facts: _Facts | None = None
-        self._errors: list[list[float]] = []
+        self._errors: dict[str, list[list[float]]] = {}
+        self._levels: dict[str, list[float]] = {}
         for candidate in self.candidates.values():
             candidate.state = WindowState(ages=[0] * self._grid.count)
 
@@ -120,19 +132,24 @@ class WindowSimulation(Simulation):
         assert self._picture is not None
         inputs, output = what.entering.flatten(0, 2), what.leaving.flatten(0, 2).to(torch.float32)
         variance = output.var(0).mean().clamp_min(1e-12)
-        change = output - self._branch(inputs)
-        self._errors = [self._by_window((change - past[0]).pow(2).mean(-1) / variance) for past in reversed(self._past)]
-        self._level = self._by_window(change.pow(2).mean(-1) / variance)
-        self._past.append((change, self._picture))
+        changes = {way: self._old(way, inputs, output) for way in self._ways}
+        for way, change in changes.items():
+            self._errors[way] = [
+                self._by_window((change - past[0][way]).pow(2).mean(-1) / variance) for past in reversed(self._past)
+            ]
+            self._levels[way] = self._by_window(change.pow(2).mean(-1) / variance)
+        self._past.append((changes, self._picture))
 
-    def _branch(self, inputs: Tensor) -> Tensor:
-        """Shortcut output [H * W, C] in fp32; zero where skipped tiles reuse their last output as it is.
+    def _old(self, way: str, inputs: Tensor, output: Tensor) -> Tensor:
+        """What of the span's output a skipped window would have as it last was, [H * W, C]; see `way_of`.
 
         Extra pieces follow the objects, whose windows weigh most, so with them the shortcut counts everywhere.
         """
-        if not self._router.settings.uses_shortcut:
-            return torch.zeros_like(inputs, dtype=torch.float32)
-        return self._router.shortcut.whole(inputs, self._grid).to(torch.float32)
+        if way == "dense":
+            return (output - inputs.to(torch.float32)) * (1 - self._global)
+        if way == "last":
+            return output
+        return output - self._router.shortcut.whole(inputs, self._grid).to(torch.float32)
 
     def _by_window(self, values: Tensor) -> list[float]:
         both = self._grid.mass(torch.stack([values, torch.ones_like(values)]))
@@ -172,10 +189,16 @@ class WindowSimulation(Simulation):
         windows = self._choose(candidate, facts)
         candidate.windows += 1.0 if windows is None else len(windows) / count
         state.renewed(windows, count)
+        way, lost = way_of(settings), [0.0] * count
+        past, level = self._errors[way], self._levels[way]
         for window, age in enumerate(state.ages):
             if age:
-                past = self._errors[min(age, len(self._errors)) - 1] if settings.skipped.temporal else self._level
-                candidate.risk += weights[window] * past[window] / sum(weights)
+                lost[window] = past[min(age, len(past)) - 1][window] if settings.skipped.temporal else level[window]
+        # What computed windows see of skipped ones, in inner global blocks alone: packed, nothing of them.
+        unseen = level if settings.stages.globals == "packed" else lost
+        blurred = self._global * sum(unseen[window] for window, age in enumerate(state.ages) if age) / count
+        for window, age in enumerate(state.ages):
+            candidate.risk += weights[window] * (lost[window] if age else blurred) / sum(weights)
 
     def _choose(self, candidate: Candidate, facts: _Facts) -> list[int] | None:
         settings, state = candidate.settings, candidate.state

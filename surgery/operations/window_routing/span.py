@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from surgery.core.windows import Packing, WindowGrid
-from surgery.operations.window_routing.global_blocks import GlobalRoute
+from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
 from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.operations.window_routing.stage4 import Stage4Route
 from surgery.operations.window_routing.tiles import TileRoute
@@ -41,8 +41,8 @@ class Route:
     On a `dense` frame the stock blocks run and only the span's input and output are noted (when `observe` asks for
     them). Compiled graphs guard on the plain attributes, so none of them may change with the choice of windows.
     tiles: the routing of the blocks before the span, which then also says what skipped windows return. stage4: the
-    routing of stage 4, or None where it runs whole. globals: what the inner global blocks attend to, or None where that
-    is the chosen tokens.
+    routing of stage 4, or None where it runs whole. globals: what the inner global blocks do with the others, or None
+    where they know the chosen tokens only.
     """
 
     dense: bool
@@ -60,7 +60,7 @@ class Route:
     chosen_branch: Tensor | None = None
     tiles: TileRoute | None = None
     stage4: Stage4Route | None = None
-    globals: GlobalRoute | None = None
+    globals: GlobalRoute | DenseGlobals | None = None
 
 
 def dense_route(observe: bool, tiles: TileRoute | None = None, stage4: Stage4Route | None = None) -> Route:

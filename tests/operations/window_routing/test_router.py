@@ -13,6 +13,7 @@ from torch import Tensor
 
 from surgery.core.windows import WindowGrid
 from surgery.operations.window_routing.router import (
+    budgeted,
     mask_windows,
     most_urgent,
     salient_windows,
@@ -230,6 +231,14 @@ def test_without_a_bound_the_budget_holds() -> None:
     chosen, over = within_budget([True] * 10, [True] * 10, [9] * 10, [1.0] * 10, budget=0.2, fill=True)
     assert chosen == [0, 1]
     assert over is None
+
+
+def test_few_windows_round_a_budget_up() -> None:
+    shares = (0.2, 0.26, 0.33, 0.34, 0.5, 1.0)
+    assert [budgeted(share, 9) for share in shares] == [2, 3, 3, 3, 5, 9]
+    assert [budgeted(share, 16) for share in shares] == [3, 4, 5, 5, 8, 16]
+    assert [budgeted(share, 25) for share in shares] == [5, 6, 8, 8, 12, 25]
+    assert budgeted(0.01, 4) == 1
 
 
 @given(st.integers(2, 30), st.floats(0.01, 1.0), st.booleans(), st.one_of(st.none(), st.integers(0, 3)), seeds)

@@ -201,14 +201,17 @@ class ToyBlock(nn.Module):
             for parameter in self.parameters():
                 parameter.normal_(generator=torch.Generator().manual_seed(3))
 
-    def attn(self, tokens: Tensor) -> Tensor:
+    def _attend(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
         return tokens + tokens.mean((1, 2), keepdim=True)
+
+    def _feed_forward(self, tokens: Tensor) -> Tensor:
+        return self.mlp(self._norm2(tokens))
 
 
 def routed(block: ToyBlock, window: int, tokens: Tensor, route: Route) -> Tensor:
     """What a block of the span does on a frame of this route."""
     context = FrameContext(0, VideoState(None), cast(Any, None), records={TYPE: route})
-    return SpanBlock(window, None, None)(context, BlockCall(cast(Any, block), 0, {}), tokens, never)
+    return SpanBlock(window, None, 0, last=False)(context, BlockCall(cast(Any, block), 0, {}), tokens, never)
 
 
 def never(tokens: Tensor) -> Tensor:
@@ -257,7 +260,7 @@ def test_published_padding_takes_part_in_windowed_blocks_and_exact_padding_does_
     part = torch.from_numpy(grid.token_ids([2]))
     tokens = feature(grid).reshape(-1, 3)[part]
     normed = grid.packing([2], CPU).stack(block._norm1(tokens)).reshape(1, 4, 4, 3)
-    hidden = tokens + grid.packing([2], CPU).flatten(block.attn(normed).reshape(1, 16, 3))
+    hidden = tokens + grid.packing([2], CPU).flatten(block._attend(normed).reshape(1, 16, 3))
     assert torch.allclose(outputs[False][0, : len(part), 0], hidden + block.mlp(block._norm2(hidden)), atol=1e-5)
 
 

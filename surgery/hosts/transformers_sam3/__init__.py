@@ -1,0 +1,1 @@
+"""`transformers`: `Sam3TrackerVideoModel`, and the tracker within `Sam3VideoModel`."""
