@@ -30,6 +30,7 @@ _PUBLIC = {
     "load_adapter": "surgery.adapters",
     "push_adapter": "surgery.adapters",
     "evaluate": "surgery.evaluation",
+    "everything": "surgery.pictures",
     "SurgeryError": "surgery.errors",
     "UnsupportedModelError": "surgery.errors",
     "MissingLibraryError": "surgery.errors",
@@ -43,6 +44,7 @@ _PUBLIC = {
     "DatasetError": "surgery.errors",
     "HubError": "surgery.errors",
     "VideoError": "surgery.errors",
+    "PictureError": "surgery.errors",
     "PromptError": "surgery.errors",
 }
 __all__ = [*_PUBLIC, "__version__"]
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from surgery.errors import MissingLibraryError as MissingLibraryError
     from surgery.errors import ModelLoadError as ModelLoadError
     from surgery.errors import ModelStateError as ModelStateError
+    from surgery.errors import PictureError as PictureError
     from surgery.errors import PromptError as PromptError
     from surgery.errors import RecipeError as RecipeError
     from surgery.errors import SurgeryError as SurgeryError
@@ -75,6 +78,7 @@ if TYPE_CHECKING:
     from surgery.errors import VideoError as VideoError
     from surgery.errors import WeightsError as WeightsError
     from surgery.evaluation import evaluate as evaluate
+    from surgery.pictures import everything as everything
     from surgery.recipe import Recipe as Recipe
     from surgery.recipe import list_recipes as list_recipes
     from surgery.warm import WarmUp as WarmUp

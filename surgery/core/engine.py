@@ -16,7 +16,7 @@ from surgery.core.seams import PART_SEAMS
 from surgery.core.session import Generation
 from surgery.core.surgery import RootSite, Site, Surgery, wanted_evidence
 from surgery.core.weights import require_plain
-from surgery.errors import ModelStateError, WeightsError
+from surgery.errors import ModelStateError, UnsupportedModelError, WeightsError
 
 if TYPE_CHECKING:
     from surgery.recipe import Recipe
@@ -39,6 +39,8 @@ def plan(host: HostView, recipe: Recipe, before: Surgery | None) -> Surgery:
     require_own(host.model, before)
     require_plain(host.model)
     operations = operations_of(recipe)
+    if not host.video:
+        operations = _for_pictures(host, recipe, operations)
     wanted_evidence(operations)
     relied_on = [module for operation in operations for module in operation.check(host)]
     _require_values(host, relied_on)
@@ -55,6 +57,14 @@ def operations_of(recipe: Recipe) -> list[Operation]:
     named = {type(operation) for operation in recipe.operations}
     silent = [kind.unasked() for kind in known().values() if kind not in named]
     return sorted([*recipe.operations, *(each for each in silent if each is not None)], key=lambda each: each.order)
+
+
+def _for_pictures(host: HostView, recipe: Recipe, operations: Sequence[Operation]) -> list[Operation]:
+    """Those that need no video. Raises UnsupportedModelError where the recipe names one that does."""
+    others = [each.type for each in recipe.operations if not each.for_pictures]
+    if others:
+        raise UnsupportedModelError(f"{host.near_miss(host.model)} (operation {others[0]} needs a video)")
+    return [each for each in operations if each.for_pictures]
 
 
 def _bound(surgery: Surgery, operations: Sequence[Operation], before: Surgery | None) -> tuple[Bound[Any], ...]:

@@ -14,6 +14,7 @@ from surgery.core.layout import BlockInfo
 from surgery.core.loader import Loader
 from surgery.core.parts import DECODER, ENCODER, MEMORY, PARTS, Part
 from surgery.core.patching import Patched, host_class
+from surgery.core.pictures import PictureDriver
 from surgery.core.seams import EncoderPart, MaskDecoderPart, MemoryEncoderPart
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class HostView(ABC):
     comes to be. root: of the
     model itself, whose methods are the seams of a frame. seams: the class put in front of the modules of each seam.
     cannot: ways of half precision that a whole model does not run in ("weights": converted; "fp16", "bf16"), each with
-    why and what to use instead.
+    why and what to use instead. pictures: how it is given a single picture, None where it cannot be. video: False for
+    models of pictures alone, which only operations that are `for_pictures` take.
     """
 
     name: ClassVar[str]
@@ -35,6 +37,8 @@ class HostView(ABC):
     driver: ClassVar[type[Driver]]
     loader: ClassVar[Loader]
     cannot: ClassVar[Mapping[str, str]] = {}
+    pictures: ClassVar[type[PictureDriver] | None] = None
+    video: ClassVar[bool] = True
     root: ClassVar[type[Patched]]
     seams: ClassVar[Mapping[str, type[Patched]]]
 

@@ -67,7 +67,8 @@ class Operation(Fields):
 
     alias: short name for overrides and `calibration.search`. order: operations of a lower one run outside of those of a
     higher one where they share a seam. share: name of what it keeps a share of, for status and calibration; by_frame:
-    it is the same for all objects of a frame. moved: dotted names that fields had in older recipes, to those of now.
+    it is the same for all objects of a frame. for_pictures: it needs no video. moved: dotted names that fields had in
+    older recipes, to those of now.
     """
 
     type: str
@@ -75,6 +76,7 @@ class Operation(Fields):
     order: ClassVar[int] = 0
     share: ClassVar[str | None] = None
     by_frame: ClassVar[bool] = False
+    for_pictures: ClassVar[bool] = False
     moved: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @model_validator(mode="wrap")

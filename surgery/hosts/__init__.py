@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,11 @@ _HOSTS: list[str | type[HostView]] = [
     "surgery.hosts.transformers.view:TransformersView",
     "surgery.hosts.sam2.view:Sam2View",
 ]
+_OF_PICTURES: list[str] = [
+    "surgery.hosts.transformers.image:TransformersImageView",
+    "surgery.hosts.sam2.image:Sam2ImageView",
+]
+"""Models of pictures alone, of the same libraries."""
 
 
 def register(host: type[HostView]) -> None:
@@ -27,8 +32,12 @@ def register(host: type[HostView]) -> None:
 
 
 def hosts() -> Iterator[type[HostView]]:
-    """Every host."""
-    for host in _HOSTS:
+    """Every host of video models."""
+    yield from _loaded(_HOSTS)
+
+
+def _loaded(listed: Sequence[str | type[HostView]]) -> Iterator[type[HostView]]:
+    for host in listed:
         if isinstance(host, str):
             module, name = host.split(":")
             yield getattr(import_module(module), name)
@@ -64,13 +73,15 @@ def loader_of(name: str | None = None, vos: bool = False) -> Loader:
     return able[name]
 
 
-def view_of(model: object) -> HostView:
+def view_of(model: object, pictures: bool = False) -> HostView:
     """Find the host of `model`.
+
+    pictures: a model of pictures alone will do.
 
     Raises:
         UnsupportedModelError: not a video model of a known host.
     """
-    for host in hosts():
+    for host in (*hosts(), *(_loaded(_OF_PICTURES) if pictures else ())):
         if host.matches(model):
             assert isinstance(model, nn.Module)
             return host(model)

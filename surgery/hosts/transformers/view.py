@@ -26,6 +26,7 @@ from surgery.hosts.transformers.modules import (
     TransformersTokenToImage,
     TransformersTrunk,
 )
+from surgery.hosts.transformers.pictures import TransformersPictures
 from surgery.hosts.transformers.root import TransformersRoot
 from surgery.hosts.transformers.session import STATE_KEY, TransformersSession
 
@@ -45,7 +46,8 @@ class TransformersView(HostView):
     models = "transformers Sam2VideoModel"
     driver = TransformersDriver
     loader = TransformersLoader()
-    root = TransformersRoot
+    root: ClassVar[type[Patched]] = TransformersRoot
+    pictures = TransformersPictures
     seams: ClassVar[Mapping[str, type[Patched]]] = {
         "block": TransformersBlock,
         "self_attention": TransformersAttention,
@@ -57,7 +59,7 @@ class TransformersView(HostView):
 
     @classmethod
     def matches(cls, model: object) -> bool:
-        if not _of_library(model):
+        if not of_library(model):
             return False
         from transformers import Sam2VideoModel
 
@@ -65,7 +67,7 @@ class TransformersView(HostView):
 
     @classmethod
     def near_miss(cls, model: object) -> str | None:
-        if not _of_library(model):
+        if not of_library(model):
             return None
         kind = type(model).__name__
         expected = 'expected a Sam2VideoModel: Sam2VideoModel.from_pretrained("facebook/sam2.1-hiera-large")'
@@ -205,7 +207,7 @@ class TransformersView(HostView):
         return (None, None) if name is None or Path(name).exists() else (name, getattr(config, "_commit_hash", None))
 
 
-def _of_library(model: object) -> bool:
+def of_library(model: object) -> bool:
     return any(base.__module__.split(".")[0] == "transformers" for base in type(model).__mro__)
 
 

@@ -1,0 +1,42 @@
+"""Everything in one picture: the masks, as the host's own generator gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from surgery.core.access import access_to
+from surgery.core.pictures import rgb
+from surgery.engine import require_surgery
+from surgery.errors import ModelStateError
+from surgery.operations import SegmentEverything
+from surgery.operations.segment_everything import Everything
+
+
+def everything(model: Any, image: Any) -> Any:
+    """Masks of everything in a picture, by the recipe's operation `segment_everything`.
+
+    Args:
+        model: under surgery, of video or of pictures: `SAM2VideoPredictor`, `SAM2Base`, `Sam2VideoModel`, `Sam2Model`.
+            Inside `disabled` the host's own grid is decoded.
+        image: a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: uint8, or floats of 0 to 1.
+
+    Returns:
+        What the host's own generator returns, best first. `sam2`: a list of records with "segmentation" (bool [H, W]),
+        "area", "bbox" (x, y, width, height), "predicted_iou", "point_coords", "stability_score" and "crop_box".
+        `transformers`: a dict of "masks" (bool [H, W] each), "scores" and "bounding_boxes" (x0, y0, x1, y1).
+
+    Raises:
+        PictureError: not a picture.
+        ModelStateError: the model is not under surgery, or its recipe has no segment_everything.
+    """
+    surgery = require_surgery(model)
+    bound = surgery.find(Everything)
+    if bound is None:
+        name = surgery.recipe.metadata.name if surgery.recipe is not None else "this"
+        raise ModelStateError(f"recipe {name!r} has no segment_everything; take everything-exact, or add the operation")
+    if not surgery.enabled:
+        bound = Everything(SegmentEverything(), surgery)
+    array = rgb(image)
+    with access_to(surgery.host.model).frame():
+        driver = bound.driver()
+        return driver.records(bound.find(array, driver), array.shape[:2])
