@@ -31,6 +31,8 @@ _PUBLIC = {
     "push_adapter": "surgery.adapters",
     "evaluate": "surgery.evaluation",
     "everything": "surgery.pictures",
+    "fit_everything": "surgery.calibration.everything",
+    "EverythingReport": "surgery.calibration.everything",
     "SurgeryError": "surgery.errors",
     "UnsupportedModelError": "surgery.errors",
     "MissingLibraryError": "surgery.errors",
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from surgery.bench import benchmark as benchmark
     from surgery.calibration import CalibrationReport as CalibrationReport
     from surgery.calibration import calibrate as calibrate
+    from surgery.calibration.everything import EverythingReport as EverythingReport
+    from surgery.calibration.everything import fit_everything as fit_everything
     from surgery.engine import desparsify as desparsify
     from surgery.engine import disabled as disabled
     from surgery.errors import AdapterError as AdapterError

@@ -8,6 +8,7 @@ from surgery.core.access import access_to
 from surgery.core.pictures import rgb
 from surgery.engine import require_surgery
 from surgery.errors import ModelStateError
+from surgery.hosts import detector
 from surgery.operations import SegmentEverything
 from surgery.operations.segment_everything import Everything
 
@@ -27,7 +28,9 @@ def everything(model: Any, image: Any) -> Any:
 
     Raises:
         PictureError: not a picture.
-        ModelStateError: the model is not under surgery, or its recipe has no segment_everything.
+        ModelStateError: the model is not under surgery, its recipe has no segment_everything, or its proposal head was
+            never fitted.
+        HubError, ModelLoadError: the recipe's detector could not be loaded.
     """
     surgery = require_surgery(model)
     bound = surgery.find(Everything)
@@ -39,4 +42,7 @@ def everything(model: Any, image: Any) -> Any:
     array = rgb(image)
     with access_to(surgery.host.model).frame():
         driver = bound.driver()
+        wanted = bound.settings.boxes.detector if bound.settings.prompts == "boxes" else None
+        if wanted is not None and bound.detector is None:
+            bound.detector = detector(wanted, next(surgery.host.model.parameters()).device)
         return driver.records(bound.find(array, driver), array.shape[:2])

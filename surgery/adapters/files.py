@@ -28,12 +28,15 @@ from surgery.adapters.config import (
     Provenance,
     encode_config,
     read_config,
+    read_json,
     thresholds_of,
 )
 from surgery.adapters.fingerprint import compare, fingerprint
 from surgery.adapters.folder import require_replaceable, write_folder
+from surgery.adapters.proposals import KIND, ProposalAdapter, proposals_of, read_proposals
 from surgery.adapters.record import CalibrationRecord
 from surgery.adapters.tensors import encode_tensors, read_tensors
+from surgery.adapters.warned import BaseModelWarning, RoundedBaseWarning, UnprovenBaseWarning
 from surgery.core.host import finite
 from surgery.core.surgery import Surgery
 from surgery.core.weights import quantised_layer
@@ -48,18 +51,6 @@ from surgery.recipe import Recipe
 _ORIGIN = "_surgery_origin"
 _CORRECTIONS = "corrections."
 _READS = 400
-
-
-class BaseModelWarning(UserWarning):
-    """Something is worth knowing about the base model an adapter was loaded on."""
-
-
-class RoundedBaseWarning(BaseModelWarning):
-    """The model is the adapter's base, proven, but rounded to fewer bits; masks differ by that rounding."""
-
-
-class UnprovenBaseWarning(BaseModelWarning):
-    """The model could not be proven to be the adapter's base: none recorded, or forced."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,24 +160,26 @@ class _Origin:
 
 
 def save_adapter(model: Any, path: str | Path) -> Path:
-    """Write the shortcut and recipe of a model under surgery to the folder `path`.
+    """Write what was fitted of a model under surgery, and its recipe, to the folder `path`: the shortcut of window
+    routing, or the proposal head of `segment_everything`.
 
     The folder is replaced in one step: whatever interrupts the call, it is the old adapter or the new one. An existing
     adapter there is replaced, any other folder is refused. Same model, same bytes. The calibration record that came
     with the weights, or that `record_calibration` attached, goes along while weights and recipe are unchanged.
 
     Raises:
-        ModelStateError: the model is not under surgery, or its recipe has no window routing (nothing to save).
+        ModelStateError: the model is not under surgery, its recipe has neither (nothing to save) or both, or its
+            head was never fitted.
         WeightsError: the shortcut has values that are not finite; nothing is written.
         AdapterError: `path` is a file or a folder that is not an adapter of ours, or cannot be written.
     """
     target = Path(path)
     require_replaceable(target)
-    write_folder(target, adapter_of(model).files())
+    write_folder(target, saved_of(model).files())
     return target
 
 
-def read_adapter(path: str | Path, source: str | None = None) -> Adapter:
+def read_adapter(path: str | Path, source: str | None = None) -> Adapter | ProposalAdapter:
     """Read and validate an adapter folder. Raises AdapterError naming the file and what is wrong with it.
 
     source: how the adapter calls itself in messages; default: the path.
@@ -210,7 +203,10 @@ def read_adapter(path: str | Path, source: str | None = None) -> Adapter:
     raise AdapterError(f"{folder}: another process keeps replacing it; read {_READS} times in vain")
 
 
-def _read(folder: Path, source: str) -> Adapter:
+def _read(folder: Path, source: str) -> Adapter | ProposalAdapter:
+    data = read_json(folder / CONFIG)
+    if isinstance(data, dict) and data.get("kind") == KIND:
+        return read_proposals(folder, data, source)
     config = read_config(folder / CONFIG)
     try:
         recipe = Recipe.load(folder / RECIPE)
@@ -232,8 +228,22 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_ctime_ns
 
 
+def saved_of(model: Any) -> Adapter | ProposalAdapter:
+    """What `save_adapter` writes of a model. Raises ModelStateError or WeightsError as it does."""
+    surgery = require_surgery(model)
+    proposals = proposals_of(surgery)
+    if proposals is None:
+        return adapter_of(model)
+    if surgery.find(WindowRouter) is not None:
+        raise ModelStateError(
+            "the recipe has window routing and a proposal head; an adapter holds one of them: save each under a recipe "
+            "of its own"
+        )
+    return proposals
+
+
 def adapter_of(model: Any) -> Adapter:
-    """The adapter a model under surgery would be saved as. Raises ModelStateError or WeightsError as `save_adapter`."""
+    """The adapter of window routing. Raises ModelStateError or WeightsError as `save_adapter`."""
     from surgery import __version__
 
     surgery = require_surgery(model)
@@ -333,4 +343,5 @@ __all__ = [
     "read_adapter",
     "record_calibration",
     "save_adapter",
+    "saved_of",
 ]

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from surgery.adapters.files import Adapter, read_adapter
 from surgery.adapters.hub import download, is_repo_id, safe_subfolder
+from surgery.adapters.proposals import ProposalAdapter
 from surgery.engine import apply
 from surgery.errors import AdapterError
 from surgery.recipe import Recipe
@@ -59,7 +60,9 @@ def load_adapter(
     return apply(model, chosen, adapter, force)
 
 
-def open_adapter(path: str | Path, *, revision: str | None = None, subfolder: str | None = None, **hub: Any) -> Adapter:
+def open_adapter(
+    path: str | Path, *, revision: str | None = None, subfolder: str | None = None, **hub: Any
+) -> Adapter | ProposalAdapter:
     """Read an adapter from a folder or the Hub; arguments and errors as in `load_adapter`."""
     inside = safe_subfolder(subfolder)
     if is_repo_id(path):

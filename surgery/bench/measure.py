@@ -25,6 +25,7 @@ from surgery.recipe import Recipe
 
 if TYPE_CHECKING:
     from surgery.adapters.files import Adapter
+    from surgery.adapters.proposals import ProposalAdapter
 
 Step = Callable[[], None]
 ORDERS = ((0, 1), (1, 0))
@@ -63,7 +64,8 @@ class Timings:
 
 
 def benchmark(
-    model: Any, recipe: str | Path | Recipe | None = None, *, adapter: str | Path | Adapter | None = None,
+    model: Any, recipe: str | Path | Recipe | None = None, *,
+    adapter: str | Path | Adapter | ProposalAdapter | None = None,
     settings: Settings | None = None, step: Step = lambda: None,
 ) -> Timings:  # fmt: skip
     """Time a model against itself under surgery, on a synthetic clip, in this process. `model` is not changed.

@@ -95,8 +95,20 @@ class PictureDriver(ABC):
         """The mask decoder taken apart."""
 
     @abstractmethod
+    def channels(self) -> tuple[int, int, int]:
+        """Of the features of strides 4, 8 and 16 that the decoder is given."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights of encoder, prompt encoder and mask decoder under host-neutral names, nothing of the surgery's."""
+
+    @abstractmethod
     def records(self, found: Found, size: tuple[int, int]) -> Any:
         """What the host's own generator returns."""
+
+
+ADDED = ("shortcut", "proposals")
+"""What the surgery adds to modules is called so."""
 
 
 class PictureRoot(Patched):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -12,6 +12,8 @@ from surgery.errors import ModelLoadError, UnsupportedModelError, nearest
 from surgery.missing import first_present, require
 
 if TYPE_CHECKING:
+    import torch
+
     from surgery.core.host import HostView
     from surgery.core.loader import Loader
 
@@ -43,6 +45,17 @@ def _loaded(listed: Sequence[str | type[HostView]]) -> Iterator[type[HostView]]:
             yield getattr(import_module(module), name)
         else:
             yield host
+
+
+def detector(name: str, device: torch.device) -> Any:
+    """An object detector by its Hub id or folder, for any host's model; see `hosts/transformers/detector.py`.
+
+    Raises:
+        MissingLibraryError: transformers is not installed.
+        HubError, ModelLoadError: there is no such detector.
+    """
+    require(next(host.loader.library for host in hosts() if host.loader.library.module.startswith("transformers")))
+    return import_module("surgery.hosts.transformers.detector").load_detector(name, device)
 
 
 def builders() -> dict[str, Loader]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from surgery.core.attention import Projections
 from surgery.core.decoder import DecoderParts, TwoWayLayer
-from surgery.core.pictures import Filters, Found, Picture, PictureDriver, Points
+from surgery.core.pictures import ADDED, Filters, Found, Picture, PictureDriver, Points
+from surgery.errors import UnsupportedModelError
 
 
 class Sam2Pictures(PictureDriver):
@@ -24,6 +25,8 @@ class Sam2Pictures(PictureDriver):
         from sam2.sam2_image_predictor import SAM2ImagePredictor
 
         super().__init__(view)
+        if not self.model.sam_mask_decoder.use_high_res_features:
+            raise UnsupportedModelError("the mask decoder takes no high-resolution features; expected one of SAM 2")
         self._predictor = SAM2ImagePredictor(self.model)
         side = self.model.image_size
         # The host has those of 1024 px built in.
@@ -86,6 +89,18 @@ class Sam2Pictures(PictureDriver):
             own.iou_prediction_head,
             single,
         )
+
+    def channels(self) -> tuple[int, int, int]:
+        own = self.model.sam_mask_decoder
+        return own.conv_s0.out_channels, own.conv_s1.out_channels, own.transformer_dim
+
+    def tensors(self) -> dict[str, Tensor]:
+        parts = ("image_encoder", "sam_prompt_encoder", "sam_mask_decoder")
+        return {
+            name: tensor
+            for name, tensor in self.model.state_dict().items()
+            if name.split(".")[0] in parts and not {*name.split(".")} & {*ADDED}
+        }
 
     def records(self, found: Found, size: tuple[int, int]) -> list[dict[str, Any]]:
         whole = [0, 0, size[1], size[0]]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from surgery.core.attention import Projections
 from surgery.core.decoder import DecoderParts, TwoWayLayer
-from surgery.core.pictures import Filters, Found, Picture, PictureDriver, Points
+from surgery.core.pictures import ADDED, Filters, Found, Picture, PictureDriver, Points
 from surgery.hosts.transformers.driver import new_processor
+from surgery.hosts.transformers.keymap import to_stock
 
 
 class TransformersPictures(PictureDriver):
@@ -86,6 +87,20 @@ class TransformersPictures(PictureDriver):
             list(own.output_hypernetworks_mlps),
             own.iou_prediction_head,
             single,
+        )
+
+    def channels(self) -> tuple[int, int, int]:
+        own = self.model.mask_decoder
+        return own.conv_s0.out_channels, own.conv_s1.out_channels, own.hidden_size
+
+    def tensors(self) -> dict[str, Tensor]:
+        parts = ("shared_image_embedding", "vision_encoder", "prompt_encoder", "mask_decoder")
+        return to_stock(
+            {
+                name: tensor
+                for name, tensor in self.model.state_dict().items()
+                if name.split(".")[0] in parts and not {*name.split(".")} & {*ADDED}
+            }
         )
 
     def records(self, found: Found, size: tuple[int, int]) -> dict[str, Any]:

@@ -29,4 +29,4 @@ class SegmentEverything(EverythingSettings):
 
     def bind(self, surgery: Surgery, before: Bound[Any] | None) -> Everything:
         """See `Operation.bind`."""
-        return Everything(self, surgery)
+        return Everything(self, surgery, before if isinstance(before, Everything) else None)

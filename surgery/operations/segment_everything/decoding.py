@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -78,12 +78,21 @@ def decoded(
 
 
 def candidates(
-    parts: DecoderParts, picture: Picture, sparse: Tensor, points: Tensor, filters: Filters, how: Decoding
-) -> Candidates:
-    """Decode prompts and filter their masks. sparse: tokens [B, p, C]. points: of the prompts, [B, 2] in pixels."""
+    parts: DecoderParts, picture: Picture, embed: Callable[[Tensor], Tensor], prompts: Tensor, points: Tensor,
+    filters: Filters, how: Decoding,
+) -> Candidates:  # fmt: skip
+    """Decode prompts and filter their masks.
+
+    Args:
+        embed: some of the prompts -> tokens [B, p, C].
+        prompts: as the model takes them, [n, ...].
+        points: of the prompts, [n, 2] in pixels.
+    """
     found = []
-    for few, places in zip(sparse.split(how.batch), points.split(how.batch), strict=True):
-        index, logits, scores = decoded(parts, picture, few, filters.iou, how)
+    for few, places in zip(prompts.split(how.batch), points.split(how.batch), strict=True):
+        if not len(few):
+            break
+        index, logits, scores = decoded(parts, picture, embed(few), filters.iou, how)
         found += list(_filtered(logits, scores, places[index // how.masks], picture.size, filters))
     return joined(found) if found else _none(picture)
 
@@ -108,14 +117,12 @@ def _none(picture: Picture) -> Candidates:
     )
 
 
-def found(kept: Candidates, size: tuple[int, int], ranked: Tensor | None = None, nms: float | None = None) -> Found:
-    """The masks at the picture's size, best first. ranked: by what, default the predicted IoU. nms: see `Filters`."""
-    order = scores = kept.scores if ranked is None else ranked
-    if nms is not None:
-        order = best_of_each(kept.boxes, scores, nms)
-    else:
-        order = scores.sort(stable=True, descending=True).indices
-    kept = kept[order]
+def found(kept: Candidates, size: tuple[int, int], nms: float, ranked: Tensor | None = None) -> Found:
+    """Of masks that show the same the best, at the picture's size, best first.
+
+    nms: see `Filters`. ranked: by what, default the predicted IoU.
+    """
+    kept = kept[best_of_each(kept.boxes, kept.scores if ranked is None else ranked, nms)]
     masks = torch.zeros(len(kept), *size, dtype=torch.bool, device=kept.logits.device)
     for place in range(0, len(kept), AT_ONCE):
         masks[place : place + AT_ONCE] = upsampled(kept.logits[place : place + AT_ONCE], size) > 0

@@ -72,7 +72,7 @@ def fit_head(
     head.reset_parameters(generator)
     optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-    head.train()
+    head.train().requires_grad_(True)
     with torch.enable_grad():
         for _ in range(steps):
             chosen = torch.randint(len(features), (min(batch, len(features)),), generator=generator).tolist()

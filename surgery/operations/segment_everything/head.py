@@ -70,6 +70,13 @@ class ProposalHead(nn.Module):
         self.output = nn.Conv2d(width, 5, 3, padding=1)
         self.scales = nn.Parameter(torch.zeros(len(channels)))
 
+        nn.init.zeros_(self.output.weight)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it has ever been fitted: one that was not says the same everywhere."""
+        return bool(self.output.weight.any())
+
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Start anew: nothing is an object."""
         for module in self.modules():
@@ -98,11 +105,6 @@ class ProposalHead(nn.Module):
             for levels, objectness, distances in zip(found, out[:, :1], sides, strict=True):
                 levels.insert(0, Level(stride, objectness, distances))
         return found
-
-
-def channels_of(picture: Picture) -> tuple[int, ...]:
-    """Those of the features that the head is given."""
-    return tuple(int(each.shape[1]) for each in features_of(picture))
 
 
 def features_of(picture: Picture) -> tuple[Tensor, Tensor, Tensor]:
