@@ -31,6 +31,7 @@ _PUBLIC = {
     "push_adapter": "surgery.adapters",
     "evaluate": "surgery.evaluation",
     "everything": "surgery.pictures",
+    "track_everything": "surgery.tracking_everything",
     "fit_everything": "surgery.calibration.everything",
     "EverythingReport": "surgery.calibration.everything",
     "SurgeryError": "surgery.errors",
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from surgery.pictures import everything as everything
     from surgery.recipe import Recipe as Recipe
     from surgery.recipe import list_recipes as list_recipes
+    from surgery.tracking_everything import track_everything as track_everything
     from surgery.warm import WarmUp as WarmUp
     from surgery.warm import warm_up as warm_up
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from surgery.calibration.whole import Before
@@ -30,10 +29,10 @@ from surgery.operations.segment_everything.filters import best_of_each, boxes_of
 from surgery.operations.segment_everything.fit import Features, fit_head
 from surgery.operations.segment_everything.head import features_of
 from surgery.operations.segment_everything.teacher import largest_pieces
+from surgery.pictures import read_picture
 from surgery.progress import Bars, progress_bar
 from surgery.recipe import Recipe
 from surgery.video import open_video
-from surgery.video.folder import BROKEN_PICTURE
 
 PictureSource = Any
 """A picture (see `surgery.everything`), a file of one, or a video or a folder, of which some frames are taken."""
@@ -252,15 +251,3 @@ def pictures_of(sources: Iterable[PictureSource] | str | Path, every: int) -> It
             yield read_picture(source)
         else:
             yield from itertools.islice(open_video(source), 0, None, every)
-
-
-def read_picture(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-    """A file as RGB [H, W, 3], turned upright. Raises PictureError: it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return rgb(ImageOps.exif_transpose(image))
-    except BROKEN_PICTURE as error:
-        raise PictureError(f"{path}: cannot be read as a picture: {error}") from error
-
-
-__all__ = ["EverythingReport", "fit_everything", "pictures_of", "read_picture"]

@@ -15,7 +15,7 @@ from surgery.core.decoder import DecoderParts
 from surgery.core.operation import Bound
 from surgery.core.pictures import Filters, Found, Picture, PictureDriver, Points
 from surgery.core.surgery import Surgery
-from surgery.errors import ModelStateError
+from surgery.errors import ModelStateError, WeightsError
 from surgery.operations.segment_everything.decoding import Candidates, Decoding, candidates, found, joined
 from surgery.operations.segment_everything.filters import best_of_each
 from surgery.operations.segment_everything.head import ProposalHead, features_of, proposals
@@ -58,6 +58,7 @@ class Everything(Bound[EverythingSettings]):
 
         Raises:
             ModelStateError: the proposal head was never fitted.
+            WeightsError: it has weights that are not finite.
         """
         driver = driver or self.driver()
         picture = driver.encode(image)
@@ -90,6 +91,8 @@ class Everything(Bound[EverythingSettings]):
                     "the proposal head is not fitted; load an adapter (sparsify(model, adapter=...)), or fit it on "
                     "pictures of your own with fit_everything(model, pictures)"
                 )
+            if not all(bool(each.isfinite().all()) for each in self.head.parameters()):
+                raise WeightsError("the proposal head has weights that are not finite; load its adapter anew")
             levels = self.head(features_of(picture))[0]
             return proposals(levels, side, own.max_prompts, own.nms, own.least)
         if self.detector is None:
