@@ -40,8 +40,14 @@ FRAME = 8
 """Of every clip: objects have moved, and cover each other."""
 FIT_ON, SCORED = 400_000, 500_000
 """Offsets of the seeds among the held-out ones."""
-DEMO = {"everything.filters.iou": 0.4, "everything.filters.stability": 0.6, "everything.points": 16}
-"""The stock thresholds give no mask on the embedded model."""
+DEMO = {
+    "everything.filters.iou": 0.4,
+    "everything.filters.stability": 0.6,
+    "everything.points": 16,
+    "everything.boxes.nms": 0.5,
+    "everything.max_recall_drop": 0.55,
+}
+"""The stock thresholds give no mask on the embedded model. Many of its own masks are of no object, hence the promise."""
 PROMPTS = 32
 
 Picture = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]

@@ -50,7 +50,7 @@ def segment(
 
     \b
     surgery segment photo.jpg --model facebook/sam2.1-hiera-large --recipe everything-exact --out run
-    surgery segment clip.mp4 --model demo --adapter adapters/demo-everything --out run
+    surgery segment clip.mp4 --model facebook/sam2.1-hiera-large --adapter my-head --out run
     """
     target = Path(folder)
     path = Path(source)
