@@ -10,6 +10,7 @@ from surgery.errors import ModelLoadError
 from surgery.missing import Library
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -17,7 +18,7 @@ class Loader(ABC):
     """Saved models of a host, and those it builds.
 
     library: the host's. title: of the host in a model card. forms: of what `load` takes, as a user knows them. default:
-    tried before others where no host is named. vos: `build` has a predictor that compiles itself whole.
+    tried before others where no host is named. detects: `detector` loads object detectors. vos: `build` has a predictor that compiles itself whole.
     """
 
     library: ClassVar[Library]
@@ -25,6 +26,7 @@ class Loader(ABC):
     forms: ClassVar[str]
     default: ClassVar[bool] = False
     vos: ClassVar[bool] = False
+    detects: ClassVar[bool] = False
 
     @abstractmethod
     def reads(self, spec: str) -> bool:
@@ -45,6 +47,11 @@ class Loader(ABC):
     def build(self, size: Any, vos: bool = False) -> Any:
         """SAM 2.1 of a size, on the CPU, with the weights the host starts from."""
         raise ModelLoadError(f"{self.library.use} builds no SAM 2.1 model; expected a saved one: {self.forms}")
+
+    def detector(self, name: str, device: torch.device) -> Any:
+        """An object detector by its Hub id or folder: a function of a picture RGB [H, W, 3] that gives boxes [n, 4]
+        (x0, y0, x1, y1) in pixels and their scores [n]."""
+        raise ModelLoadError(f"{self.library.use} has no object detectors")
 
     def to_neutral(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of `build`'s under neutral names, which are those of stock `sam2`."""

@@ -48,14 +48,15 @@ def _loaded(listed: Sequence[str | type[HostView]]) -> Iterator[type[HostView]]:
 
 
 def detector(name: str, device: torch.device) -> Any:
-    """An object detector by its Hub id or folder, for any host's model; see `hosts/transformers/detector.py`.
+    """An object detector by its Hub id or folder, for any host's model; see `Loader.detector`.
 
     Raises:
-        MissingLibraryError: transformers is not installed.
+        MissingLibraryError: the library that loads detectors is not installed.
         HubError, ModelLoadError: there is no such detector.
     """
-    require(next(host.loader.library for host in hosts() if host.loader.library.module.startswith("transformers")))
-    return import_module("surgery.hosts.transformers.detector").load_detector(name, device)
+    loader = next(host.loader for host in hosts() if host.loader.detects)
+    require(loader.library)
+    return loader.detector(name, device)
 
 
 def builders() -> dict[str, Loader]:

@@ -13,6 +13,7 @@ from surgery.hosts.transformers.keymap import to_stock, to_transformers
 from surgery.missing import Library
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -27,6 +28,7 @@ class TransformersLoader(Loader):
     )
     title = "`transformers`"
     forms = "a Hub id, a folder"
+    detects = True
 
     def reads(self, spec: str) -> bool:
         return os.path.isdir(spec) or spec.count("/") == 1
@@ -85,6 +87,11 @@ class TransformersLoader(Loader):
             memory_fuser_intermediate_dim=4 * hidden,
         )
         return library.Sam2VideoModel(config)
+
+    def detector(self, name: str, device: torch.device) -> Any:
+        from surgery.hosts.transformers.detector import load_detector
+
+        return load_detector(name, device)
 
     def to_neutral(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return to_stock(state)
