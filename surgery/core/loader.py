@@ -18,7 +18,8 @@ class Loader(ABC):
     """Saved models of a host, and those it builds.
 
     library: the host's. title: of the host in a model card. forms: of what `load` takes, as a user knows them. default:
-    tried before others where no host is named. detects: `detector` loads object detectors. vos: `build` has a predictor that compiles itself whole.
+    tried before others where no host is named. vos: `build` has a predictor that compiles itself whole. detects:
+    `detector` loads object detectors.
     """
 
     library: ClassVar[Library]
