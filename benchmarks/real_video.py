@@ -1,9 +1,11 @@
-"""Which windows, and what inner global blocks see, on real clips: drift-free, on the embedded model.
+"""Which windows, what inner global blocks see and which memory is read, on real clips: drift-free, embedded model.
 
-    python -m benchmarks.real_video CLIPS            # real-video-demo.json
+    python -m benchmarks.real_video CLIPS --rows windows     # real-windows-demo.json
+    python -m benchmarks.real_video CLIPS --rows memory      # real-memory-demo.json
 
 CLIPS holds one folder per clip with `frames/` and `masks/`. Every row runs the same weights and shortcut, those of the
-adapter `demo-balanced`, with every memory key kept, so that rows differ in routing alone. Only numbers are written.
+adapter `demo-balanced`. Rows of `windows` keep every memory key, rows of `memory` compute every window. Only numbers
+are written.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from surgery.bench.machine import machine
 from surgery.calibration import CalibrationClip, gather_clips
 from surgery.core.cost import gflop
 from surgery.core.parts import ENCODER
+from surgery.digests import weights_digest
 from surgery.engine import require_surgery
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.evaluation.drift_free import Comparison, drift_free, summarise
@@ -35,27 +38,39 @@ ADAPTER = ROOT / "adapters" / "demo-balanced"
 TUNED = ("blackswan", "car-shadow", "rollerblade")
 SYNTHETIC = 600_000
 """First of the held-out seeds of the synthetic clips: used for nothing else."""
-_BEFORE = {
-    "routing.fill": True, "routing.budget": 0.39, "retrieval.keep": 1.0, "retrieval.keep_conditioning": 1.0,
+_WHOLE = {"retrieval.keep": 1.0, "retrieval.keep_conditioning": 1.0, "retrieval.unsure": None}
+_BEFORE = _WHOLE | {
+    "routing.fill": True, "routing.budget": 0.39, "routing.stages.globals": "packed",
+    "routing.object.max_wait": None, "routing.object.background": 0.5,
 }  # fmt: skip
 _OBJECT = {"routing.object.max_wait": 1, "routing.object.background": 0.2}
 _CACHED = {"routing.stages.globals": "cached"}
-ROWS: dict[str, dict[str, Any]] = {
-    "before: most changed, packed globals, 39 %": _BEFORE,
-    "object first, packed, 39 %": _BEFORE | _OBJECT,
-    "most changed, cached, 39 %": _BEFORE | _CACHED,
-    "object first, cached, 39 %": _BEFORE | _OBJECT | _CACHED,
-    "object first, cached, 33 %": _BEFORE | _OBJECT | _CACHED | {"routing.budget": 0.33},
-    "object first, cached, 26 %": _BEFORE | _OBJECT | _CACHED | {"routing.budget": 0.26},
-}
+_ALL = {"routing.budget": 1.0, "routing.object.max_wait": None}
+ROWS: dict[str, dict[str, dict[str, Any]]] = {
+    "windows": {
+        "before: most changed, packed globals, 39 %": _BEFORE,
+        "object first, packed, 39 %": _BEFORE | _OBJECT,
+        "most changed, cached, 39 %": _BEFORE | _CACHED,
+        "object first, cached, 39 %": _BEFORE | _OBJECT | _CACHED,
+        "object first, cached, 33 %": _BEFORE | _OBJECT | _CACHED | {"routing.budget": 0.33},
+        "object first, cached, 26 %": _BEFORE | _OBJECT | _CACHED | {"routing.budget": 0.26},
+    },
+    "memory": {
+        f"keep {keep:g}, conditioning {first:g}"
+        + ("" if unsure is None else f", whole while unsure over {unsure:g}"): _ALL
+        | {"retrieval.keep": keep, "retrieval.keep_conditioning": first, "retrieval.unsure": unsure}
+        for keep, first, unsure in (
+            (0.1, 0.4, None), (0.2, 0.4, None), (0.3, 1.0, None), (0.1, 0.4, 0.9), (0.1, 0.4, 0.7), (0.1, 0.4, 0.5),
+        )
+    },
+}  # fmt: skip
 
 
 def row(label: str, values: dict[str, Any], groups: dict[str, Sequence[CalibrationClip]], host: str) -> dict[str, Any]:
     """One setting on every group of clips."""
     model = demo.load(host)
     sparsify(model, Recipe.load(ADAPTER / "recipe.yaml").with_values(values), adapter=ADAPTER)
-    surgery = require_surgery(model)
-    counted = gflop(surgery, ENCODER, {"windows": values["routing.budget"]})
+    counted = gflop(require_surgery(model), ENCODER, {"windows": values["routing.budget"]})
     found: dict[str, Any] = {"row": label, "values": values, "encoder_gflop": counted}
     for name, clips in groups.items():
         with torch.inference_mode():
@@ -79,10 +94,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_video", description=__doc__.splitlines()[0])
     parser.add_argument("clips", type=Path)
+    parser.add_argument("--rows", default="windows", choices=list(ROWS))
     parser.add_argument("--frames", type=int, default=41, help="first frames of every real clip")
     parser.add_argument("--synthetic", type=int, default=12, help="synthetic clips of 25 frames")
     parser.add_argument("--host", default="transformers", choices=["sam2", "transformers"])
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "real-video-demo.json")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/real-ROWS-demo.json")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     real, skipped = gather_clips([given.clips], given.frames)
@@ -92,12 +108,13 @@ def main(arguments: list[str] | None = None) -> None:
         "synthetic": [clip_of(SYNTHETIC + number, 25) for number in range(given.synthetic)],
     }
     rows = []
-    for label, values in ROWS.items():
+    for label, values in ROWS[given.rows].items():
         rows.append(row(label, values, {name: clips for name, clips in groups.items() if clips}, given.host))
-        print(label, {name: rows[-1][name][2]["on_object"] for name in groups if name in rows[-1]}, flush=True)
+        print(label, {name: rows[-1][name][2]["masks"] for name in groups if name in rows[-1]}, flush=True)
     words = sys.argv[1:] if arguments is None else arguments
     result = {
         "kind": "real video",
+        "weights": weights_digest(demo.load(given.host).state_dict()),
         "command": f"python -m benchmarks.real_video {shlex.join(words)}",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": machine(torch.device("cpu")),
@@ -105,7 +122,8 @@ def main(arguments: list[str] | None = None) -> None:
         "skipped": [str(clip) for clip in skipped],
         "rows": rows,
     }
-    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    out = given.out or ROOT / "benchmarks" / "results" / f"real-{given.rows}-demo.json"
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -34,10 +34,11 @@ class Status:
     sparse: whether it is under surgery; everything else is None or empty when it is not. enabled: False inside
     `disabled`. span: routed blocks `(entry, exit)`, `exit` being the dense block that merges. windows: stage-3
     windows of a frame. parameters_added: of the shortcut. adapter: where its weights came from. frames,
-    windows_kept, keys_kept, queries_kept, dense_frames, widened_frames: of the session that ran last (fractions of
-    stage-3 windows, of spatial memory keys and of query tokens of memory attention, averaged over tracked frames,
-    None where the recipe has no such operation; reasons for dense frames, and for frames of more windows than the
-    budget, and how often). calibration: what was measured of this very recipe and shortcut, or None.
+    windows_kept, keys_kept, queries_kept, dense_frames, widened_frames, restored_frames: of the session that ran last
+    (fractions of stage-3 windows, of spatial memory keys and of query tokens of memory attention, averaged over tracked
+    frames, None where the recipe has no such operation; reasons for dense frames, for frames of more windows than the
+    budget and for objects' frames that read all memory, and how often). calibration: what was measured of this very
+    recipe and shortcut, or None.
     """
 
     sparse: bool
@@ -56,6 +57,7 @@ class Status:
     queries_kept: float | None = None
     dense_frames: dict[str, int] | None = None
     widened_frames: dict[str, int] | None = None
+    restored_frames: dict[str, int] | None = None
     calibration: CalibrationRecord | None = None
 
     def __str__(self) -> str:
@@ -175,6 +177,7 @@ def status(model: object) -> Status:
         queries_kept=stats.fraction("queries"),
         dense_frames=dict(stats.dense),
         widened_frames=dict(stats.widened),
+        restored_frames=dict(stats.restored),
         calibration=calibration_of(model),
     )
 

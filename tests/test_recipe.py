@@ -83,7 +83,7 @@ def test_published_recipes_hold_the_published_values_and_none_of_the_additions()
         assert retrieval is not None
         assert routing.object.model_dump() == {
             "saliency_mass": 0.7, "score_gate": 5.0, "dilation": 5, "motion": 0.0, "candidates": "all",
-            "max_wait": None, "background": 0.5,
+            "max_wait": None, "background": 0.5, "unsure": None,
         }  # fmt: skip
         assert routing.skipped.model_dump() == {
             "temporal": False, "shortcut": {"type": "bottleneck"}, "padding": "published",
@@ -92,7 +92,8 @@ def test_published_recipes_hold_the_published_values_and_none_of_the_additions()
         assert routing.refresh.model_dump() == {"start": True, "every": 0, "scene_cut": None, "lost": "never"}
         assert routing.budget == 1.0
         assert retrieval.model_dump(exclude={"type"}) == {
-            "keep": 0.05, "keep_conditioning": 1.0, "rebalance": False, "warm_up": True, "query_stride": 1,
+            "keep": 0.05, "keep_conditioning": 1.0, "rebalance": False, "warm_up": True, "unsure": None,
+            "query_stride": 1,
         }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from surgery.bench.probe import REST, Probe
 from surgery.core.host import HostView
 from surgery.core.surgery import Run, Site, Surgery
+from surgery.operations.memory_retrieval.bound import BoundRetrieval
 from surgery.operations.query_routing import QueryRouter
 from surgery.operations.window_routing.bound import WindowRouter
 from surgery.operations.window_routing.policy import FixedWindows
@@ -107,10 +108,12 @@ def fixed_windows(surgery: Surgery, share: float | None) -> Iterator[tuple[int, 
     """Inside, frames that may be routed compute `share` of the windows, from the centre outwards; None: as routed.
 
     Under query routing the queries are the tokens of these windows and of the rolling ones, wherever the objects are.
+    Memory is pruned whether masks are unsure or not: those of random weights always are.
     The router still does its work, and is timed with it; only its choice is replaced, its own wish for a dense frame
     (cut, lost object, all windows needed) included. Frames that cannot be routed stay dense.
     """
     router, queries = surgery.find(WindowRouter), surgery.find(QueryRouter)
+    retrieval = surgery.find(BoundRetrieval)
     if share is None or router is None:
         yield None
         return
@@ -119,12 +122,16 @@ def fixed_windows(surgery: Surgery, share: float | None) -> Iterator[tuple[int, 
     router.policy = FixedWindows(windows, timed=True)
     if queries is not None:
         queries.reaches = False
+    if retrieval is not None:
+        retrieval.restores = False
     try:
         yield windows
     finally:
         router.policy = before
         if queries is not None:
             queries.reaches = True
+        if retrieval is not None:
+            retrieval.restores = True
 
 
 def middle_first(rows: int, columns: int) -> list[int]:

@@ -16,18 +16,23 @@ if TYPE_CHECKING:
     from surgery.core.host import HostView
 
 
+UNSURE = 2.0
+"""Mask logits nearer to 0 than this are unsure."""
+
+
 @dataclass(frozen=True)
 class EvidenceSettings:
     """How an operation wants evidence.
 
     candidates: which mask candidates count, all or the best by predicted IoU; None: either. motion: frames ahead to
     which the mask is moved as well, at the object's speed; 0: not; None: either. inputs: also what the decoder's
-    attentions read.
+    attentions read. doubt: also how unsure the best candidate is.
     """
 
     candidates: Literal["all", "best"] | None = None
     motion: float | None = None
     inputs: bool = False
+    doubt: bool = False
 
     def beside(self, other: EvidenceSettings | None) -> EvidenceSettings:
         """What both want. Raises RecipeError where they want different masks."""
@@ -41,6 +46,7 @@ class EvidenceSettings:
             self.candidates if self.candidates is not None else other.candidates,
             self.motion if self.motion is not None else other.motion,
             self.inputs or other.inputs,
+            self.doubt or other.doubt,
         )
 
 
@@ -51,7 +57,8 @@ class Evidence:
     mask: bool [h, w], union of the mask candidates at low resolution, or the best by IoU. score: object score logit,
     one element. decoder_inputs: per token-to-image attention of the decoder, the tokens it read (query, key), kept so
     that the saliency map is computed only when it is asked for. best: the best candidate as well, only while an
-    observer looks on. centre: of the mask, where motion is asked for.
+    observer looks on. centre: of the mask, where motion is asked for. doubt: see `doubt_of`, where it is asked for;
+    known: its value, once it was read from the device.
     """
 
     frame: int
@@ -60,6 +67,14 @@ class Evidence:
     decoder_inputs: tuple[tuple[Tensor, Tensor], ...] = ()
     best: Tensor | None = None
     centre: Tensor | None = None
+    doubt: Tensor | None = None
+    known: float | None = None
+
+    def unsure(self) -> float | None:
+        """The doubt's value; None where it was not asked for. Waits for the device, unless somebody has before."""
+        if self.known is None and self.doubt is not None:
+            self.known = float(self.doubt)
+        return self.known
 
 
 def record_evidence(context: FrameContext | None, masks: Tensor, ious: Tensor | None, score: Tensor) -> None:
@@ -78,11 +93,12 @@ def record_evidence(context: FrameContext | None, masks: Tensor, ious: Tensor | 
     candidates = masks.reshape(-1, *masks.shape[-2:])
     score = score.reshape(-1)[:1]
     watched, best = context.watched, None
-    if watched or settings.candidates == "best":
+    if watched or settings.doubt or settings.candidates == "best":
         best = candidates
         if ious is not None and candidates.shape[0] > 1:
             best = candidates.index_select(0, ious.reshape(-1).argmax().reshape(1))
-    union = ((candidates if watched or best is None else best) > 0).any(0) & (score > 0)
+    chosen = candidates if watched or best is None or settings.candidates != "best" else best
+    union = (chosen > 0).any(0) & (score > 0)
     noted = tuple(each for each in inputs if each is not None)
     if len(noted) < len(inputs):
         raise ModelStateError(
@@ -101,7 +117,21 @@ def record_evidence(context: FrameContext | None, masks: Tensor, ious: Tensor | 
         noted,
         (best[0] > 0) & (score > 0) if watched and best is not None else None,
         middle,
+        doubt_of(best) if best is not None and (watched or settings.doubt) else None,
     )
+
+
+def doubt_of(logits: Tensor) -> Tensor:
+    """How unsure a mask is: of the pixels that may be the object's, the share that may as well not be.
+
+    Args:
+        logits: of a mask, of any shape. "May be" is a probability above 12 %, "may not be" one below 88 %.
+
+    Returns:
+        fp32, 0-d, in [0, 1]; 0 where no pixel may be the object's.
+    """
+    possible, certain = (logits > -UNSURE).sum(), (logits > UNSURE).sum()
+    return (possible - certain) / possible.clamp(min=1)
 
 
 def _ahead(before: Evidence | None, mask: Tensor, middle: Tensor, step: ObjectStep, frames: float) -> Tensor:

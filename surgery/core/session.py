@@ -153,12 +153,13 @@ class FrameRecord:
 class SessionStats:
     """Running totals of one video. kept: shares computed of what an operation may skip, by its name, summed over calls:
     (sum, number of calls). dense: reasons for dense frames and how often; widened: for frames that computed more than
-    the budget. last: of the last frame encoded."""
+    the budget; restored: for objects' frames that read all memory. last: of the last frame encoded."""
 
     frames: int = 0
     kept: dict[str, tuple[float, int]] = field(default_factory=dict)
     dense: Counter[str] = field(default_factory=Counter)
     widened: Counter[str] = field(default_factory=Counter)
+    restored: Counter[str] = field(default_factory=Counter)
     last: FrameRecord | None = None
 
     def count(self, name: str, share: float) -> None:
@@ -186,7 +187,8 @@ class SessionStats:
         return found
 
     def copied(self) -> SessionStats:
-        return replace(self, kept=dict(self.kept), dense=Counter(self.dense), widened=Counter(self.widened))
+        dense, widened, restored = Counter(self.dense), Counter(self.widened), Counter(self.restored)
+        return replace(self, kept=dict(self.kept), dense=dense, widened=widened, restored=restored)
 
 
 @dataclass(eq=False)
@@ -306,12 +308,17 @@ class VideoState:
         if begun.evidence is not None:
             self.evidence[obj_id] = begun.evidence
 
-    def count(self, name: str, share: float, obj_id: int) -> None:
-        """An object's share of what an operation may skip on the frame at the cursor, counted once a frame."""
+    def count(self, name: str, share: float, obj_id: int, restored: str | None = None) -> None:
+        """An object's share of what an operation may skip on the frame at the cursor, counted once a frame.
+
+        restored: why nothing was skipped although it could have been.
+        """
         begun = self.begun.get(obj_id)
         if begun is not None and name not in begun.counted:
             begun.counted.add(name)
             self.stats.count(name, share)
+            if restored is not None:
+                self.stats.restored[restored] += 1
 
     def encode(self, frame: int, dense: bool) -> dict[int, Evidence]:
         """`frame` is about to be encoded; again, if it was at this cursor: then from what it first found, unless the

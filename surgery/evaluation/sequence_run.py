@@ -158,6 +158,7 @@ class SequenceRun:
                 "keys_kept": state.keys_kept,
                 "dense_frames": state.dense_frames,
                 "widened_frames": state.widened_frames,
+                "restored_frames": state.restored_frames,
                 "objects": objects,
             }
             not_scored += [

@@ -84,14 +84,15 @@ class Trace:
             self.frames[-2]["tokens_kept"] = tokens
             self.tokens = [self.surgery.host.frame_side()] * 2
 
-    def _kept(self) -> dict[str, float | None]:
-        """`keys_kept` and `queries_kept` since the last call; None where no memory was read."""
+    def _kept(self) -> dict[str, float | str | None]:
+        """`keys_kept` and `queries_kept` since the last call, None where no memory was read, and why all of it was."""
         # Another session's totals start anew.
         stats = self.surgery.stats if self.surgery is not None else None
         now = (stats or SessionStats()).copied()
         (session, before), self._before = self._before, (stats, now)
         shares = now.since(before) if session is stats else {}
-        return {f"{name}_kept": shares.get(name) for name in ("keys", "queries")}
+        restored = next(iter(now.restored - before.restored), None) if session is stats else None
+        return {**{f"{name}_kept": shares.get(name) for name in ("keys", "queries")}, "restored_reason": restored}
 
     def _tokens_kept(self, frame: int) -> list[int] | None:
         """Tokens of `frame` that the first layer of memory attention keeps, over all objects, if measured."""

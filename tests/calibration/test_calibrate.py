@@ -39,7 +39,8 @@ def clip_of(number: int, frames: int = 8, prompted: bool = True, kind: str = "bo
 
 
 def recipe(**calibration: Any) -> Recipe:
-    data = Recipe.load("balanced").to_dict()
+    # Fitted and held-out clips are not equally unsure, and there are one or two of each.
+    data = Recipe.load("balanced").with_values({"routing.object.unsure": None, "retrieval.unsure": None}).to_dict()
     data["calibration"] = {
         "max_drop": 0.5, "max_clip_drop": 0.9,
         "search": {"routing.budget": [0.25, 0.5], "retrieval.keep": [0.1, 0.3]}, **calibration,
@@ -193,7 +194,7 @@ def test_too_few_clips_and_a_broken_teacher_leave_the_model_as_it_was(monkeypatc
 def test_clips_without_prompts_are_looked_at_for_objects_and_one_held_out_gives_no_interval(tmp_path: Path) -> None:
     model = demo.load(host="sam2")
     blank = CalibrationClip("blank", open_video(np.full((5, 256, 256, 3), 90, np.uint8)))
-    clips = [clip_of(0, 5, prompted=False), clip_of(1, 5, prompted=False), blank]
+    clips = [clip_of(0, 5, prompted=False), clip_of(2, 5, prompted=False), blank]
     report = calibrate(
         model, clips, recipe(), runs=1, progress=False, if_missed="nearest",
     )  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery.core.evidence import centre, moved, prompt_saliency
+from surgery.core.evidence import centre, doubt_of, moved, prompt_saliency
 from tests.core.geometry import few
 
 seeds = st.integers(0, 2**32 - 1)
@@ -80,3 +80,24 @@ def test_an_object_out_of_sight_moves_nowhere() -> None:
     assert centre(mask).tolist() == [1.5, 2.5]
     offset = centre(mask) - centre(torch.zeros(6, 6, dtype=torch.bool))
     assert torch.equal(moved(mask, offset), mask)
+
+
+@pytest.mark.parametrize(
+    ("logits", "doubt"),
+    [
+        ([9.0, 9.0, -9.0], 0.0),
+        ([9.0, 1.0, -1.0, -9.0], 2 / 3),
+        ([0.0, 0.0], 1.0),
+        ([-9.0, -9.0], 0.0),
+    ],
+    ids=["sure", "two of three may be", "all", "nothing there"],
+)
+def test_doubt_is_the_share_that_may_as_well_not_be(logits: list[float], doubt: float) -> None:
+    assert float(doubt_of(torch.tensor(logits))) == pytest.approx(doubt)
+
+
+@few
+@given(st.integers(1, 8), st.integers(1, 8), seeds)
+def test_doubt_is_a_share(height: int, width: int, seed: int) -> None:
+    logits = 4 * torch.randn(height, width, generator=rng(seed))
+    assert 0.0 <= float(doubt_of(logits)) <= 1.0

@@ -69,7 +69,7 @@ def test_the_readmes_track_line_works_in_a_clone(tmp_path: Path, monkeypatch: py
     done = CliRunner().invoke(main, ["track", *arguments])
     assert done.exit_code == 0, done.output
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["frames"] == 20 and summary["recipe"]["metadata"]["name"] == "balanced"
+    assert summary["frames"] == 20 and summary["recipe"]["metadata"]["name"] == "balanced-calibrated"
     truth = make_clip((1 << 30) + 7, 20, objects=1).labels
     for index, path in enumerate(sorted((tmp_path / "run" / "masks").glob("*.png"))):
         found, true = np.asarray(Image.open(path)) > 0, truth[index] > 0

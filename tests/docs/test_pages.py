@@ -107,7 +107,7 @@ def test_the_recipe_of_the_page_is_one() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
     recipe = Recipe.from_dict(yaml.safe_load(text))
-    assert recipe.find(SparseWindowRouting) is not None and recipe.find(SparseWindowRouting).budget == 0.33
+    assert recipe.find(SparseWindowRouting) is not None and recipe.find(SparseWindowRouting).budget == 0.26
 
 
 def test_every_row_of_a_frame_is_on_the_page_of_speed() -> None:

@@ -86,6 +86,13 @@ class KeyPlan:
     bias: list[Tensor | None] | None = None
     listener: Callable[[bool, int, Tensor], None] | None = None
 
+    def restore(self) -> bool:
+        """Read every row after all. Returns whether any had been left out."""
+        pruned = self.kept < self.total
+        self.index, self.rows, self.bias = [None] * self.layers, [None] * self.layers, None
+        self.kept = self.total
+        return pruned
+
 
 def plan_keys(
     memory_frames: Sequence[MemoryFrame],

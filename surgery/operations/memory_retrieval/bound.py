@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from surgery.core.attention import AttentionCall
-from surgery.core.frame import FrameContext
+from surgery.core.frame import FrameContext, ObjectStep
 from surgery.core.memory import ConditionedBy, Conditioning, MemoryCall
 from surgery.core.operation import Bound, Patch
 from surgery.core.parts import ATTENTION, Part
@@ -30,9 +30,18 @@ class SaliencySeen:
     saliency: Tensor
 
 
-class BoundRetrieval(Bound[RetrievalSettings]):
-    """Memory retrieval in one model."""
+@dataclass(frozen=True)
+class DoubtSeen:
+    """Told to an observer when an object is about to read so many frames: how unsure its last mask was (`doubt_of`)."""
 
+    doubt: float
+    frames: int
+
+
+class BoundRetrieval(Bound[RetrievalSettings]):
+    """Memory retrieval in one model. restores: whether unsure masks read all memory; it is asked all the same."""
+
+    restores = True
     needs_memory_frames = True
     saves_in: ClassVar[Part] = ATTENTION
     steps = 4
@@ -55,7 +64,8 @@ class BoundRetrieval(Bound[RetrievalSettings]):
             )
         memory = context.video.of_object(ObjectMemory, step.obj_id, step.reverse)
         plan = self.plan(call, context, memory, spatial // len(memory_frames))
-        context.video.count("keys", 1.0 if plan is None else plan.kept / plan.total, step.obj_id)
+        reason = "unsure mask" if plan is not None and self._unsure(context, step) and plan.restore() else None
+        context.video.count("keys", 1.0 if plan is None else plan.kept / plan.total, step.obj_id, reason)
         if plan is None:
             return proceed(call)
         context.records[self.settings.type] = plan
@@ -65,6 +75,19 @@ class BoundRetrieval(Bound[RetrievalSettings]):
             del context.records[self.settings.type]
         remember(plan, memory)
         return out
+
+    def _unsure(self, context: FrameContext, step: ObjectStep) -> bool:
+        """Whether the object's last mask asks for all memory."""
+        limit = self.settings.unsure
+        if limit is None and not context.watched:
+            return False
+        evidence = context.video.evidence.get(step.obj_id)
+        doubt = evidence.unsure() if evidence is not None and evidence.frame == step.previous else None
+        if doubt is None:
+            return False
+        if context.watched and context.observer is not None:
+            context.observer.noted(DoubtSeen(doubt, len(context.memory_frames or ())))
+        return limit is not None and not doubt <= limit and self.restores
 
     def plan(self, call: MemoryCall, context: FrameContext, memory: ObjectMemory, tokens: int) -> KeyPlan | None:
         """The rows to read. tokens: of a memory frame."""

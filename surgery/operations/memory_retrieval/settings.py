@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from surgery.core.evidence import EvidenceSettings
 from surgery.core.operation import MOST, Fraction, Operation, percent
 
 
@@ -22,6 +23,10 @@ class RetrievalSettings(Operation):
     )
     warm_up: bool = Field(
         True, description="prune only after as many frames were measured as the bank's middle holds (5)"
+    )
+    unsure: Fraction | None = Field(
+        None,
+        description="an object whose last mask is unsure over more than this share of it reads all memory; null: never",
     )
     query_stride: int = Field(1, ge=1, le=MOST, description="saliency averages every n-th query only; 1: all")
 
@@ -40,7 +45,13 @@ class RetrievalSettings(Operation):
             return "all memory read"
         kept = {"older frames": self.keep, "prompted frames": self.keep_conditioning}
         pruned = [f"of {frames} pruned to {percent(share)}" for frames, share in kept.items() if share < 1.0]
-        return f"memory {' and '.join(pruned)}" + (", rebalanced" if self.rebalance else "")
+        whole = ", whole while the mask is unsure" if self.unsure is not None else ""
+        return f"memory {' and '.join(pruned)}" + (", rebalanced" if self.rebalance else "") + whole
+
+    @property
+    def evidence(self) -> EvidenceSettings | None:
+        """See `Operation.evidence`."""
+        return EvidenceSettings(doubt=True) if self.unsure is not None else None
 
     def structure(self) -> dict[str, Any]:
         """See `Operation.structure`."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from surgery.core.host import HostView
 from surgery.core.simulation import Prediction, Simulation
-from surgery.operations.memory_retrieval.bound import SaliencySeen
+from surgery.operations.memory_retrieval.bound import DoubtSeen, SaliencySeen
 from surgery.operations.memory_retrieval.saliency import kept_count
 from surgery.operations.memory_retrieval.settings import RetrievalSettings
 
@@ -18,6 +19,7 @@ class RetrievalSimulation(Simulation):
 
     def __init__(self, host: HostView, settings: Sequence[RetrievalSettings]) -> None:
         self._host = host
+        self.doubts: list[DoubtSeen] = []
         shares = {share for each in settings for share in (each.keep, each.keep_conditioning) if share < 1.0}
         self.held: dict[tuple[bool, float], list[float]] = {
             (conditioning, share): [] for conditioning in (False, True) for share in sorted(shares)
@@ -25,6 +27,8 @@ class RetrievalSimulation(Simulation):
 
     def noted(self, what: Any) -> None:
         """See `Observer.noted`."""
+        if isinstance(what, DoubtSeen):
+            self.doubts.append(what)
         if not isinstance(what, SaliencySeen):
             return
         cumulative = what.saliency.sort(descending=True).values.cumsum(-1)
@@ -41,7 +45,11 @@ class RetrievalSimulation(Simulation):
             if share < 1.0 and held:
                 lost += frames * (1.0 - statistics.fmean(held))
         kept = statistics.fmean(keys_kept(settings, length, bank, self._host.frame_tokens()) for length in lengths)
-        return Prediction(kept, lost / bank)
+        limit = settings.unsure if settings.unsure is not None else math.inf
+        unsure = [seen for seen in self.doubts if not seen.doubt <= limit]
+        calls, tokens = max(1, len(self.doubts)), self._host.frame_tokens()
+        restored = sum(1.0 - share_of(settings, seen.frames, bank, tokens) for seen in unsure) / calls
+        return Prediction(min(1.0, kept + restored), (1.0 - len(unsure) / calls) * lost / bank)
 
 
 def keys_kept(settings: RetrievalSettings, frames: int, bank: int, tokens: int) -> float:
@@ -49,13 +57,14 @@ def keys_kept(settings: RetrievalSettings, frames: int, bank: int, tokens: int) 
 
     frames: of the clip. bank: frames of a full memory bank. tokens: of a frame.
     """
+    reads = [share_of(settings, index, bank, tokens) for index in range(1, max(2, frames))]
+    return statistics.fmean(reads)
+
+
+def share_of(settings: RetrievalSettings, read: int, bank: int, tokens: int) -> float:
+    """The same of the `read`-th read after the prompt, from 1: one conditioning frame, as many tracked ones as fit."""
     keep = kept_count(tokens, settings.keep) / tokens if settings.keep < 1.0 else 1.0
-    total = []
-    for index in range(1, max(2, frames)):
-        tracked = min(index - 1, bank - 1)
-        warm = not settings.warm_up or index - 2 >= bank - 2
-        middle = max(0, tracked - 1)
-        first = settings.keep_conditioning if warm and index > 1 else 1.0
-        kept = first + min(1, tracked) + middle * (keep if warm else 1.0)
-        total.append(kept / (1 + tracked))
-    return statistics.fmean(total)
+    tracked = min(read - 1, bank - 1)
+    warm = not settings.warm_up or read - 2 >= bank - 2
+    first = settings.keep_conditioning if warm and read > 1 else 1.0
+    return (first + min(1, tracked) + max(0, tracked - 1) * (keep if warm else 1.0)) / (1 + tracked)

@@ -123,9 +123,16 @@ def by_evidence(
     if preview.picture is not None and settings.budget < 1.0:
         seen = preview.picture if state.seen is None else state.seen.to(preview.picture.device)
         facts["changes"] = window_changes(preview.picture, seen, grid)
+    unsure = [item for item in evidence if item.doubt is not None]
+    if unsure:
+        # Also where only others ask for it: one wait is enough.
+        facts["doubts"] = torch.stack([item.doubt for item in unsure if item.doubt is not None])
     values = context.read()
     taken, scores, changes = [value > 0 for value in values["touched"]], values["scores"], values.get("changes")
-    found = Seen(taken, scores, changes, values.get("cut", [0.0])[0] if cut is not None else None)
+    for item, value in zip(unsure, values.get("doubts", []), strict=True):
+        item.known = value
+    cut_by = values.get("cut", [0.0])[0] if cut is not None else None
+    found = Seen(taken, scores, changes, cut_by, values.get("doubts", []))
 
     def salient() -> list[bool]:
         if not host.modules("token_to_image"):
@@ -142,13 +149,14 @@ class Seen:
     """What is known of a frame's windows before it is encoded.
 
     touched: by an object, each window. scores: of the objects. changes: see `window_changes`; None without a budget.
-    cut: change of the whole picture; None without a test.
+    cut: change of the whole picture; None without a test. doubts: of the objects' masks, see `doubt_of`.
     """
 
     touched: Sequence[bool]
     scores: Sequence[float]
     changes: Sequence[float] | None
     cut: float | None
+    doubts: Sequence[float] = ()
 
 
 def by_rules(
@@ -167,16 +175,18 @@ def by_rules(
     if not any(taken) or any(not score >= settings.object.score_gate for score in seen.scores):
         taken = [a or b for a, b in zip(taken, salient(), strict=True)]
     if seen.changes is None:
-        windows, over = allot(taken, state.ages, settings.rolling, settings.round_to, settings.fill), False
+        windows, more = allot(taken, state.ages, settings.rolling, settings.round_to, settings.fill), None
     else:
-        windows, over = within_budget(
+        limit = settings.object.unsure
+        windows, more = within_budget(
             taken, seen.touched, state.ages, seen.changes, budget=settings.budget, rolling=settings.rolling,
             round_to=settings.round_to, fill=settings.fill, max_wait=settings.object.max_wait,
             background=settings.object.background,
+            unsure=limit is not None and any(not doubt <= limit for doubt in seen.doubts),
         )  # fmt: skip
     if len(windows) == len(taken):
-        return None, "large object" if over else "every window needed"
-    return windows, "large object" if over else None
+        return None, more or "every window needed"
+    return windows, more
 
 
 @dataclass(frozen=True)

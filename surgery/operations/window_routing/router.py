@@ -150,19 +150,23 @@ def wanted_count(taken: Sequence[bool], rolling: int, round_to: int) -> int:
 def within_budget(
     taken: Sequence[bool], touched: Sequence[bool], ages: Sequence[int], changes: Sequence[float], *, budget: float,
     rolling: int = 0, round_to: int = 1, fill: bool = False, max_wait: int | None = None, background: float = 0.5,
-) -> tuple[list[int], bool]:  # fmt: skip
-    """Ids of the windows to compute within a budget, and whether objects asked for more than it.
+    unsure: bool = False,
+) -> tuple[list[int], str | None]:  # fmt: skip
+    """Ids of the windows to compute within a budget, and why there are more than it allows.
 
     Args:
         taken: whether the router wants the window. touched: whether an object's mask is there.
         ages: frames since each window was computed. changes: see `window_changes`.
         budget: largest share of all windows, unless windows of objects would wait longer than `max_wait` frames: then
             the next of `sizes`, or all. fill: use it up. rolling, round_to: see `allot`. background: see `urgencies`.
+        unsure: whether a mask is: then the budget is the next of `sizes`.
     """
     allowed = sizes(len(taken), budget)
+    allowed = allowed[1:] or allowed if unsure else allowed
     urgency = urgencies(taken, changes, ages, background)
     count = allowed[0] if fill else min(wanted_count(taken, rolling, round_to), allowed[0])
     certain = [] if max_wait is None else must_run(touched, ages, urgency, allowed[0], max_wait)
+    reason = "unsure mask" if unsure else None
     if len(certain) > allowed[0]:
-        count = next((size for size in allowed if size >= len(certain)), len(taken))
-    return most_urgent(urgency, max(count, len(certain)), certain), len(certain) > allowed[0]
+        count, reason = next((size for size in allowed if size >= len(certain)), len(taken)), "large object"
+    return most_urgent(urgency, max(count, len(certain)), certain), reason

@@ -35,6 +35,11 @@ class ObjectSettings(Fields):
         allow_inf_nan=False,
         description="with a budget: what a change counts for where no object is, against 1 where one is",
     )
+    unsure: Fraction | None = Field(
+        None,
+        description="an object whose last mask is unsure over more than this share of it makes the frame take the next "
+        "size; with a budget; null: never",
+    )
     motion: float = Field(
         0.0,
         ge=0.0,
@@ -236,7 +241,7 @@ class WindowSettings(Operation):
     def evidence(self) -> EvidenceSettings | None:
         """See `Operation.evidence`."""
         return (
-            EvidenceSettings(self.object.candidates, self.object.motion, inputs=True)
+            EvidenceSettings(self.object.candidates, self.object.motion, True, self.object.unsure is not None)
             if self.windows == "object"
             else None
         )

@@ -59,6 +59,7 @@ class _Facts:
     salient: dict[float, list[bool]]
     changes: list[list[float]]
     cut: float
+    doubts: list[float]
     first: bool
     prompted: bool
 
@@ -106,6 +107,7 @@ class WindowSimulation(Simulation):
             salient=self._salient(evidence) if evidence and not context.dense else {},
             changes=[window_changes(picture, past[1], grid).tolist() for past in reversed(self._past)],
             cut=float(scene_change(small, self._small)) if self._small is not None else 0.0,
+            doubts=[doubt for item in evidence if (doubt := item.unsure()) is not None],
             first=len(self._past) == 1,
             prompted=context.dense or not self._past,
         )
@@ -185,5 +187,5 @@ class WindowSimulation(Simulation):
             deepest = len(facts.changes)
             changes = [facts.changes[min(age + 1, deepest) - 1][window] for window, age in enumerate(state.ages)]
         touched = facts.touched[settings.object.candidates, settings.object.dilation]
-        seen = Seen(touched, facts.scores, changes, facts.cut)
+        seen = Seen(touched, facts.scores, changes, facts.cut, facts.doubts)
         return by_rules(settings, state, facts.objects, seen, lambda: facts.salient[settings.object.saliency_mass])[0]

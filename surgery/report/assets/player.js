@@ -146,6 +146,7 @@ class Player {
       this.trace.images.length && !image && !this.loading ? "no picture of it" : null,
       sparse && all ? `${kept} of ${all} windows` : null, frame.dense_reason ? `whole frame: ${frame.dense_reason}` : null,
       frame.widened_reason ? `more windows: ${frame.widened_reason}` : null,
+      frame.restored_reason ? `all memory: ${frame.restored_reason}` : null,
       frame.keys_kept != null ? `${Math.round(100 * frame.keys_kept)}% of memory keys` : null,
       this.trace.tokens && frame.tokens_kept ? `${frame.tokens_kept.length} of ${this.trace.tokens[0] * this.trace.tokens[1]} tokens kept` : null,
       ...ms].filter(Boolean).join(" · ");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -206,7 +207,7 @@ def test_no_window_of_an_object_waits_longer_than_max_wait(
         ages = [0 if window in chosen else age + 1 for window, age in enumerate(ages)]
         assert all(age <= max_wait for age, here in zip(ages, touched, strict=True) if here)
         assert len(chosen) in (*allowed, count) or (not fill and len(chosen) < allowed[0])
-        assert over == (len(chosen) > allowed[0])
+        assert over == ("large object" if len(chosen) > allowed[0] else None)
 
 
 @given(st.integers(4, 30), st.integers(1, 4), st.integers(1, 4), seeds)
@@ -221,14 +222,32 @@ def test_an_object_that_fits_is_spread_evenly(count: int, max_wait: int, most: i
         chosen, over = within_budget(
             touched, touched, ages, changes, budget=most / count, fill=True, max_wait=max_wait, background=1.0
         )
-        assert not over
+        assert over is None
         ages = [0 if window in chosen else age + 1 for window, age in enumerate(ages)]
 
 
 def test_without_a_bound_the_budget_holds() -> None:
     chosen, over = within_budget([True] * 10, [True] * 10, [9] * 10, [1.0] * 10, budget=0.2, fill=True)
     assert chosen == [0, 1]
-    assert not over
+    assert over is None
+
+
+@given(st.integers(2, 30), st.floats(0.01, 1.0), st.booleans(), st.one_of(st.none(), st.integers(0, 3)), seeds)
+def test_an_unsure_mask_takes_the_next_size(
+    count: int, budget: float, fill: bool, max_wait: int | None, seed: int
+) -> None:
+    draw, allowed = rng(seed), sizes(count, budget)
+    touched = (torch.rand(count, generator=draw) < 0.4).tolist()
+    ages = torch.randint(0, 5, (count,), generator=draw).tolist()
+    changes = torch.rand(count, generator=draw).tolist()
+    how: dict[str, Any] = {"budget": budget, "fill": fill, "max_wait": max_wait}
+    sure, _ = within_budget(touched, touched, ages, changes, **how)
+    unsure, reason = within_budget(touched, touched, ages, changes, **how, unsure=True)
+    assert reason in ("unsure mask", "large object")
+    assert len(unsure) >= len(sure) or not fill
+    assert len(unsure) in (*allowed, count) or not fill
+    if fill and reason == "unsure mask":
+        assert len(unsure) == (allowed[1:] or allowed)[0]
 
 
 def test_background_says_what_a_window_without_an_object_counts() -> None:

@@ -1,0 +1,164 @@
+"""What recipes cost in quality, object by object: J&F against exact masks, the embedded model, adapters that ship.
+
+    python -m benchmarks.held_out --workers 2                                  # held-out-demo.json
+    python -m benchmarks.held_out --real CLIPS --recipes faithful balanced fast turbo     # held-out-real-demo.json
+
+Synthetic clips are those of seeds that chose nothing: no weights, thresholds or recipes. Of real clips (one folder each
+with `frames/` and `masks/`) only numbers are written. Mask prompts; the prompted frame is not scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import surgery.demo as demo
+from benchmarks.demo_adapters import ROOT, clip_of
+from surgery import load_adapter, status
+from surgery.bench.machine import machine
+from surgery.calibration import CalibrationClip, gather_clips
+from surgery.digests import weights_digest
+from surgery.evaluation.bootstrap import mean_interval
+from surgery.evaluation.metrics import boundary_f, region_j
+from surgery.tracking import track
+from surgery.video import labels_from_logits
+
+FIRST = {"easy": 800_000, "medium": 810_000, "hard": 820_000}
+"""First of the held-out seeds by difficulty: drawn for these figures and used for nothing else."""
+LARGE = 0.2
+"""Change of an object's J&F that is counted by itself."""
+_models: dict[str, Any] = {}
+
+
+def start(recipes: Sequence[str], host: str) -> None:
+    """Load the stock model and one under each recipe."""
+    torch.set_num_threads(1)
+    _models["dense"] = demo.load(host)
+    for recipe in recipes:
+        _models[recipe] = demo.load(host)
+        load_adapter(_models[recipe], ROOT / "adapters" / f"demo-{recipe}")
+
+
+def synthetic(number: int, difficulty: Any, frames: int) -> dict[str, Any]:
+    """Scores of one synthetic clip."""
+    return {"difficulty": difficulty, **scored(clip_of(number, frames, difficulty))}
+
+
+def scored(clip: CalibrationClip) -> dict[str, Any]:
+    """Mean J and F of every object, by arm, and what was kept."""
+    assert clip.truth is not None
+    row: dict[str, Any] = {"clip": clip.name}
+    since = {prompt.obj_id: prompt.frame for prompt in reversed(clip.prompts)}
+    for arm, model in _models.items():
+        found: dict[int, list[tuple[float, float]]] = {obj_id: [] for obj_id in since}
+        for result in track(model, clip.video, clip.prompts):
+            labels, truth = labels_from_logits(result.logits), clip.truth[result.index]
+            for obj_id, first in since.items():
+                if result.index > first:
+                    mine, theirs = np.asarray(labels == obj_id), np.asarray(truth == obj_id)
+                    found[obj_id].append((region_j(mine, theirs), boundary_f(mine, theirs)))
+        now = status(model)
+        objects = {obj_id: np.mean(values, axis=0) for obj_id, values in found.items() if values}
+        row[arm] = {
+            "j": {str(obj_id): float(pair[0]) for obj_id, pair in objects.items()},
+            "f": {str(obj_id): float(pair[1]) for obj_id, pair in objects.items()},
+            "windows_kept": now.windows_kept,
+            "keys_kept": now.keys_kept,
+            "dense_frames": now.dense_frames,
+            "widened_frames": now.widened_frames,
+            "restored_frames": now.restored_frames,
+        }
+    return row
+
+
+def summary(rows: Sequence[dict[str, Any]], recipe: str) -> dict[str, Any]:
+    """Drop of J&F over clips with its interval, what was kept, and how many objects lose or gain much."""
+
+    def by_object(row: dict[str, Any], arm: str) -> list[float]:
+        return [(row[arm]["j"][each] + row[arm]["f"][each]) / 2 for each in row["dense"]["j"]]
+
+    pairs = [(by_object(row, "dense"), by_object(row, recipe)) for row in rows]
+    drops = [statistics.fmean(dense) - statistics.fmean(sparse) for dense, sparse in pairs]
+    changes = [mine - stock for dense, sparse in pairs for stock, mine in zip(dense, sparse, strict=True)]
+    kept = {
+        name: statistics.fmean(values)
+        for name in ("windows_kept", "keys_kept")
+        if (values := [row[recipe][name] for row in rows if row[recipe][name] is not None])
+    }
+    return {
+        "clips": len(rows),
+        "objects": len(changes),
+        "dense": statistics.fmean(statistics.fmean(dense) for dense, _ in pairs),
+        "sparse": statistics.fmean(statistics.fmean(sparse) for _, sparse in pairs),
+        "drop": statistics.fmean(drops),
+        "interval": mean_interval(drops),
+        **kept,
+        "lose_much": sum(change < -LARGE for change in changes),
+        "gain_much": sum(change > LARGE for change in changes),
+        "median_change": statistics.median(changes),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.held_out", description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", nargs="+", default=["balanced", "turbo"])
+    parser.add_argument("--clips", type=int, default=100, help="synthetic clips of each difficulty")
+    parser.add_argument("--frames", type=int, default=24, help="of a synthetic clip")
+    parser.add_argument("--difficulties", nargs="+", default=list(FIRST), choices=list(FIRST))
+    parser.add_argument("--real", type=Path, help="real clips instead")
+    parser.add_argument("--host", default="sam2", choices=["sam2", "transformers"])
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/held-out[-real]-demo.json")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    with ProcessPoolExecutor(
+        given.workers, get_context("spawn"), initializer=start, initargs=(given.recipes, given.host)
+    ) as pool:
+        if given.real is not None:
+            clips, _ = gather_clips([given.real], None)
+            jobs = [pool.submit(scored, clip) for clip in clips if clip.truth is not None]
+        else:
+            jobs = [
+                pool.submit(synthetic, FIRST[difficulty] + number, difficulty, given.frames)
+                for number in range(given.clips)
+                for difficulty in given.difficulties
+            ]
+        rows = []
+        for job in jobs:
+            rows.append(job.result())
+            if len(rows) % 10 == 0:
+                print(len(rows), {each: round(summary(rows, each)["drop"], 4) for each in given.recipes}, flush=True)
+    words = sys.argv[1:] if arguments is None else arguments
+    kinds = {"all": rows} | {
+        kind: [row for row in rows if row["difficulty"] == kind] for kind in given.difficulties if given.real is None
+    }
+    result = {
+        "kind": "held-out clips",
+        "command": f"python -m benchmarks.held_out {shlex.join(words)}".strip(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "machine": machine(torch.device("cpu")),
+        "weights": weights_digest(demo.load(given.host).state_dict()),
+        "summary": {each: {kind: summary(some, each) for kind, some in kinds.items()} for each in given.recipes},
+        "rows": rows,
+    }
+    print(json.dumps(result["summary"], indent=1))
+    name = "held-out-demo.json" if given.real is None else "held-out-real-demo.json"
+    out = given.out or ROOT / "benchmarks" / "results" / name
+    out.write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
