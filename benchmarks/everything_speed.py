@@ -3,9 +3,6 @@
 Random weights at 1024 px on one CPU thread, processor time. The least predicted IoU is set to the median over points of
 the best of their three, so that half of the points survive; stability is not asked for. Boxes are drawn at random and
 pass all filters: they stand for what a proposer would say, whose own time is not in them.
-
-Without `--whole` nothing is encoded: features are drawn at random, and only what comes after them is run, on a grid of
-`--points` a side, in batches of 64.
 """
 
 from __future__ import annotations
@@ -22,11 +19,10 @@ import torch
 
 import surgery
 from surgery.bench.machine import machine
-from surgery.core.pictures import Picture
-from surgery.engine import require_surgery
 from surgery.hosts import loader_of
 from surgery.hosts.sam21 import SIZES
 from surgery.operations.segment_everything import Everything
+from surgery.pictures import bound_of
 from surgery.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,10 +38,7 @@ def built(size: str) -> Any:
 def bound(model: Any, name: str, **changes: Any) -> Everything:
     """The operation of a recipe in the model."""
     recipe = Recipe.load(name).with_values({f"everything.{key}": value for key, value in changes.items()})
-    surgery.sparsify(model, recipe)
-    found = require_surgery(model).find(Everything)
-    assert found is not None
-    return found
+    return bound_of(surgery.sparsify(model, recipe))
 
 
 @torch.no_grad()
@@ -58,29 +51,6 @@ def median_score(model: Any, image: Any) -> float:
     tokens, _ = parts.transform(picture.embedding.repeat_interleave(64, 0), picture.positions, tokens)
     surgery.desparsify(model)
     return float(parts.scores(tokens)[:, 1:].amax(1).median())
-
-
-def drawn() -> Picture:
-    """Features of no picture."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((1, 256, 64, 64), (1, 32, 256, 256), (1, 64, 128, 128), (1, 256, 64, 64))
-    embedding, stride4, stride8, positions = (torch.randn(shape, generator=generator) for shape in shapes)
-    return Picture((HEIGHT, WIDTH), embedding, (stride4, stride8), positions)
-
-
-def unencoded(model: Any) -> None:
-    """From now on pictures have the features of `drawn`, in the host's predictor and in ours."""
-    from sam2.sam2_image_predictor import SAM2ImagePredictor
-
-    picture = drawn()
-    picture.positions.copy_(model.sam_prompt_encoder.get_dense_pe())
-    empty = model.sam_prompt_encoder.no_mask_embed.weight.detach().reshape(1, -1, 1, 1)
-
-    def set_image(self: Any, image: Any) -> None:
-        self._features = {"image_embed": picture.embedding - empty, "high_res_feats": [*picture.fine]}
-        self._orig_hw, self._is_image_set = [image.shape[:2]], True
-
-    SAM2ImagePredictor.set_image = set_image
 
 
 def some_boxes(count: int) -> Callable[[Any], tuple[torch.Tensor, torch.Tensor]]:
@@ -96,14 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="tiny", choices=list(SIZES))
     parser.add_argument("--points", type=int, default=32)
-    parser.add_argument("--whole", action="store_true", help="with the encoder, and boxes")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = built(options.size)
-    if not options.whole:
-        unencoded(model)
     image = np.random.default_rng(0).integers(0, 255, (HEIGHT // 32, WIDTH // 32, 3), dtype=np.uint8)
     image = np.kron(image, np.ones((32, 32, 1), dtype=np.uint8))
     least = median_score(model, image)
@@ -149,8 +116,6 @@ def main() -> None:
         "encoder": encoder, "stock": stock, "exact": ours(False), "folded": ours(True), "320 boxes": boxes(320),
         "64 boxes": boxes(64),
     }  # fmt: skip
-    if not options.whole:
-        arms = {name: arms[name] for name in ("encoder", "stock", "exact", "folded")}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     masks: dict[str, int] = {}
     for _ in range(options.rounds):
@@ -166,9 +131,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"), "machine": machine(torch.device("cpu")), "size": options.size,
         "picture": [HEIGHT, WIDTH], "points": options.points**2, "least_iou": least, "seconds": seconds, "masks": masks,
         "decoder_and_after": {name: after["stock"] / after[name] for name in ("exact", "folded")},
-        "whole_picture": {name: best["stock"] / best[name] for name in best if name not in ("stock", "encoder")}
-        if options.whole
-        else None,
+        "whole_picture": {name: best["stock"] / best[name] for name in best if name not in ("stock", "encoder")},
     }  # fmt: skip
     out = options.out or ROOT / "benchmarks" / "results" / f"everything-speed-{options.size}-cpu.json"
     out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

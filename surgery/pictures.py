@@ -49,6 +49,15 @@ def found_in(model: Any, image: Any) -> Found:
     return _found(model, rgb(image))[1]
 
 
+def stock_found_in(model: Any, image: Any) -> tuple[Found, int]:
+    """What the host's own generator finds at the recipe's points and filters, and its prompts; arguments and errors as
+    `everything`."""
+    bound = bound_of(model)
+    whole = Everything(bound.settings.model_copy(update={"prompts": "grid", "folded": False}), bound.surgery)
+    with access_to(bound.surgery.host.model).frame():
+        return whole.find(rgb(image)), whole.prompts
+
+
 def bound_of(model: Any) -> Everything:
     """The operation in a model. Raises ModelStateError: there is none."""
     surgery = require_surgery(model)

@@ -153,9 +153,8 @@ class _Everything:
 def apart(found: Found, taken: Mask, least_area: float = 0.0) -> list[Mask]:
     """Masks that do not overlap each other nor `taken`, best first: of every one what is left, where that is most of
     it."""
-    ranked = (found.scores * found.stability.nan_to_num()).argsort(descending=True, stable=True)
     taken, kept = taken.copy(), []
-    for mask in found.masks[ranked].cpu().numpy():
+    for mask in found.masks[found.worth.argsort(descending=True, stable=True)].cpu().numpy():
         free = mask & ~taken
         area = int(free.sum())
         if area and area >= least_area * mask.size and area >= FREE * mask.sum():

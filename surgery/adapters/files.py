@@ -9,7 +9,6 @@ README.md                  model card
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,20 +30,20 @@ from surgery.adapters.config import (
     read_json,
     thresholds_of,
 )
-from surgery.adapters.fingerprint import compare, fingerprint
+from surgery.adapters.fingerprint import Match, compare, fingerprint
 from surgery.adapters.folder import require_replaceable, write_folder
 from surgery.adapters.proposals import KIND, ProposalAdapter, proposals_of, read_proposals
 from surgery.adapters.record import CalibrationRecord
 from surgery.adapters.tensors import encode_tensors, read_tensors
-from surgery.adapters.warned import BaseModelWarning, RoundedBaseWarning, UnprovenBaseWarning
-from surgery.core.host import finite
+from surgery.adapters.warned import BaseModelWarning, RoundedBaseWarning, UnprovenBaseWarning, require_base
+from surgery.core.host import HostView, finite
 from surgery.core.surgery import Surgery
 from surgery.core.weights import quantised_layer
 from surgery.engine import require_surgery
 from surgery.errors import AdapterError, AdapterMismatchError, ModelStateError, RecipeError, WeightsError
 from surgery.operations import CompileParts, SparseWindowRouting
 from surgery.operations.window_routing.bound import WindowRouter, require_router
-from surgery.operations.window_routing.geometry import SpanInfo
+from surgery.operations.window_routing.geometry import span_of
 from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.recipe import Recipe
 
@@ -69,36 +68,22 @@ class Adapter:
 
     def _check(self, router: WindowRouter, force: bool) -> None:
         """Raise AdapterMismatchError unless this adapter fits the model (and, unless `force`, its weights)."""
-        shortcut, span = router.settings.skipped.shortcut.type, router.span
+        shortcut = router.settings.skipped.shortcut.type
         config = self.config
-        self.check_structure(span)
+        match = self.match(router.surgery.host)
         if shortcut != config.shortcut:
             raise AdapterMismatchError(
                 f"{self.source}: holds a {config.shortcut!r} shortcut, the recipe asks for {shortcut!r}"
             )
-        base = f" ({config.base_model.id})" if config.base_model.id else ""
-        recorded = config.base_model.fingerprint
-        match = compare(router.surgery.host, span, recorded) if recorded is not None else None
-        if match is None:
-            text = f"no fingerprint of the base model{base} is recorded; its structure fits this model, its weights "
-            warnings.warn(f"{self.source}: {text}were not compared", UnprovenBaseWarning, stacklevel=2)
-        elif match.verdict == "rounded":
-            text = f"this model is the adapter's base{base} rounded to {match.precision}; masks may differ slightly "
-            warnings.warn(f"{self.source}: {text}from the unrounded model's", RoundedBaseWarning, stacklevel=2)
-        elif match.verdict == "different":
-            text = (
-                f"{self.source}: the routed blocks of this model have other weights than the base it was fitted on"
-                f"{base}, or were rounded in another way"
-            )
-            if not force:
-                raise AdapterMismatchError(
-                    f"{text}; load it on that base, calibrate anew, or pass force=True to load it all the same"
-                )
-            warnings.warn(f"{text}; loaded because force=True", UnprovenBaseWarning, stacklevel=2)
+        require_base(self.source, config.base_model.id, match, "the routed blocks", force)
 
-    def check_structure(self, span: SpanInfo) -> None:
-        """Raise AdapterMismatchError unless blocks, channels and windows are those of the model."""
-        config = self.config
+    def match(self, host: HostView) -> Match | None:
+        """How the model's weights compare with those of the base; None where none are recorded.
+
+        Raises:
+            AdapterMismatchError: blocks, channels or windows are not those of the model.
+        """
+        config, span = self.config, span_of(host)
         mine = (config.entry_block, config.exit_block, config.channels, config.window)
         theirs = (span.entry, span.exit, span.channels, span.window)
         if mine != theirs:
@@ -107,6 +92,8 @@ class Adapter:
                 f"model has blocks {theirs[0]}..{theirs[1]}, {theirs[2]} channels, windows of {theirs[3]}"
                 + (f" (base model: {config.base_model.id})" if config.base_model.id else "")
             )
+        recorded = config.base_model.fingerprint
+        return compare(host, span, recorded) if recorded is not None else None
 
     def fill(self, surgery: Surgery, force: bool) -> None:
         """Give the shortcut these weights; it remembers what was measured with them, for `save_adapter`.
@@ -159,6 +146,9 @@ class _Origin:
     tensors: dict[str, Tensor]
 
 
+AnyAdapter = Adapter | ProposalAdapter
+
+
 def save_adapter(model: Any, path: str | Path) -> Path:
     """Write what was fitted of a model under surgery, and its recipe, to the folder `path`: the shortcut of window
     routing, or the proposal head of `segment_everything`.
@@ -179,7 +169,7 @@ def save_adapter(model: Any, path: str | Path) -> Path:
     return target
 
 
-def read_adapter(path: str | Path, source: str | None = None) -> Adapter | ProposalAdapter:
+def read_adapter(path: str | Path, source: str | None = None) -> AnyAdapter:
     """Read and validate an adapter folder. Raises AdapterError naming the file and what is wrong with it.
 
     source: how the adapter calls itself in messages; default: the path.
@@ -203,7 +193,7 @@ def read_adapter(path: str | Path, source: str | None = None) -> Adapter | Propo
     raise AdapterError(f"{folder}: another process keeps replacing it; read {_READS} times in vain")
 
 
-def _read(folder: Path, source: str) -> Adapter | ProposalAdapter:
+def _read(folder: Path, source: str) -> AnyAdapter:
     data = read_json(folder / CONFIG)
     if isinstance(data, dict) and data.get("kind") == KIND:
         return read_proposals(folder, data, source)
@@ -228,7 +218,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_ctime_ns
 
 
-def saved_of(model: Any) -> Adapter | ProposalAdapter:
+def saved_of(model: Any) -> AnyAdapter:
     """What `save_adapter` writes of a model. Raises ModelStateError or WeightsError as it does."""
     surgery = require_surgery(model)
     proposals = proposals_of(surgery)
@@ -335,6 +325,7 @@ def _origin(shortcut: Shortcut, recipe: Recipe, tensors: dict[str, Tensor]) -> _
 
 __all__ = [
     "Adapter",
+    "AnyAdapter",
     "BaseModelWarning",
     "RoundedBaseWarning",
     "UnprovenBaseWarning",

@@ -12,9 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from surgery.adapters.config import CARD, CONFIG, FILES, RECIPE, WEIGHTS, read_json
-from surgery.adapters.files import Adapter, read_adapter, saved_of
+from surgery.adapters.files import AnyAdapter, read_adapter, saved_of
 from surgery.adapters.folder import require_replaceable, write_folder
-from surgery.adapters.proposals import ProposalAdapter
 from surgery.errors import AdapterError, HubError, SurgeryError
 
 _ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
@@ -101,9 +100,7 @@ def download(
     return root / inside, f"{repo_id}@{commit}" + (f"/{subfolder}" if subfolder else "")
 
 
-def pull_adapter(
-    repo_id: str, out: str | Path, *, subfolder: str | None = None, **how: Any
-) -> Adapter | ProposalAdapter:
+def pull_adapter(repo_id: str, out: str | Path, *, subfolder: str | None = None, **how: Any) -> AnyAdapter:
     """Download an adapter, validate it and put its files, byte for byte, into the folder `out`.
 
     Args:

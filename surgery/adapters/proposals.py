@@ -6,22 +6,20 @@ The same four files as of every adapter. `kind: proposals` in the configuration 
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as decode_safetensors
 from safetensors.torch import save as encode_safetensors
 from torch import Tensor
 
-from surgery.adapters.config import CARD, CONFIG, RECIPE, WEIGHTS, BaseModelInfo, Part, require_small
-from surgery.adapters.fingerprint import compare_weights, fingerprint_of
-from surgery.adapters.warned import RoundedBaseWarning, UnprovenBaseWarning
-from surgery.core.host import finite
+from surgery.adapters.config import CARD, CONFIG, RECIPE, WEIGHTS, BaseModelInfo, Part
+from surgery.adapters.fingerprint import Match, compare_weights, fingerprint_of
+from surgery.adapters.tensors import read_exactly
+from surgery.adapters.warned import require_base
+from surgery.core.host import HostView, finite
 from surgery.core.surgery import Surgery
 from surgery.errors import AdapterError, AdapterMismatchError, ModelStateError, RecipeError, WeightsError
 from surgery.operations.segment_everything import Everything
@@ -85,29 +83,24 @@ class ProposalAdapter:
         """Number of added parameters."""
         return sum(value.numel() for value in self.tensors.values())
 
-    def fill(self, surgery: Surgery, force: bool) -> None:
-        """Give the head these weights; errors and warnings as `Adapter.fill`."""
-        bound = surgery.find(Everything)
-        if bound is None or bound.head is None:
-            return
-        driver = bound.driver()
+    def match(self, host: HostView) -> Match | None:
+        """See `Adapter.match`."""
+        driver = host.picture_driver()
         mine, theirs = tuple(self.config.channels), driver.channels()
         if mine != theirs:
             raise AdapterMismatchError(
                 f"{self.source}: made for features of {mine} channels, this model's have {theirs}"
             )
         recorded = self.config.base_model.fingerprint
-        match = compare_weights(_ordered(driver.tensors()), recorded) if recorded is not None else None
-        if match is None:
-            warnings.warn(f"{self.source}: no fingerprint is recorded", UnprovenBaseWarning, stacklevel=2)
-        elif match.verdict == "rounded":
-            text = f"{self.source}: this model is the head's base rounded to {match.precision}"
-            warnings.warn(text, RoundedBaseWarning, stacklevel=2)
-        elif match.verdict == "different":
-            text = f"{self.source}: encoder, prompt encoder or mask decoder have other weights than the head's base"
-            if not force:
-                raise AdapterMismatchError(f"{text}; fit it anew with fit_everything, or pass force=True")
-            warnings.warn(f"{text}; loaded because force=True", UnprovenBaseWarning, stacklevel=2)
+        return compare_weights(_ordered(driver.tensors()), recorded) if recorded is not None else None
+
+    def fill(self, surgery: Surgery, force: bool) -> None:
+        """Give the head these weights; errors and warnings as `Adapter.fill`."""
+        bound = surgery.find(Everything)
+        if bound is None or bound.head is None:
+            return
+        match = self.match(surgery.host)
+        require_base(self.source, self.config.base_model.id, match, "encoder, prompt encoder or mask decoder", force)
         bound.head.load_state_dict(self.tensors)
 
     def files(self, adapter_id: str = "path/to/this/folder") -> dict[str, bytes]:
@@ -168,17 +161,8 @@ def read_proposals(folder: Path, data: Any, source: str) -> ProposalAdapter:
         recipe = Recipe.load(folder / RECIPE)
     except RecipeError as error:
         raise AdapterError(str(error)) from error
-    path = folder / WEIGHTS
-    require_small(path, MOST_BYTES, "a proposal head")
-    try:
-        tensors = decode_safetensors(path.read_bytes())
-    except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise AdapterError(f"{path}: not a readable safetensors file: {error}") from error
     with torch.device("meta"):
-        wanted = {name: value.shape for name, value in ProposalHead(config.channels).state_dict().items()}
-    if {name: value.shape for name, value in tensors.items()} != wanted:
-        raise AdapterError(f"{path}: other tensors than those of a head for channels {config.channels}")
-    for name, value in tensors.items():
-        if value.dtype != torch.float32 or not finite(value):
-            raise AdapterError(f"{path}: {name} has values that are not finite, or is {value.dtype}, not float32")
+        wanted = {name: tuple(value.shape) for name, value in ProposalHead(config.channels).state_dict().items()}
+    found = read_exactly(folder / WEIGHTS, wanted, MOST_BYTES, "a proposal head")
+    tensors = {name: value.float() for name, value in found.items()}
     return ProposalAdapter(source, config, recipe, tensors)

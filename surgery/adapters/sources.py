@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from surgery.adapters.files import Adapter, read_adapter
+from surgery.adapters.files import AnyAdapter, read_adapter
 from surgery.adapters.hub import download, is_repo_id, safe_subfolder
-from surgery.adapters.proposals import ProposalAdapter
 from surgery.engine import apply
 from surgery.errors import AdapterError
 from surgery.recipe import Recipe
@@ -62,7 +61,7 @@ def load_adapter(
 
 def open_adapter(
     path: str | Path, *, revision: str | None = None, subfolder: str | None = None, **hub: Any
-) -> Adapter | ProposalAdapter:
+) -> AnyAdapter:
     """Read an adapter from a folder or the Hub; arguments and errors as in `load_adapter`."""
     inside = safe_subfolder(subfolder)
     if is_repo_id(path):

@@ -29,10 +29,11 @@ from surgery.operations.segment_everything.filters import best_of_each, boxes_of
 from surgery.operations.segment_everything.fit import Features, fit_head
 from surgery.operations.segment_everything.head import features_of
 from surgery.operations.segment_everything.teacher import largest_pieces
-from surgery.pictures import read_picture
+from surgery.pictures import bound_of, read_picture
 from surgery.progress import Bars, progress_bar
 from surgery.recipe import Recipe
 from surgery.video import open_video
+from surgery.video.folder import KINDS
 
 PictureSource = Any
 """A picture (see `surgery.everything`), a file of one, or a video or a folder, of which some frames are taken."""
@@ -42,7 +43,6 @@ LOGITS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.5, 12.0)
 """Candidates for `coarse.logit`."""
 MATCH = 0.5
 """IoU at which a mask of the teacher counts as found."""
-_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,6 @@ def fit_everything(
     return report
 
 
-def _bound(model: Any) -> Everything:
-    bound = require_surgery(model).find(Everything)
-    assert bound is not None
-    return bound
-
-
 def _fitted(
     model: Any, sources: Iterable[PictureSource] | str | Path, recipe: Recipe, settings: SegmentEverything,
     how: tuple[int, int, int, int], bars: Bars,
@@ -151,7 +145,7 @@ def _fitted(
             taught.append(_taught(model, image, settings))
             step()
     if not any(len(each.boxes) for each in taught):
-        filters = settings.filters.of(_bound(model).driver().filters)
+        filters = settings.filters.of(bound_of(model).driver().filters)
         raise CalibrationError(
             f"the model finds no mask in any of {len(images)} pictures at predicted IoU {filters.iou:g} and stability "
             f"{filters.stability:g}; lower everything.filters.iou and everything.filters.stability"
@@ -160,7 +154,7 @@ def _fitted(
     fit_on = [each for place, each in enumerate(taught) if place % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
     values: dict[str, float] = {}
     if settings.prompts == "boxes":
-        head = _bound(model).head
+        head = bound_of(model).head
         assert head is not None
         losses: list[float] = []
         with bars.stage("fitting", steps) as step:
@@ -194,13 +188,12 @@ def _taught(model: Any, image: npt.NDArray[np.uint8], settings: SegmentEverythin
     driver = teacher.driver()
     picture = driver.encode(image)
     kept = teacher.candidates(driver, picture, image)
-    ranked = kept.scores * kept.stability.nan_to_num()
-    pieces = largest_pieces(kept.logits[best_of_each(kept.boxes, ranked, settings.filters.nms)] > 0)
+    pieces = largest_pieces(kept.logits[best_of_each(kept.boxes, kept.worth, settings.filters.nms)] > 0)
     side = surgery.host.image_size()
     boxes = boxes_of(pieces).float() + torch.tensor([0, 0, 1, 1], device=pieces.device)
     boxes = boxes[pieces.flatten(1).any(1)] * (side / pieces.shape[-1])
     features = tuple(level.cpu() for level in features_of(picture))
-    masks = found(kept, picture.size, settings.filters.nms, ranked).masks.cpu().numpy()
+    masks = found(kept, picture.size, settings.filters.nms, kept.worth).masks.cpu().numpy()
     return _Taught(image, features, boxes.cpu(), masks)  # type: ignore[arg-type]
 
 
@@ -208,7 +201,7 @@ def _measured(
     model: Any, held: Sequence[_Taught], step: Any = lambda: None
 ) -> tuple[list[float], list[int], list[int]]:
     """Share of the teacher's masks missed, prompts and masks, of every picture where the teacher has some."""
-    bound = _bound(model)
+    bound = bound_of(model)
     driver = bound.driver()
     drops, prompts, masks = [], [], []
     for each in held:
@@ -243,11 +236,11 @@ def pictures_of(sources: Iterable[PictureSource] | str | Path, every: int) -> It
         folder = Path(sources)
         if not folder.is_dir():
             raise PictureError(f"{folder}: not a folder; expected one of pictures, or a list")
-        sources = sorted(each for each in folder.iterdir() if each.suffix.lower() in _SUFFIXES)
+        sources = sorted(each for each in folder.iterdir() if each.suffix.lower() in KINDS)
     for source in sources:
         if not isinstance(source, (str, os.PathLike)):
             yield rgb(source)
-        elif Path(source).suffix.lower() in _SUFFIXES:
+        elif Path(source).suffix.lower() in KINDS:
             yield read_picture(source)
         else:
             yield from itertools.islice(open_video(source), 0, None, every)

@@ -17,9 +17,12 @@ from surgery.cli.common import Command, OutPath, counted, out, print_json
 from surgery.cli.options import SAVED, Asked, asking, json_option
 from surgery.core.pictures import Found
 from surgery.errors import PictureError
+from surgery.evaluation.recall import mask_ious, recall
 from surgery.files import write_whole
-from surgery.pictures import bound_of, found_in, read_picture
+from surgery.pictures import bound_of, found_in, read_picture, stock_found_in
 from surgery.progress import Bars, progress_bar
+from surgery.report.frames import encoded
+from surgery.report.segments import write_segments
 from surgery.tracking_everything import apart, track_everything
 from surgery.video import VideoWriter, draw_ids, draw_masks, open_video, write_label_png
 from surgery.video.folder import KINDS
@@ -31,6 +34,7 @@ from surgery.video.masks import MAX_ID, Labels
 @click.option("--model", required=True, help=f"Model: {SAVED}, random:SIZE or demo.")
 @asking()
 @click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Output folder.")
+@click.option("--compare", is_flag=True, help="Pictures: also stock's masks, side by side in OUT/report.html.")
 @click.option("--as-video", is_flag=True, help="The pictures of a folder are the frames of one video.")
 @click.option("--every", type=click.IntRange(min=1), default=16, show_default=True, help="Video: frames between looks.")
 @click.option(
@@ -39,14 +43,15 @@ from surgery.video.masks import MAX_ID, Labels
 @click.option("--max-frames", type=click.IntRange(min=1), help="Video: stop after this many frames.")
 @json_option
 def segment(
-    source: str, asked: Asked, folder: str, as_video: bool, every: int, max_objects: int, max_frames: int | None,
-    as_json: bool,
+    source: str, asked: Asked, folder: str, compare: bool, as_video: bool, every: int, max_objects: int,
+    max_frames: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Masks of everything in SOURCE: a picture, a folder of pictures, or a video file.
 
     The recipe needs segment_everything, such as everything-exact. Writes of every picture OUT/labels/NAME.png (objects
     do not overlap, the best on top), OUT/masks/NAME.json (COCO RLE, all masks) and OUT/overlay/NAME.png; of a video
-    OUT/labels/*.png with stable ids and OUT/overlay.mp4; and OUT/summary.json.
+    OUT/labels/*.png with stable ids and OUT/overlay.mp4; and OUT/summary.json. --compare takes the stock generator's
+    masks at the recipe's points and filters.
 
     \b
     surgery segment photo.jpg --model facebook/sam2.1-hiera-large --recipe everything-exact --out run
@@ -55,27 +60,35 @@ def segment(
     target = Path(folder)
     path = Path(source)
     single = path.suffix.lower() in KINDS
+    pictures = single or (path.is_dir() and not as_video)
+    if compare and not pictures:
+        raise click.UsageError(f"--compare is for pictures, {source} is taken as a video")
     with progress_bar(True) as bars:
         model = asked.operate(asked.load(bars), asked.chosen())
-        bound_of(model)
+        recipe = bound_of(model).surgery.recipe
         (target / "labels").mkdir(parents=True, exist_ok=True)
-        if single or (path.is_dir() and not as_video):
+        if pictures:
             files = [path] if single else sorted(each for each in path.iterdir() if each.suffix.lower() in KINDS)
             if not files:
                 raise PictureError(f"{path}: no JPEG or PNG picture in this folder")
-            summary = _pictures(model, files, target, bars)
+            summary, shown = _pictures(model, files, target, compare, bars)
         else:
             summary = _video(model, path, target, every, max_objects, max_frames, bars)
-    summary = {"model": asked.model, "source": source, **summary}
+    summary = {"model": asked.model, "source": source, "recipe": recipe.metadata.name if recipe else None, **summary}
     _write(target / "summary.json", summary)
+    if compare:
+        write_segments(target / "report.html", summary, shown)
     if as_json:
         print_json(summary)
     else:
         out.print(f"{counted(summary['objects'], 'object')} in {counted(summary['frames'], summary['unit'])}; {target}")
 
 
-def _pictures(model: Any, files: Sequence[Path], target: Path, bars: Bars) -> dict[str, Any]:
-    rows = []
+def _pictures(
+    model: Any, files: Sequence[Path], target: Path, compare: bool, bars: Bars
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """What is written to summary.json, and overlays of both for the page."""
+    rows, shown = [], []
     for kind in ("masks", "overlay"):
         (target / kind).mkdir(exist_ok=True)
     with bars.stage("segmenting", len(files)) as step:
@@ -87,11 +100,20 @@ def _pictures(model: Any, files: Sequence[Path], target: Path, bars: Bars) -> di
             labels = label_map(found)
             write_label_png(target / "labels" / f"{file.stem}.png", labels)
             _write(target / "masks" / f"{file.stem}.json", coco_records(found, file.stem))
-            Image.fromarray(draw_masks(image, labels)).save(target / "overlay" / f"{file.stem}.png")
-            rows.append({"name": file.stem, "masks": len(found.masks), "prompts": bound_of(model).prompts,
-                         "seconds": seconds})  # fmt: skip
+            overlay = Image.fromarray(draw_masks(image, labels))
+            overlay.save(target / "overlay" / f"{file.stem}.png")
+            row = {"name": file.stem, "masks": len(found.masks), "prompts": bound_of(model).prompts, "seconds": seconds}
+            if compare:
+                stock, prompts = stock_found_in(model, image)
+                beside = Image.fromarray(draw_masks(image, label_map(stock)))
+                shown.append((encoded(overlay), encoded(beside)))
+                ious = mask_ious(found.masks.cpu().numpy(), stock.masks.cpu().numpy())
+                row |= {"stock": {"masks": len(stock.masks), "prompts": prompts},
+                        "recall": recall(ious, 0.5) if len(stock.masks) else None}  # fmt: skip
+            rows.append(row)
             step()
-    return {"unit": "picture", "frames": len(rows), "objects": sum(row["masks"] for row in rows), "pictures": rows}
+    objects = sum(row["masks"] for row in rows)
+    return {"unit": "picture", "frames": len(rows), "objects": objects, "pictures": rows}, shown
 
 
 def _video(

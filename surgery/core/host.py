@@ -16,6 +16,7 @@ from surgery.core.parts import DECODER, ENCODER, MEMORY, PARTS, Part
 from surgery.core.patching import Patched, host_class
 from surgery.core.pictures import PictureDriver
 from surgery.core.seams import EncoderPart, MaskDecoderPart, MemoryEncoderPart
+from surgery.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from surgery.core.session import SessionHandle, VideoState
@@ -58,6 +59,12 @@ class HostView(ABC):
     def drive(self, frames: FrameSource, size: tuple[int, int]) -> Driver:
         """Open a session for a video, see `Driver`."""
         return self.driver(self, frames, size)
+
+    def picture_driver(self) -> PictureDriver:
+        """Single pictures through the model. Raises UnsupportedModelError: this host has no way for them."""
+        if self.pictures is None:
+            raise UnsupportedModelError(f"host {self.name} takes no single pictures; segment_everything needs that")
+        return self.pictures(self)
 
     @abstractmethod
     def sessions_of(self, state: VideoState, home: Any) -> list[SessionHandle]:

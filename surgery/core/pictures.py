@@ -65,6 +65,11 @@ class Found:
     boxes: Tensor
     points: Tensor
 
+    @property
+    def worth(self) -> Tensor:
+        """Score x stability, [n]."""
+        return self.scores * self.stability.nan_to_num()
+
 
 class PictureDriver(ABC):
     """Pictures through one model. filters: of the host's own generator."""

@@ -9,7 +9,6 @@ from torch import nn
 from surgery.core.host import HostView
 from surgery.core.operation import Bound
 from surgery.core.surgery import Surgery
-from surgery.errors import UnsupportedModelError
 from surgery.operations.segment_everything.bound import Everything
 from surgery.operations.segment_everything.settings import EverythingSettings, FilterSettings
 
@@ -21,10 +20,7 @@ class SegmentEverything(EverythingSettings):
 
     def check(self, host: HostView) -> list[nn.Module]:
         """See `Operation.check`: every part that a picture goes through."""
-        if host.pictures is None:
-            raise UnsupportedModelError(
-                f"host {host.name} has no way for single pictures; segment_everything needs one"
-            )
+        host.picture_driver()
         return [host.image_encoder(), host.prompt_encoder(), host.mask_decoder()]
 
     def bind(self, surgery: Surgery, before: Bound[Any] | None) -> Everything:

@@ -48,9 +48,7 @@ class Everything(Bound[EverythingSettings]):
 
     def driver(self) -> PictureDriver:
         """Pictures through the model, by its host's own calls."""
-        kind = self.surgery.host.pictures
-        assert kind is not None
-        return kind(self.surgery.host)
+        return self.surgery.host.picture_driver()
 
     @torch.no_grad()
     def find(self, image: npt.NDArray[np.uint8], driver: PictureDriver | None = None) -> Found:
@@ -66,7 +64,7 @@ class Everything(Bound[EverythingSettings]):
 
     def best(self, kept: Candidates, picture: Picture) -> Found:
         """Of masks that show the same the best. Its own grid ranks as the host does, all else by stability too."""
-        ranked = None if self.settings.prompts == "grid" else kept.scores * kept.stability.nan_to_num()
+        ranked = kept.scores if self.settings.prompts == "grid" else kept.worth
         return found(kept, picture.size, self.settings.filters.nms, ranked)
 
     def candidates(self, driver: PictureDriver, picture: Picture, image: npt.NDArray[np.uint8]) -> Candidates:

@@ -42,6 +42,11 @@ class Candidates:
     boxes: Tensor
     points: Tensor
 
+    @property
+    def worth(self) -> Tensor:
+        """Score x stability, [n]."""
+        return self.scores * self.stability.nan_to_num()
+
     def __getitem__(self, places: Tensor) -> Candidates:
         return Candidates(*(each[places] for each in vars(self).values()))
 
@@ -117,12 +122,9 @@ def _none(picture: Picture) -> Candidates:
     )
 
 
-def found(kept: Candidates, size: tuple[int, int], nms: float, ranked: Tensor | None = None) -> Found:
-    """Of masks that show the same the best, at the picture's size, best first.
-
-    nms: see `Filters`. ranked: by what, default the predicted IoU.
-    """
-    kept = kept[best_of_each(kept.boxes, kept.scores if ranked is None else ranked, nms)]
+def found(kept: Candidates, size: tuple[int, int], nms: float, ranked: Tensor) -> Found:
+    """Of masks that show the same the best, at the picture's size, best first. nms: see `Filters`. ranked: by what."""
+    kept = kept[best_of_each(kept.boxes, ranked, nms)]
     masks = torch.zeros(len(kept), *size, dtype=torch.bool, device=kept.logits.device)
     for place in range(0, len(kept), AT_ONCE):
         masks[place : place + AT_ONCE] = upsampled(kept.logits[place : place + AT_ONCE], size) > 0

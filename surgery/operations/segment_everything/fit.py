@@ -17,22 +17,18 @@ CENTER = 0.3
 
 def targets(levels: Sequence[Level], boxes: Tensor) -> list[Tensor]:
     """For every level the box that each place is to find: int64 [h * w], -1 for none. The smallest box wins."""
+    if not len(boxes):
+        return [torch.full((len(level.centers()),), -1, device=boxes.device) for level in levels]
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
     size = sides.prod(1).sqrt()
     middle = (boxes[:, 2:] + boxes[:, :2]) / 2
     found, low = [], 0.0
-    for stride in STRIDES:
-        high = REACH * stride if stride != STRIDES[-1] else float("inf")
-        level = levels[STRIDES.index(stride)]
-        near = (level.centers()[:, None] - middle).abs() <= (sides * CENTER / 2).clamp(min=stride / 2)
+    for level in levels:
+        high = REACH * level.stride if level.stride != STRIDES[-1] else float("inf")
+        near = (level.centers()[:, None] - middle).abs() <= (sides * CENTER / 2).clamp(min=level.stride / 2)
         fits = near.all(2) & (size > low) & (size <= high)
-        cost = torch.where(fits, size, torch.inf)
-        best = cost.min(1) if len(boxes) else None
-        found.append(
-            torch.full((len(level.centers()),), -1, device=boxes.device)
-            if best is None
-            else torch.where(best.values.isfinite(), best.indices, -1)
-        )
+        smallest = torch.where(fits, size, torch.inf).min(1)
+        found.append(torch.where(smallest.values.isfinite(), smallest.indices, -1))
         low = high
     return found
 

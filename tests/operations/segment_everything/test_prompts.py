@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import surgery
 from surgery import AdapterMismatchError, CalibrationError, ModelStateError, RecipeError, WeightsError
 from surgery.adapters.warned import UnprovenBaseWarning
+from surgery.cli.main import main
 from surgery.core.patching import is_patched
 from surgery.operations.segment_everything.fit import fit_head, generalised_iou, targets
 from surgery.operations.segment_everything.head import Level, ProposalHead, proposals
@@ -134,6 +136,8 @@ def test_an_adapter_goes_into_either_host(host: str, tmp_path: Path) -> None:
     else:  # the hosts resize pictures differently
         assert abs(len(found.masks) - len(expected.masks)) <= 3
     assert surgery.status(own).parameters_added > 0
+    verified = CliRunner().invoke(main, ["verify", str(tmp_path / "head"), "--model", "demo", "--host", host])
+    assert "proposal head" in verified.stdout and "is the base model" in verified.stdout, verified.output
     surgery.save_adapter(own, tmp_path / "again")
     for file in (tmp_path / "head").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()

@@ -139,6 +139,17 @@ def test_the_command_on_pictures(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out" / "overlay" / "p1.png").size == (256, 200)
 
 
+def test_masks_beside_stocks(tmp_path: Path) -> None:
+    Image.fromarray(frame()).save(tmp_path / "p.png")
+    coarse = ("--set", "everything.prompts=hierarchical", "--set", "everything.coarse.points=3")
+    done = invoke(tmp_path / "p.png", "--compare", "--out", tmp_path / "out", *ARGUMENTS, *coarse)
+    (row,) = json.loads(done.stdout)["pictures"]
+    assert row["stock"]["prompts"] == 25 and row["prompts"] > 9 and 0 < row["recall"] <= 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "for pictures" in invoke("clip.mp4", "--compare", "--out", tmp_path / "out", *ARGUMENTS, code=2).stderr
+    assert page.count("data:image/jpeg") == 2 and "of the stock masks found" in page
+
+
 def test_the_command_on_a_video(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number, picture in enumerate(clip(0, 3, 0)):
