@@ -106,7 +106,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     host = options.host
-    coarse = {"coarse.iou": 0.6, "coarse.stability": 0.8, "coarse.logit": 2.0}
+    coarse: dict[str, Any] = {"coarse.iou": 0.6, "coarse.stability": 0.8, "coarse.logit": 2.0}
     arms = {
         HEAD: arm(host, "everything"),
         "head, 16 boxes": arm(host, "everything", **{"boxes.max_prompts": 16}),

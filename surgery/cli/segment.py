@@ -88,7 +88,8 @@ def _pictures(
     model: Any, files: Sequence[Path], target: Path, compare: bool, bars: Bars
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """What is written to summary.json, and overlays of both for the page."""
-    rows, shown = [], []
+    rows: list[dict[str, Any]] = []
+    shown = []
     for kind in ("masks", "overlay"):
         (target / kind).mkdir(exist_ok=True)
     with bars.stage("segmenting", len(files)) as step:
@@ -102,7 +103,8 @@ def _pictures(
             _write(target / "masks" / f"{file.stem}.json", coco_records(found, file.stem))
             overlay = Image.fromarray(draw_masks(image, labels))
             overlay.save(target / "overlay" / f"{file.stem}.png")
-            row = {"name": file.stem, "masks": len(found.masks), "prompts": bound_of(model).prompts, "seconds": seconds}
+            row: dict[str, Any] = {"name": file.stem, "masks": len(found.masks), "prompts": bound_of(model).prompts,
+                                   "seconds": seconds}  # fmt: skip
             if compare:
                 stock, prompts = stock_found_in(model, image)
                 beside = Image.fromarray(draw_masks(image, label_map(stock)))
