@@ -37,9 +37,8 @@ EVERYTHING: dict[str, Any] = {
     "everything.boxes.max_prompts": 32,
     "everything.boxes.nms": 0.5,
     "everything.boxes.residual_points": 0,
-    "everything.max_recall_drop": 0.55,
 }
-"""The stock thresholds give no mask on the embedded model. Many of its masks are of no object, hence the promise."""
+"""The stock thresholds give no mask on the embedded model."""
 LEVELS: tuple[Difficulty, ...] = ("easy", "medium", "hard")
 SHOWN = 8
 """Frame of a clip that is looked at for everything: objects have moved, and cover each other."""

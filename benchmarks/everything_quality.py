@@ -86,6 +86,8 @@ def scored(arms: dict[str, Run], pictures: Iterable[tuple[Any, Any]]) -> dict[st
             seconds = time.process_time() - began
             recalls = {"ar": average_recall(masks, truth), **average_recalls(masks, truth, (10, 32))}
             rows[name].append({**recalls, "prompts": prompts, "masks": len(masks), "seconds": seconds})
+        if len(rows[HEAD]) % 10 == 0:
+            print(len(rows[HEAD]), {name: round(statistics.fmean(row["ar"] for row in rows[name]), 3) for name in rows})
     summary: dict[str, Any] = {}
     for name, each in rows.items():
         means = {key: statistics.fmean(row[key] for row in each) for key in each[0]}
