@@ -30,6 +30,10 @@ _PUBLIC = {
     "load_adapter": "surgery.adapters",
     "push_adapter": "surgery.adapters",
     "evaluate": "surgery.evaluation",
+    "everything": "surgery.pictures",
+    "track_everything": "surgery.tracking_everything",
+    "fit_everything": "surgery.calibration.everything",
+    "EverythingReport": "surgery.calibration.everything",
     "SurgeryError": "surgery.errors",
     "UnsupportedModelError": "surgery.errors",
     "MissingLibraryError": "surgery.errors",
@@ -43,6 +47,7 @@ _PUBLIC = {
     "DatasetError": "surgery.errors",
     "HubError": "surgery.errors",
     "VideoError": "surgery.errors",
+    "PictureError": "surgery.errors",
     "PromptError": "surgery.errors",
 }
 __all__ = [*_PUBLIC, "__version__"]
@@ -58,6 +63,8 @@ if TYPE_CHECKING:
     from surgery.bench import benchmark as benchmark
     from surgery.calibration import CalibrationReport as CalibrationReport
     from surgery.calibration import calibrate as calibrate
+    from surgery.calibration.everything import EverythingReport as EverythingReport
+    from surgery.calibration.everything import fit_everything as fit_everything
     from surgery.engine import desparsify as desparsify
     from surgery.engine import disabled as disabled
     from surgery.errors import AdapterError as AdapterError
@@ -68,6 +75,7 @@ if TYPE_CHECKING:
     from surgery.errors import MissingLibraryError as MissingLibraryError
     from surgery.errors import ModelLoadError as ModelLoadError
     from surgery.errors import ModelStateError as ModelStateError
+    from surgery.errors import PictureError as PictureError
     from surgery.errors import PromptError as PromptError
     from surgery.errors import RecipeError as RecipeError
     from surgery.errors import SurgeryError as SurgeryError
@@ -75,8 +83,10 @@ if TYPE_CHECKING:
     from surgery.errors import VideoError as VideoError
     from surgery.errors import WeightsError as WeightsError
     from surgery.evaluation import evaluate as evaluate
+    from surgery.pictures import everything as everything
     from surgery.recipe import Recipe as Recipe
     from surgery.recipe import list_recipes as list_recipes
+    from surgery.tracking_everything import track_everything as track_everything
     from surgery.warm import WarmUp as WarmUp
     from surgery.warm import warm_up as warm_up
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from surgery.adapters.files import Adapter, calibration_of
+from surgery.adapters.files import AnyAdapter, calibration_of
 from surgery.adapters.record import CalibrationRecord
 from surgery.adapters.sources import open_adapter
 from surgery.core.session import SessionStats
@@ -104,7 +104,7 @@ class Status:
 
 
 def sparsify(
-    model: M, recipe: str | Path | Recipe | None = None, *, adapter: str | Path | Adapter | None = None,
+    model: M, recipe: str | Path | Recipe | None = None, *, adapter: str | Path | AnyAdapter | None = None,
     force: bool = False, clips: Iterable[ClipSource] | None = None, progress: bool = True,
     compile: bool | str | CompileParts | None = None,
 ) -> M:  # fmt: skip

@@ -33,7 +33,7 @@ class Weights(Protocol):
 
 def apply(model: M, recipe: Recipe, weights: Weights | None = None, force: bool = False) -> M:
     """Put `model` under `recipe`, in place; arguments and errors as in `sparsify`."""
-    host = view_of(model)
+    host = view_of(model, pictures=True)
     with access_to(host.model).change():
         before = current_surgery(model)
         surgery = plan(host, recipe, before)

@@ -44,6 +44,10 @@ class PromptError(SurgeryError):
     """A mask, box or point prompt does not fit the video."""
 
 
+class PictureError(SurgeryError):
+    """A picture is not of a form, a type or a size that can be segmented."""
+
+
 class DatasetError(SurgeryError):
     """A dataset folder, its masks or a result file does not have the layout or content it should have."""
 

@@ -85,7 +85,7 @@ def _tracked(model: Any, video: Video, prompts: Sequence[Prompt], after: int) ->
     by_frame: dict[int, list[Prompt]] = {}
     for each in prompts:
         by_frame.setdefault(each.frame, []).append(each)
-    frames = _LazyFrames(video, view)
+    frames = LazyFrames(video, view)
     driver = view.drive(frames, video.size)
     marks = sorted({*by_frame, after + 1} if after >= min(by_frame) else by_frame)
     for start, stop in pairwise([*marks, _ENDLESS]):
@@ -130,7 +130,7 @@ def _timed(device: torch.device) -> Iterator[list[float]]:
     spent.append(time.perf_counter() - start)
 
 
-class _LazyFrames:
+class LazyFrames:
     """`frames[i]` -> normalised [3, S, S]; holds one frame, reads on, and starts over when asked for an earlier one.
 
     Only reading to the end tells how long a file is. A host wants a length to know where a pass ends, which `ahead`

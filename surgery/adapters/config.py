@@ -31,11 +31,13 @@ _FAMILY = "SAM 2"
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a configuration: strict, closed to unknown keys."""
+
     model_config = _STRICT
 
 
-class BaseModelInfo(_Part):
+class BaseModelInfo(Part):
     """The model an adapter belongs to. id: Hub id; revision: commit; fingerprint: None when it was never computed."""
 
     id: _Text | None = None
@@ -43,7 +45,7 @@ class BaseModelInfo(_Part):
     fingerprint: Fingerprint | None
 
 
-class Provenance(_Part):
+class Provenance(Part):
     """Where imported weights came from. origin: project and file; sha256: of that file."""
 
     origin: _Text
@@ -58,7 +60,7 @@ class Thresholds(TypedDict):
     score_gate: Annotated[float, Field(allow_inf_nan=False)]
 
 
-class AdapterConfig(_Part):
+class AdapterConfig(Part):
     """`adapter_config.json`. Block indices are the same in both hosts.
 
     entry_block: the first routed block, which carries the shortcut. exit_block: the dense block that merges. channels:

@@ -9,7 +9,6 @@ README.md                  model card
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,38 +27,29 @@ from surgery.adapters.config import (
     Provenance,
     encode_config,
     read_config,
+    read_json,
     thresholds_of,
 )
-from surgery.adapters.fingerprint import compare, fingerprint
+from surgery.adapters.fingerprint import Match, compare, fingerprint
 from surgery.adapters.folder import require_replaceable, write_folder
+from surgery.adapters.proposals import KIND, ProposalAdapter, proposals_of, read_proposals
 from surgery.adapters.record import CalibrationRecord
 from surgery.adapters.tensors import encode_tensors, read_tensors
-from surgery.core.host import finite
+from surgery.adapters.warned import BaseModelWarning, RoundedBaseWarning, UnprovenBaseWarning, require_base
+from surgery.core.host import HostView, finite
 from surgery.core.surgery import Surgery
 from surgery.core.weights import quantised_layer
 from surgery.engine import require_surgery
 from surgery.errors import AdapterError, AdapterMismatchError, ModelStateError, RecipeError, WeightsError
 from surgery.operations import CompileParts, SparseWindowRouting
 from surgery.operations.window_routing.bound import WindowRouter, require_router
-from surgery.operations.window_routing.geometry import SpanInfo
+from surgery.operations.window_routing.geometry import span_of
 from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.recipe import Recipe
 
 _ORIGIN = "_surgery_origin"
 _CORRECTIONS = "corrections."
 _READS = 400
-
-
-class BaseModelWarning(UserWarning):
-    """Something is worth knowing about the base model an adapter was loaded on."""
-
-
-class RoundedBaseWarning(BaseModelWarning):
-    """The model is the adapter's base, proven, but rounded to fewer bits; masks differ by that rounding."""
-
-
-class UnprovenBaseWarning(BaseModelWarning):
-    """The model could not be proven to be the adapter's base: none recorded, or forced."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,39 +68,25 @@ class Adapter:
 
     def _check(self, router: WindowRouter, force: bool) -> None:
         """Raise AdapterMismatchError unless this adapter fits the model (and, unless `force`, its weights)."""
-        shortcut, span = router.settings.skipped.shortcut.type, router.span
+        shortcut = router.settings.skipped.shortcut.type
         config = self.config
         family = router.surgery.host.family
         if config.family != family:
             raise AdapterMismatchError(f"{self.source}: made for {config.family}, this is a {family} model")
-        self.check_structure(span)
+        match = self.match(router.surgery.host)
         if shortcut != config.shortcut:
             raise AdapterMismatchError(
                 f"{self.source}: holds a {config.shortcut!r} shortcut, the recipe asks for {shortcut!r}"
             )
-        base = f" ({config.base_model.id})" if config.base_model.id else ""
-        recorded = config.base_model.fingerprint
-        match = compare(router.surgery.host, span, recorded) if recorded is not None else None
-        if match is None:
-            text = f"no fingerprint of the base model{base} is recorded; its structure fits this model, its weights "
-            warnings.warn(f"{self.source}: {text}were not compared", UnprovenBaseWarning, stacklevel=2)
-        elif match.verdict == "rounded":
-            text = f"this model is the adapter's base{base} rounded to {match.precision}; masks may differ slightly "
-            warnings.warn(f"{self.source}: {text}from the unrounded model's", RoundedBaseWarning, stacklevel=2)
-        elif match.verdict == "different":
-            text = (
-                f"{self.source}: the routed blocks of this model have other weights than the base it was fitted on"
-                f"{base}, or were rounded in another way"
-            )
-            if not force:
-                raise AdapterMismatchError(
-                    f"{text}; load it on that base, calibrate anew, or pass force=True to load it all the same"
-                )
-            warnings.warn(f"{text}; loaded because force=True", UnprovenBaseWarning, stacklevel=2)
+        require_base(self.source, config.base_model.id, match, "the routed blocks", force)
 
-    def check_structure(self, span: SpanInfo) -> None:
-        """Raise AdapterMismatchError unless blocks, channels and windows are those of the model."""
-        config = self.config
+    def match(self, host: HostView) -> Match | None:
+        """How the model's weights compare with those of the base; None where none are recorded.
+
+        Raises:
+            AdapterMismatchError: blocks, channels or windows are not those of the model.
+        """
+        config, span = self.config, span_of(host)
         mine = (config.entry_block, config.exit_block, config.channels, config.window)
         theirs = (span.entry, span.exit, span.channels, span.window)
         if mine != theirs:
@@ -119,6 +95,8 @@ class Adapter:
                 f"model has blocks {theirs[0]}..{theirs[1]}, {theirs[2]} channels, windows of {theirs[3]}"
                 + (f" (base model: {config.base_model.id})" if config.base_model.id else "")
             )
+        recorded = config.base_model.fingerprint
+        return compare(host, span, recorded) if recorded is not None else None
 
     def fill(self, surgery: Surgery, force: bool) -> None:
         """Give the shortcut these weights; it remembers what was measured with them, for `save_adapter`.
@@ -171,25 +149,30 @@ class _Origin:
     tensors: dict[str, Tensor]
 
 
+AnyAdapter = Adapter | ProposalAdapter
+
+
 def save_adapter(model: Any, path: str | Path) -> Path:
-    """Write the shortcut and recipe of a model under surgery to the folder `path`.
+    """Write what was fitted of a model under surgery, and its recipe, to the folder `path`: the shortcut of window
+    routing, or the proposal head of `segment_everything`.
 
     The folder is replaced in one step: whatever interrupts the call, it is the old adapter or the new one. An existing
     adapter there is replaced, any other folder is refused. Same model, same bytes. The calibration record that came
     with the weights, or that `record_calibration` attached, goes along while weights and recipe are unchanged.
 
     Raises:
-        ModelStateError: the model is not under surgery, or its recipe has no window routing (nothing to save).
+        ModelStateError: the model is not under surgery, its recipe has neither (nothing to save) or both, or its
+            head was never fitted.
         WeightsError: the shortcut has values that are not finite; nothing is written.
         AdapterError: `path` is a file or a folder that is not an adapter of ours, or cannot be written.
     """
     target = Path(path)
     require_replaceable(target)
-    write_folder(target, adapter_of(model).files())
+    write_folder(target, saved_of(model).files())
     return target
 
 
-def read_adapter(path: str | Path, source: str | None = None) -> Adapter:
+def read_adapter(path: str | Path, source: str | None = None) -> AnyAdapter:
     """Read and validate an adapter folder. Raises AdapterError naming the file and what is wrong with it.
 
     source: how the adapter calls itself in messages; default: the path.
@@ -213,7 +196,10 @@ def read_adapter(path: str | Path, source: str | None = None) -> Adapter:
     raise AdapterError(f"{folder}: another process keeps replacing it; read {_READS} times in vain")
 
 
-def _read(folder: Path, source: str) -> Adapter:
+def _read(folder: Path, source: str) -> AnyAdapter:
+    data = read_json(folder / CONFIG)
+    if isinstance(data, dict) and data.get("kind") == KIND:
+        return read_proposals(folder, data, source)
     config = read_config(folder / CONFIG)
     try:
         recipe = Recipe.load(folder / RECIPE)
@@ -235,8 +221,22 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_ctime_ns
 
 
+def saved_of(model: Any) -> AnyAdapter:
+    """What `save_adapter` writes of a model. Raises ModelStateError or WeightsError as it does."""
+    surgery = require_surgery(model)
+    proposals = proposals_of(surgery)
+    if proposals is None:
+        return adapter_of(model)
+    if surgery.find(WindowRouter) is not None:
+        raise ModelStateError(
+            "the recipe has window routing and a proposal head; an adapter holds one of them: save each under a recipe "
+            "of its own"
+        )
+    return proposals
+
+
 def adapter_of(model: Any) -> Adapter:
-    """The adapter a model under surgery would be saved as. Raises ModelStateError or WeightsError as `save_adapter`."""
+    """The adapter of window routing. Raises ModelStateError or WeightsError as `save_adapter`."""
     from surgery import __version__
 
     surgery = require_surgery(model)
@@ -329,6 +329,7 @@ def _origin(shortcut: Shortcut, recipe: Recipe, tensors: dict[str, Tensor]) -> _
 
 __all__ = [
     "Adapter",
+    "AnyAdapter",
     "BaseModelWarning",
     "RoundedBaseWarning",
     "UnprovenBaseWarning",
@@ -337,4 +338,5 @@ __all__ = [
     "read_adapter",
     "record_calibration",
     "save_adapter",
+    "saved_of",
 ]

@@ -7,7 +7,7 @@ once to either format on either side.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
@@ -50,37 +50,50 @@ class Match:
 
 def fingerprint(view: HostView, span: SpanInfo) -> Fingerprint:
     """The fingerprint of a model's routed blocks; equal for equal weights in either host."""
-    digests = {name: _digest(view, span, name) for name in get_args(FloatFormat)}
-    exact = (name for name in ("bfloat16", "float16") if _digest(view, span, "float32", name) == digests["float32"])
+    return fingerprint_of(_routed(view, span))
+
+
+def fingerprint_of(weights: Mapping[str, Tensor]) -> Fingerprint:
+    """The fingerprint of weights by host-neutral names."""
+    digests = {name: _digest(weights, name) for name in get_args(FloatFormat)}
+    exact = (name for name in ("bfloat16", "float16") if _digest(weights, "float32", name) == digests["float32"])
     return Fingerprint.model_validate({**digests, "precision": next(exact, "float32")})
 
 
 def compare(view: HostView, span: SpanInfo, expected: Fingerprint) -> Match:
     """Compare a model's routed blocks with a recorded fingerprint."""
-    declared = str(next(iter(view.block_tensors(span.entry).values())).dtype).removeprefix("torch.")
+    return compare_weights(_routed(view, span), expected)
+
+
+def compare_weights(weights: Mapping[str, Tensor], expected: Fingerprint) -> Match:
+    """Compare weights with a recorded fingerprint."""
+    declared = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     for name in get_args(FloatFormat):
         recorded = getattr(expected, name)
-        if recorded is not None and _digest(view, span, name) == recorded:
+        if recorded is not None and _digest(weights, name) == recorded:
             known = name == "float32" or expected.float32 is None or name in (declared, expected.precision)
             return Match("same" if known else "rounded", name)
     return Match("different")
 
 
-def _tensors(view: HostView, span: SpanInfo) -> Iterator[tuple[str, Tensor]]:
-    """Weights as fp32 CPU tensors under `<block>.<stock name>`, in a fixed order."""
-    for index in range(span.entry, span.exit + 1):
-        for name, tensor in sorted(view.block_tensors(index).items()):
-            yield f"{index}.{name}", tensor.detach().to("cpu", torch.float32).contiguous()
+def _routed(view: HostView, span: SpanInfo) -> dict[str, Tensor]:
+    """Weights under `<block>.<stock name>`, in a fixed order."""
+    return {
+        f"{index}.{name}": tensor
+        for index in range(span.entry, span.exit + 1)
+        for name, tensor in sorted(view.block_tensors(index).items())
+    }
 
 
-def _digest(view: HostView, span: SpanInfo, precision: str, through: str = "float32") -> str:
+def _digest(weights: Mapping[str, Tensor], precision: str, through: str = "float32") -> str:
     """Of the weights in one format, after rounding them to another."""
     digest = hashlib.sha256()
-    for label, tensor in _tensors(view, span):
+    for label, value in weights.items():
+        tensor = value.detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{label}:{tuple(tensor.shape)}".encode())
         rounded = tensor.to(getattr(torch, through)).to(getattr(torch, precision))
         digest.update(rounded.view(torch.int32 if precision == "float32" else torch.int16).numpy().tobytes())
     return digest.hexdigest()
 
 
-__all__ = ["Fingerprint", "Match", "compare", "fingerprint"]
+__all__ = ["Fingerprint", "Match", "compare", "compare_weights", "fingerprint", "fingerprint_of"]

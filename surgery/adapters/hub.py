@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from surgery.adapters.config import CARD, CONFIG, FILES, RECIPE, WEIGHTS, read_json
-from surgery.adapters.files import Adapter, adapter_of, read_adapter
+from surgery.adapters.files import AnyAdapter, read_adapter, saved_of
 from surgery.adapters.folder import require_replaceable, write_folder
 from surgery.errors import AdapterError, HubError, SurgeryError
 
@@ -100,7 +100,7 @@ def download(
     return root / inside, f"{repo_id}@{commit}" + (f"/{subfolder}" if subfolder else "")
 
 
-def pull_adapter(repo_id: str, out: str | Path, *, subfolder: str | None = None, **how: Any) -> Adapter:
+def pull_adapter(repo_id: str, out: str | Path, *, subfolder: str | None = None, **how: Any) -> AnyAdapter:
     """Download an adapter, validate it and put its files, byte for byte, into the folder `out`.
 
     Args:
@@ -199,7 +199,7 @@ def push_adapter(
 def _files_to_push(model: Any, repo_id: str) -> dict[str, bytes]:
     """The four files. A card that somebody wrote goes up as it is; one of ours gets the repository's name."""
     if not isinstance(model, (str, os.PathLike)):
-        return adapter_of(model).files(repo_id)
+        return saved_of(model).files(repo_id)
     folder = Path(model)
     adapter = read_adapter(folder)
     files = adapter.files(repo_id)

@@ -106,9 +106,8 @@ def import_published(checkpoint: str | Path, out: str | Path, *, model: Any = No
     adapter = Adapter(source=str(target), config=config, recipe=recipe, tensors=tensors)
     if model is not None:
         view = view_of(model)
-        span = span_of(view)
-        adapter.check_structure(span)
-        config.base_model.fingerprint = fingerprint(view, span)
+        adapter.match(view)
+        config.base_model.fingerprint = fingerprint(view, span_of(view))
     else:
         warnings.warn(
             f"{target}: no model was given, so no fingerprint of {base} is recorded and loading cannot check "

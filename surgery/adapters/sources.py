@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from surgery.adapters.files import Adapter, read_adapter
+from surgery.adapters.files import AnyAdapter, read_adapter
 from surgery.adapters.hub import download, is_repo_id, safe_subfolder
 from surgery.engine import apply
 from surgery.errors import AdapterError
@@ -59,7 +59,9 @@ def load_adapter(
     return apply(model, chosen, adapter, force)
 
 
-def open_adapter(path: str | Path, *, revision: str | None = None, subfolder: str | None = None, **hub: Any) -> Adapter:
+def open_adapter(
+    path: str | Path, *, revision: str | None = None, subfolder: str | None = None, **hub: Any
+) -> AnyAdapter:
     """Read an adapter from a folder or the Hub; arguments and errors as in `load_adapter`."""
     inside = safe_subfolder(subfolder)
     if is_repo_id(path):

@@ -7,6 +7,7 @@ Corrections of reused stages (tile routing) add 1.15 MB and 1.91 MB.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,24 @@ def read_tensors(path: Path, config: AdapterConfig, routing: SparseWindowRouting
     Raises:
         AdapterError: missing, malformed, other tensors than expected, or thresholds that differ between the files.
     """
-    require_small(path, _MAX_WEIGHTS, "a shortcut, which is about 1 MB")
     prefix = _prefix(config.entry_block)
     wanted: dict[str, tuple[int, ...]] = {f"thresholds.{name}": () for name in config.thresholds}
     wanted |= {prefix + name: tuple(value.shape) for name, value in _shapes(config).items()}
+    found = read_exactly(path, wanted, _MAX_WEIGHTS, "a shortcut, which is about 1 MB")
+    configured, chosen = dict[str, Any](config.thresholds), dict[str, Any](thresholds_of(routing))
+    for name, value in chosen.items():
+        stored = (float(found.pop(f"thresholds.{name}")), configured[name], value)
+        if not all(math.isclose(each, value, rel_tol=1e-6) for each in stored):
+            raise AdapterError(f"{path.parent}: {name} differs between weights, configuration and recipe: {stored}")
+    return {name.removeprefix(prefix): value.to(torch.float32) for name, value in sorted(found.items())}
+
+
+def read_exactly(path: Path, wanted: Mapping[str, tuple[int, ...]], most: int, what: str) -> dict[str, Tensor]:
+    """Tensors of a file by name: exactly those of `wanted` (shapes by name), all finite; 0-d ones may be fp64.
+
+    most: bytes of the file. what: it should hold, for messages. Raises AdapterError, see `read_tensors`.
+    """
+    require_small(path, most, what)
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
@@ -60,12 +75,7 @@ def read_tensors(path: Path, config: AdapterConfig, routing: SparseWindowRouting
     for name, value in found.items():
         if not finite(value):
             raise AdapterError(f"{path}: {name} has values that are not finite")
-    configured, chosen = dict[str, Any](config.thresholds), dict[str, Any](thresholds_of(routing))
-    for name, value in chosen.items():
-        stored = (float(found.pop(f"thresholds.{name}")), configured[name], value)
-        if not all(math.isclose(each, value, rel_tol=1e-6) for each in stored):
-            raise AdapterError(f"{path.parent}: {name} differs between weights, configuration and recipe: {stored}")
-    return {name.removeprefix(prefix): value.to(torch.float32) for name, value in sorted(found.items())}
+    return found
 
 
 def _prefix(entry: int) -> str:
@@ -93,4 +103,4 @@ def _some(names: set[str]) -> str:
     return (f"[{text}]" if names else "none") + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-__all__ = ["encode_tensors", "read_tensors"]
+__all__ = ["encode_tensors", "read_exactly", "read_tensors"]

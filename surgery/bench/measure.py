@@ -24,7 +24,7 @@ from surgery.core.driver import follow
 from surgery.recipe import Recipe
 
 if TYPE_CHECKING:
-    from surgery.adapters.files import Adapter
+    from surgery.adapters.files import AnyAdapter
 
 Step = Callable[[], None]
 ORDERS = ((0, 1), (1, 0))
@@ -63,7 +63,7 @@ class Timings:
 
 
 def benchmark(
-    model: Any, recipe: str | Path | Recipe | None = None, *, adapter: str | Path | Adapter | None = None,
+    model: Any, recipe: str | Path | Recipe | None = None, *, adapter: str | Path | AnyAdapter | None = None,
     settings: Settings | None = None, step: Step = lambda: None,
 ) -> Timings:  # fmt: skip
     """Time a model against itself under surgery, on a synthetic clip, in this process. `model` is not changed.

@@ -28,7 +28,7 @@ from surgery.operations.window_routing.bound import WindowRouter
 from surgery.recipe import Metadata, Recipe
 
 if TYPE_CHECKING:
-    from surgery.adapters.files import Adapter
+    from surgery.adapters.files import AnyAdapter
 
 T = TypeVar("T")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,7 +56,7 @@ class Pair:
 
 
 def twins(
-    model: Any, recipe: str | Path | Recipe | None, adapter: str | Path | Adapter | None, settings: Settings
+    model: Any, recipe: str | Path | Recipe | None, adapter: str | Path | AnyAdapter | None, settings: Settings
 ) -> Pair:
     """The two models of a case; `model` is not changed.
 

@@ -74,7 +74,7 @@ def calibrate(
         and whatever `sparsify` raises. After any of these the model is as it was.
     """
     require("scipy")
-    before = _Before(model)
+    before = Before(model)
     try:
         with progress_bar(progress) as bars:
             report = _calibrate(model, clips, recipe, held_out, max_frames, max(1, runs), seed, bars, name)
@@ -104,7 +104,7 @@ class PromiseError(CalibrationError):
         self.report = report
 
 
-class _Before:
+class Before:
     """How a model was, and the way back."""
 
     def __init__(self, model: Any) -> None:

@@ -93,7 +93,7 @@ def import_published(checkpoint: str, folder: str, asked: Asked, as_json: bool) 
     print_json(facts) if as_json else _print(facts)
 
 
-_SHOWN = {"schema_version", "channels", "window", "shortcut", "thresholds", "calibration", "provenance"}
+_SHOWN = {"schema_version", "channels", "window", "shortcut", "thresholds", "calibration", "provenance", "kind"}
 
 
 def _facts(adapter: Any) -> dict[str, Any]:
@@ -105,25 +105,17 @@ def _facts(adapter: Any) -> dict[str, Any]:
         "base_model": config.base_model.id,
         "revision": config.base_model.revision,
         "fingerprint_recorded": config.base_model.fingerprint is not None,
-        "blocks": [config.entry_block, config.exit_block],
         "parameters": adapter.parameters,
         "recipe": adapter.recipe.to_dict(),
-    }
+    } | ({"blocks": [config.entry_block, config.exit_block]} if hasattr(config, "entry_block") else {})
 
 
 def _against(adapter: Any, model: Any) -> dict[str, Any]:
     """How the adapter fits a model. verdict: as in `fingerprint.Match`, or "not recorded"."""
-    from surgery.adapters.fingerprint import compare
     from surgery.hosts import view_of
-    from surgery.operations.window_routing.geometry import span_of
 
-    view = view_of(model)
-    span = span_of(view)
-    adapter.check_structure(span)
-    recorded = adapter.config.base_model.fingerprint
-    if recorded is None:
-        return {"verdict": "not recorded", "precision": None}
-    return vars(compare(view, span, recorded))
+    match = adapter.match(view_of(model, pictures=True))
+    return vars(match) if match is not None else {"verdict": "not recorded", "precision": None}
 
 
 _VERDICTS = {
@@ -136,18 +128,23 @@ _VERDICTS = {
 
 def _print(facts: dict[str, Any]) -> None:
     if "source" in facts:
-        first, last = facts["blocks"]
-        out.print(f"{facts['source']}: {facts['shortcut']} shortcut, {facts['parameters']:,} parameters")
+        what = f"{facts['shortcut']} shortcut" if "blocks" in facts else "proposal head"
+        out.print(f"{facts['source']}: {what}, {facts['parameters']:,} parameters")
         out.print(
             f"base model: {facts['base_model'] or 'not named'}" + (f" @ {facts['revision']}" * bool(facts["revision"]))
         )
-        out.print(f"blocks {first}..{last - 1}, {facts['channels']} channels, windows of {facts['window']}")
+        if "blocks" in facts:
+            first, last = facts["blocks"]
+            out.print(f"blocks {first}..{last - 1}, {facts['channels']} channels, windows of {facts['window']}")
         out.print(f"recipe: {facts['recipe']['metadata']['name']}; written by surgery {facts['written_by']}")
-        out.print("thresholds: " + ", ".join(f"{name} {value:g}" for name, value in facts["thresholds"].items()))
+        if "blocks" in facts:
+            thresholds = ", ".join(f"{name} {value:g}" for name, value in facts["thresholds"].items())
+            out.print(f"thresholds: {thresholds}")
         out.print("fingerprint: " + ("recorded" if facts["fingerprint_recorded"] else "not recorded"))
-        if facts["provenance"]:
+        if facts.get("provenance"):
             out.print(f"imported from: {facts['provenance']['origin']}")
-        out.print("fidelity: " + _measured(facts["calibration"]))
+        if "blocks" in facts:
+            out.print("fidelity: " + _measured(facts["calibration"]))
     if "model" in facts:
         out.print(f"{facts['model']['name']} " + _VERDICTS[facts["model"]["verdict"]].format(**facts["model"]))
     if "error" in facts:

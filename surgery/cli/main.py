@@ -16,6 +16,7 @@ from surgery.cli.eval import evaluate_command
 from surgery.cli.inspect import inspect
 from surgery.cli.recipes import recipes
 from surgery.cli.report import report
+from surgery.cli.segment import segment
 from surgery.cli.track import track
 from surgery.hosts import hosts
 
@@ -30,8 +31,8 @@ def main() -> None:
 
 
 for command in (
-    track, inspect, recipes, demo, demo_eval, demo_clips, bench, report, evaluate_command, calibrate, fit, push, pull,
-    verify, import_published,
+    track, segment, inspect, recipes, demo, demo_eval, demo_clips, bench, report, evaluate_command, calibrate, fit,
+    push, pull, verify, import_published,
 ):  # fmt: skip
     main.add_command(command)
 

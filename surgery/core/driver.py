@@ -62,6 +62,10 @@ class Driver(ABC):
     def add_points(self, frame: int, obj_id: int, points: Sequence[tuple[float, float]], labels: Sequence[int]) -> None:
         """The same with points (x, y) in pixels; labels: 1 on the object, 0 off it."""
 
+    def remove(self, obj_id: int) -> None:
+        """End an object between two passes of `steps`: it is tracked no longer, and costs nothing."""
+        raise NotImplementedError(f"{type(self).__name__} cannot end an object")
+
     def twin(self) -> Driver:
         """The same with a copy of the session, which goes on as this one would. Frames are shared."""
         other = copy.copy(self)

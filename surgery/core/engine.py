@@ -16,7 +16,7 @@ from surgery.core.seams import PART_SEAMS
 from surgery.core.session import Generation
 from surgery.core.surgery import RootSite, Site, Surgery, wanted_evidence
 from surgery.core.weights import require_plain
-from surgery.errors import ModelStateError, WeightsError
+from surgery.errors import ModelStateError, UnsupportedModelError, WeightsError
 
 if TYPE_CHECKING:
     from surgery.recipe import Recipe
@@ -39,6 +39,8 @@ def plan(host: HostView, recipe: Recipe, before: Surgery | None) -> Surgery:
     require_own(host.model, before)
     require_plain(host.model)
     operations = operations_of(recipe)
+    if not host.video:
+        operations = _for_pictures(host, recipe, operations)
     wanted_evidence(operations)
     relied_on = [module for operation in operations for module in operation.check(host)]
     _require_values(host, relied_on)
@@ -57,6 +59,14 @@ def operations_of(recipe: Recipe) -> list[Operation]:
     return sorted([*recipe.operations, *(each for each in silent if each is not None)], key=lambda each: each.order)
 
 
+def _for_pictures(host: HostView, recipe: Recipe, operations: Sequence[Operation]) -> list[Operation]:
+    """Those that need no video. Raises UnsupportedModelError where the recipe names one that does."""
+    others = [each.type for each in recipe.operations if not each.for_pictures]
+    if others:
+        raise UnsupportedModelError(f"{host.near_miss(host.model)} (operation {others[0]} needs a video)")
+    return [each for each in operations if each.for_pictures]
+
+
 def _bound(surgery: Surgery, operations: Sequence[Operation], before: Surgery | None) -> tuple[Bound[Any], ...]:
     old = {type(bound.settings): bound for bound in (before.bound if before is not None else ())}
     return tuple(operation.bind(surgery, old.get(type(operation))) for operation in operations)
@@ -66,7 +76,7 @@ def _require_values(host: HostView, parts: Sequence[nn.Module]) -> None:
     wanted = {id(part) for part in parts}
     for path, part in host.model.named_modules():
         for name, tensor in part.state_dict().items() if id(part) in wanted else ():
-            if name.startswith("shortcut."):
+            if name.startswith(("shortcut.", "proposals.")):
                 continue
             if tensor.is_meta:
                 raise ModelStateError(

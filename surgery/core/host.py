@@ -15,7 +15,9 @@ from surgery.core.layout import BlockInfo
 from surgery.core.loader import Loader
 from surgery.core.parts import DECODER, ENCODER, MEMORY, PARTS, Part
 from surgery.core.patching import Patched, host_class
+from surgery.core.pictures import PictureDriver
 from surgery.core.seams import EncoderPart, MaskDecoderPart, MemoryEncoderPart
+from surgery.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from surgery.core.session import SessionHandle, VideoState
@@ -29,7 +31,8 @@ class HostView(ABC):
     of the model itself, whose methods are the seams of a frame. seams: the class put in front of the modules of each
     seam.
     cannot: ways of half precision that a whole model does not run in ("weights": converted; "fp16", "bf16"), each with
-    why and what to use instead.
+    why and what to use instead. pictures: how it is given a single picture, None where it cannot be. video: False for
+    models of pictures alone, which only operations that are `for_pictures` take.
     """
 
     name: ClassVar[str]
@@ -38,6 +41,8 @@ class HostView(ABC):
     driver: ClassVar[type[Driver]]
     loader: ClassVar[Loader]
     cannot: ClassVar[Mapping[str, str]] = {}
+    pictures: ClassVar[type[PictureDriver] | None] = None
+    video: ClassVar[bool] = True
     root: ClassVar[type[Patched]]
     seams: ClassVar[Mapping[str, type[Patched]]]
 
@@ -69,6 +74,12 @@ class HostView(ABC):
     def drive(self, frames: FrameSource, size: tuple[int, int]) -> Driver:
         """Open a session for a video, see `Driver`."""
         return self.driver(self, frames, size)
+
+    def picture_driver(self) -> PictureDriver:
+        """Single pictures through the model. Raises UnsupportedModelError: this host has no way for them."""
+        if self.pictures is None:
+            raise UnsupportedModelError(f"host {self.name} takes no single pictures; segment_everything needs that")
+        return self.pictures(self)
 
     @abstractmethod
     def sessions_of(self, state: VideoState, home: Any) -> list[SessionHandle]:

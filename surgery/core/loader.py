@@ -11,6 +11,7 @@ from surgery.errors import ModelLoadError
 from surgery.missing import Library
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -19,7 +20,7 @@ class Loader(ABC):
 
     library: the host's. title: of the host in a model card. forms: of what `load` takes, as a user knows them. default:
     tried before others where no host is named. vos: `build` has a predictor that compiles itself whole. own: sizes by
-    name that `build` takes in the place of those of SAM 2.1; None: those.
+    name that `build` takes in the place of those of SAM 2.1; None: those. detects: `detector` loads object detectors.
     """
 
     library: ClassVar[Library]
@@ -28,6 +29,7 @@ class Loader(ABC):
     default: ClassVar[bool] = False
     vos: ClassVar[bool] = False
     own: ClassVar[Mapping[str, Any] | None] = None
+    detects: ClassVar[bool] = False
 
     @abstractmethod
     def reads(self, spec: str) -> bool:
@@ -57,6 +59,11 @@ class Loader(ABC):
     def build(self, size: Any, vos: bool = False) -> Any:
         """A model of a size (`own`, or of SAM 2.1), on the CPU, with the weights the host starts from."""
         raise ModelLoadError(f"{self.library.use} builds no models; expected a saved one: {self.forms}")
+
+    def detector(self, name: str, device: torch.device) -> Any:
+        """An object detector by its Hub id or folder: a function of a picture RGB [H, W, 3] that gives boxes [n, 4]
+        (x0, y0, x1, y1) in pixels and their scores [n]."""
+        raise ModelLoadError(f"{self.library.use} has no object detectors")
 
     def to_neutral(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of `build`'s under neutral names, which are those of stock `sam2`."""

@@ -68,7 +68,7 @@ class Operation(Fields):
     alias: short name for overrides and `calibration.search`. order: operations of a lower one run outside of those of a
     higher one where they share a seam. share: name of what it keeps a share of, for status and calibration; by_frame:
     it is the same for all objects of a frame. fixed_shapes: it needs the shapes of routed frames not to depend on what
-    is chosen. moved: dotted names that fields had in older recipes, to those of now.
+    is chosen. for_pictures: it needs no video. moved: dotted names that fields had in older recipes, to those of now.
     """
 
     type: str
@@ -77,6 +77,7 @@ class Operation(Fields):
     share: ClassVar[str | None] = None
     by_frame: ClassVar[bool] = False
     fixed_shapes: ClassVar[bool] = False
+    for_pictures: ClassVar[bool] = False
     moved: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @model_validator(mode="wrap")

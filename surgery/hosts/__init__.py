@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from surgery.hosts.sam21 import SIZES
 from surgery.missing import first_present, require
 
 if TYPE_CHECKING:
+    import torch
+
     from surgery.core.host import HostView
     from surgery.core.loader import Loader
 
@@ -22,6 +24,11 @@ _HOSTS: list[str | type[HostView]] = [
     "surgery.hosts.transformers_sam3.view:Sam3TrackerView",
     "surgery.hosts.transformers_sam3.text:Sam3VideoView",
 ]
+_OF_PICTURES: list[str] = [
+    "surgery.hosts.transformers.image:TransformersImageView",
+    "surgery.hosts.sam2.image:Sam2ImageView",
+]
+"""Models of pictures alone, of the same libraries."""
 
 
 def register(host: type[HostView]) -> None:
@@ -30,13 +37,29 @@ def register(host: type[HostView]) -> None:
 
 
 def hosts() -> Iterator[type[HostView]]:
-    """Every host."""
-    for host in _HOSTS:
+    """Every host of video models."""
+    yield from _loaded(_HOSTS)
+
+
+def _loaded(listed: Sequence[str | type[HostView]]) -> Iterator[type[HostView]]:
+    for host in listed:
         if isinstance(host, str):
             module, name = host.split(":")
             yield getattr(import_module(module), name)
         else:
             yield host
+
+
+def detector(name: str, device: torch.device) -> Any:
+    """An object detector by its Hub id or folder, for any host's model; see `Loader.detector`.
+
+    Raises:
+        MissingLibraryError: the library that loads detectors is not installed.
+        HubError, ModelLoadError: there is no such detector.
+    """
+    loader = next(host.loader for host in hosts() if host.loader.detects)
+    require(loader.library)
+    return loader.detector(name, device)
 
 
 def builders() -> dict[str, Loader]:
@@ -80,13 +103,15 @@ def loader_of(name: str | None = None, vos: bool = False, size: str | None = Non
     return able[name]
 
 
-def view_of(model: object) -> HostView:
+def view_of(model: object, pictures: bool = False) -> HostView:
     """Find the host of `model`.
+
+    pictures: a model of pictures alone will do.
 
     Raises:
         UnsupportedModelError: not a video model of a known host.
     """
-    for host in hosts():
+    for host in (*hosts(), *(_loaded(_OF_PICTURES) if pictures else ())):
         if host.matches(model):
             assert isinstance(model, nn.Module)
             return host(model)

@@ -7,6 +7,7 @@ from surgery.operations.exact_savings import ExactSavings
 from surgery.operations.memory_retrieval import SparseMemoryRetrieval
 from surgery.operations.precision import Precision
 from surgery.operations.query_routing import SparseQueryRouting
+from surgery.operations.segment_everything import SegmentEverything
 from surgery.operations.trim_caches import TrimCaches
 from surgery.operations.window_routing import (
     ObjectSettings,
@@ -25,6 +26,7 @@ __all__ = [
     "ObjectSettings",
     "Precision",
     "RefreshSettings",
+    "SegmentEverything",
     "ShortcutSettings",
     "SkippedSettings",
     "SparseMemoryRetrieval",
@@ -43,5 +45,6 @@ for _kind in (
     CompileParts,
     CudaGraphs,
     ExactSavings,
+    SegmentEverything,
 ):
     register(_kind)

@@ -6,6 +6,7 @@ import json
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,10 +15,12 @@ import surgery.demo as demo
 from surgery.adapters.shipped import demo_adapter, shipped_adapters
 from surgery.calibration import CalibrationClip
 from surgery.calibration.fidelity import reference_of, score_clip
-from surgery.demo.clips import make_clip
+from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.demo.show import calibrated, prompt_for
 from surgery.describe import calibrated as calibrated_recipe
+from surgery.evaluation.recall import average_recall
 from surgery.operations import SparseWindowRouting
+from surgery.pictures import bound_of, found_in
 from surgery.recipe import Recipe
 from surgery.video import open_video
 
@@ -27,7 +30,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
 def test_one_ships_for_every_calibrated_recipe() -> None:
-    assert set(shipped_adapters()) == {f"demo-{recipe}" for recipe in RECIPES}
+    assert set(shipped_adapters()) == {f"demo-{recipe}" for recipe in (*RECIPES, "everything")}
     assert demo_adapter("exact") is None
 
 
@@ -46,6 +49,19 @@ def test_they_load_in_both_hosts_as_made_for_these_weights(host: str, recipe: st
     made, today = state.recipe.calibration, Recipe.load(recipe).calibration
     assert made is not None and today is not None
     assert (made.max_drop, made.max_clip_drop) == (today.max_drop, today.max_clip_drop), "the promise of today"
+
+
+@pytest.mark.parametrize("host", ["sam2", "transformers"])
+def test_the_proposal_head_loads_in_both_hosts_and_finds_objects(host: str) -> None:
+    folder = demo_adapter("everything")
+    assert folder is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = surgery.load_adapter(demo.load(host=host), folder)
+    clip = make_clip(HELD_OUT + 600_000, 1, difficulty="easy")
+    truth = np.stack([clip.labels[0] == each for each in clip.objects])
+    assert average_recall(found_in(model, clip.frames[0]).masks.numpy(), truth) > 0.6
+    assert bound_of(model).prompts <= 32
 
 
 def test_the_stored_score_is_found_again() -> None:

@@ -71,6 +71,9 @@ class Sam2Driver(Driver):
         places, kinds = np.array(points, dtype=np.float32), np.array(labels, dtype=np.int32)
         self.model.add_new_points_or_box(self.session, frame, obj_id, points=places, labels=kinds)
 
+    def remove(self, obj_id: int) -> None:
+        self.model.remove_object(self.session, obj_id, need_output=False)
+
     def steps(self, first: int, last: int) -> Generator[tuple[Sequence[int], Tensor], None, None]:
         with closing(self.model.propagate_in_video(self.session, first, last - first)) as steps:
             for index in range(first, last + 1):

@@ -26,6 +26,7 @@ from surgery.hosts.sam2.modules import (
     Sam2TokenToImage,
     Sam2Trunk,
 )
+from surgery.hosts.sam2.pictures import Sam2Pictures
 from surgery.hosts.sam2.root import Sam2Root
 from surgery.hosts.sam2.session import STATE_KEY, Sam2Session
 
@@ -43,7 +44,8 @@ class Sam2View(HostView):
         "fp16": "keeps its memory in bf16, which fp16 autocast cannot join with fp16; use bf16, or fp16 parts by the "
         "recipe's own operation precision",
     }
-    root = Sam2Root
+    root: ClassVar[type[Patched]] = Sam2Root
+    pictures = Sam2Pictures
     seams: ClassVar[Mapping[str, type[Patched]]] = {
         "block": Sam2Block,
         "self_attention": Sam2Attention,
@@ -54,7 +56,7 @@ class Sam2View(HostView):
 
     @classmethod
     def matches(cls, model: object) -> bool:
-        if not _of_library(model):
+        if not of_library(model):
             return False
         from sam2.sam2_video_predictor import SAM2VideoPredictor
 
@@ -62,7 +64,7 @@ class Sam2View(HostView):
 
     @classmethod
     def near_miss(cls, model: object) -> str | None:
-        if not _of_library(model):
+        if not of_library(model):
             return None
         return (
             f"{type(model).__name__} has no previous frame to route by; expected a SAM2VideoPredictor: build one with "
@@ -191,5 +193,5 @@ class Sam2View(HostView):
         return None, None
 
 
-def _of_library(model: object) -> bool:
+def of_library(model: object) -> bool:
     return any(base.__module__.split(".")[0] == "sam2" for base in type(model).__mro__)

@@ -83,6 +83,26 @@ class TransformersDriver(Driver):
         # The processor keeps only the objects of its last call; all of a frame's belong together.
         self.session.obj_with_new_inputs = [*waiting, obj_id]
 
+    def remove(self, obj_id: int) -> None:
+        # The host has no call for it: what it keeps by the number of an object is numbered anew.
+        session = self.session
+        gone, ids = session.obj_id_to_idx(obj_id), [each for each in session.obj_ids if each != obj_id]
+        for store in (
+            session.point_inputs_per_obj,
+            session.mask_inputs_per_obj,
+            session.output_dict_per_obj,
+            session.frames_tracked_per_obj,
+        ):
+            kept = [each for place, each in sorted(store.items()) if place != gone]
+            store.clear()
+            store.update(enumerate(kept))
+        session._obj_id_to_idx.clear()
+        session._obj_id_to_idx.update((each, place) for place, each in enumerate(ids))
+        session._obj_idx_to_id.clear()
+        session._obj_idx_to_id.update(enumerate(ids))
+        session.obj_ids[:] = ids
+        session.obj_with_new_inputs = [each for each in session.obj_with_new_inputs if each != obj_id]
+
     def steps(self, first: int, last: int) -> Generator[tuple[Sequence[int], Tensor], None, None]:
         for index in range(first, last + 1):
             out = self.model(self.session, frame=self.frames[index], frame_idx=index)

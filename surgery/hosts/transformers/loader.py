@@ -15,6 +15,7 @@ from surgery.hosts.transformers.keymap import to_stock, to_transformers
 from surgery.missing import Library
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -87,6 +88,7 @@ class TransformersLoader(PretrainedLoader):
     )
     title = "`transformers`"
     model, config, kinds = "Sam2VideoModel", "Sam2VideoConfig", ("sam2_video",)
+    detects = True
 
     def build(self, size: Sam21, vos: bool = False) -> Any:
         import transformers as library
@@ -124,6 +126,11 @@ class TransformersLoader(PretrainedLoader):
             memory_fuser_intermediate_dim=4 * hidden,
         )
         return library.Sam2VideoModel(config)
+
+    def detector(self, name: str, device: torch.device) -> Any:
+        from surgery.hosts.transformers.detector import load_detector
+
+        return load_detector(name, device)
 
     def to_neutral(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return to_stock(state)

@@ -13,6 +13,7 @@ from surgery.errors import UnsupportedModelError
 from surgery.hosts.transformers.driver import TransformersDriver
 from surgery.hosts.transformers.loader import TransformersLoader
 from surgery.hosts.transformers.modules import TransformersBlock, TransformersNeckCodes, TransformersTrunk
+from surgery.hosts.transformers.pictures import TransformersPictures
 from surgery.hosts.transformers.root import TransformersRoot
 from surgery.hosts.transformers.video import TRACKER_SEAMS, TrackerView, is_a, of_library, square
 
@@ -24,7 +25,8 @@ class TransformersView(TrackerView):
     models = "transformers Sam2VideoModel"
     driver = TransformersDriver
     loader = TransformersLoader()
-    root = TransformersRoot
+    root: ClassVar[type[Patched]] = TransformersRoot
+    pictures = TransformersPictures
     seams: ClassVar[Mapping[str, type[Patched]]] = {**TRACKER_SEAMS, "block": TransformersBlock}
     neutral_names = (
         ("layer_norm1.", "norm1."),

@@ -1,0 +1,32 @@
+"""`transformers`: `Sam2Model`, which has no video."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from surgery.core.pictures import PictureRoot
+from surgery.errors import UnsupportedModelError
+from surgery.hosts.transformers.video import of_library
+from surgery.hosts.transformers.view import TransformersView
+
+
+class TransformersImageView(TransformersView):
+    """A model of pictures alone."""
+
+    video = False
+    root = PictureRoot
+    models = "transformers Sam2Model"
+
+    @classmethod
+    def matches(cls, model: object) -> bool:
+        if not of_library(model):
+            return False
+        from transformers import Sam2Model
+
+        return isinstance(model, Sam2Model)
+
+    def memory_attention(self) -> nn.Module:
+        raise UnsupportedModelError(f"a {type(self.model).__name__} has no memory attention")
+
+    def memory_encoder(self) -> nn.Module:
+        raise UnsupportedModelError(f"a {type(self.model).__name__} has no memory encoder")
