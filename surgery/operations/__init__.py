@@ -5,6 +5,7 @@ from surgery.operations.compile import CompileMode, CompileParts
 from surgery.operations.exact_savings import ExactSavings
 from surgery.operations.memory_retrieval import SparseMemoryRetrieval
 from surgery.operations.precision import Precision
+from surgery.operations.quantize import Quantize
 from surgery.operations.query_routing import SparseQueryRouting
 from surgery.operations.trim_caches import TrimCaches
 from surgery.operations.window_routing import (
@@ -22,6 +23,7 @@ __all__ = [
     "ExactSavings",
     "ObjectSettings",
     "Precision",
+    "Quantize",
     "RefreshSettings",
     "ShortcutSettings",
     "SkippedSettings",
@@ -37,6 +39,7 @@ for _kind in (
     SparseMemoryRetrieval,
     SparseQueryRouting,
     Precision,
+    Quantize,
     TrimCaches,
     CompileParts,
     ExactSavings,

@@ -148,7 +148,7 @@ def test_inspect_counts_at_the_recipes_own_point() -> None:
 def test_recipes_are_listed_and_printed() -> None:
     names = json.loads(invoke("recipes", "--json").stdout)
     published = {"published-base-plus", "published-large"}
-    assert set(names) == {"exact", "faithful", "balanced", "fast", "turbo", "memory-only"} | published
+    assert set(names) == {"exact", "faithful", "balanced", "fast", "turbo", "cpu", "memory-only"} | published
     assert "saliency_mass: 0.7" in invoke("recipes", "balanced").stdout
     assert (
         json.loads(invoke("recipes", "balanced", "--set", "retrieval.keep=0.2", "--json").stdout)["operations"][1][

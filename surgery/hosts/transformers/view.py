@@ -16,6 +16,7 @@ from surgery.core.patching import Patched
 from surgery.core.session import SessionHandle, VideoState
 from surgery.errors import UnsupportedModelError
 from surgery.hosts.transformers.driver import TransformersDriver
+from surgery.hosts.transformers.keymap import stock_path
 from surgery.hosts.transformers.loader import TransformersLoader
 from surgery.hosts.transformers.modules import (
     TransformersAttention,
@@ -81,6 +82,9 @@ class TransformersView(HostView):
         session = home()
         held = session is not None and vars(session).get(STATE_KEY) is state
         return [TransformersSession(session)] if held else []
+
+    def neutral_path(self, path: str) -> str:
+        return stock_path(path)
 
     def blocks(self) -> Sequence[nn.Module]:
         backbone = self.model.vision_encoder.backbone
