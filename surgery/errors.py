@@ -64,12 +64,20 @@ class MissingLibraryError(SurgeryError):
     """A library that this part of the work needs is not installed."""
 
 
+class HardwareError(SurgeryError):
+    """The device has no instructions for what the recipe asks of it."""
+
+
 class ModelLoadError(SurgeryError):
     """A model named on the command line could not be found or built."""
 
 
 class PrecisionWarning(UserWarning):
     """The caller's autocast asks for another precision than the recipe does."""
+
+
+class SlowHardwareWarning(UserWarning):
+    """The processor can do what the recipe asks, and lacks the instructions that make it fast."""
 
 
 class DamagedVideoWarning(UserWarning):

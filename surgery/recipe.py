@@ -206,7 +206,7 @@ class Recipe(Fields):
         data = {
             "schema": self.schema_,
             "metadata": self.metadata.model_dump(mode="json", exclude_defaults=True),
-            "operations": [operation.model_dump() for operation in self.operations],
+            "operations": [operation.model_dump(mode="json") for operation in self.operations],
         }
         if self.calibration is not None:
             fields = self.calibration.model_dump()

@@ -74,8 +74,8 @@ def may_know(path: str, name: str, when: str) -> bool:
     """Whether a file of one of the `ROOMS` may import `name`."""
     room, library = path.split("/")[1], name.split(".")[0]
     if library != "surgery":
-        hosts = (*LIBRARIES, "hydra", "PIL") if room == "hosts" else ()
-        return library in sys.stdlib_module_names or library in (*BASE, *hosts)
+        own = {"hosts": (*LIBRARIES, "hydra", "PIL"), "operations": ("torchao",)}.get(room, ())
+        return library in sys.stdlib_module_names or library in (*BASE, *own)
     if room == "core" and when == "types" and name == "surgery.recipe.Recipe":
         return True  # what an operation is bound under has a name
     parts = path.removesuffix(".py").removesuffix("/__init__").split("/")

@@ -52,7 +52,17 @@ def refused(data: Any, *words: str) -> None:
 
 
 def test_the_recipes_the_issue_asks_for_are_shipped() -> None:
-    wanted = {"exact", "faithful", "balanced", "fast", "turbo", "memory-only", "published-base-plus", "published-large"}
+    wanted = {
+        "exact",
+        "faithful",
+        "balanced",
+        "fast",
+        "turbo",
+        "cpu",
+        "memory-only",
+        "published-base-plus",
+        "published-large",
+    }
     assert wanted <= set(list_recipes()) == set(NAMES)
 
 

@@ -14,6 +14,7 @@ from surgery.core.promise import CalibrationSettings
 from surgery.recipe import Recipe
 
 SCHEMA = 1
+_WORST = 8
 _ONE_CLIP = (
     "Measured on one held-out clip: how other clips would do is not known. Give more clips.",
     "",
@@ -26,7 +27,8 @@ class CalibrationReport:
 
     recipe: the chosen one, which the model now runs unless the promise was missed and nothing applied. kept: whether
     the promise is met. record: what an adapter carries. search: every setting, predicted and measured. skipped: clips
-    of no use. explained, stages: see `FitResult`. seconds: wall time by phase.
+    of no use. explained, stages: see `FitResult`. sensitivity: drop of every layer quantised alone, most harmful first.
+    seconds: wall time by phase.
     """
 
     recipe: Recipe
@@ -38,6 +40,7 @@ class CalibrationReport:
     skipped: list[SkippedClip] = field(default_factory=list)
     explained: float | None = None
     stages: list[float] = field(default_factory=list)
+    sensitivity: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     model: str = ""
 
@@ -64,6 +67,7 @@ class CalibrationReport:
             "skipped": [{"name": clip.name, "reason": clip.reason} for clip in self.skipped],
             "explained": self.explained,
             "stages": self.stages,
+            "sensitivity": self.sensitivity,
             "seconds": {phase: round(seconds, 2) for phase, seconds in self.seconds.items()},
         }  # fmt: skip
 
@@ -122,6 +126,9 @@ class CalibrationReport:
         ]
         if self.skipped:
             lines += ["", f"Skipped {len(self.skipped)}:", *(f"- {clip}" for clip in self.skipped)]
+        if self.sensitivity:
+            worst = ", ".join(f"`{name}` {drop:.4f}" for name, drop in list(self.sensitivity.items())[:_WORST])
+            lines += ["", f"{len(self.sensitivity)} layers, each quantised alone; those that lose most: {worst}."]
         lines += [
             "",
             "| setting | windows | keys | cost | drop | worst | whole clips | against truth | |",

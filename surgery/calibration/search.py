@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,13 +105,14 @@ def settings_of(recipe: Recipe) -> list[Setting]:
 
 
 def predict(
-    surgery: Surgery, settings: list[Setting], clips: Iterable[CalibrationClip], step: Callable[[], None]
-) -> None:
+    surgery: Surgery, settings: list[Setting], clips: Iterable[CalibrationClip], step: Callable[[], None],
+    drops: Mapping[str, float] | None = None,
+) -> None:  # fmt: skip
     """Fill in what one dense pass over the clips says about every setting, and sort them, least effort first.
 
-    surgery: under the recipe of one of the settings. `step` is called after every frame.
+    surgery: under the recipe of one of the settings. `step` is called after every frame. drops: see `sensitivities`.
     """
-    simulations = _simulations(surgery, settings)
+    simulations, first = _simulations(surgery, settings), settings[0].recipe.operations
     lengths = []
     together = Together(list(simulations.values()))
     for clip in clips:
@@ -120,8 +121,12 @@ def predict(
         with surgery.observed_by(together):
             for _ in track(surgery.host.model, clip.video, clip.prompts):
                 step()
+    varied = {type(each) for each in first if any(setting.recipe.find(type(each)) != each for setting in settings)}
     for setting in settings:
         for operation in setting.recipe.operations:
+            risk = operation.risk(drops or {})
+            if risk is not None and type(operation) in varied:
+                setting.risks[operation.alias] = risk
             simulation = simulations.get(type(operation))
             if simulation is None:
                 continue

@@ -20,6 +20,7 @@ from surgery.calibration.fit import FitResult, fit_shortcut, fits
 from surgery.calibration.prompts import automatic_prompts
 from surgery.calibration.report import CalibrationReport
 from surgery.calibration.search import SearchResult, predict, search, settings_of
+from surgery.calibration.sensitivity import sensitivities, trials_of
 from surgery.core.engine import reconfigure
 from surgery.core.promise import CalibrationSettings
 from surgery.describe import calibrated
@@ -143,7 +144,7 @@ def _calibrate(
     # Every candidate would be compiled anew.
     chosen = chosen.without(CompileParts)
     promise = chosen.calibration or CalibrationSettings(max_drop=1.0, max_clip_drop=1.0)
-    settings = settings_of(chosen)
+    settings_of(chosen)  # what is wrong with the search is known before any work
     usable, skipped = gather_clips(sources, max_frames, bars)
     apart: list[CalibrationClip] = []
     if held_out is not None:
@@ -168,9 +169,16 @@ def _calibrate(
         router = surgery.find(WindowRouter)
         fitted = router is not None and router.settings.windows != "all" and any(fits(router))
         result = fit_shortcut(model, usable, step=bars) if fitted else FitResult()
+    drops: dict[str, float] = {}
+    trials = trials_of(model, chosen)
+    if trials:
+        with timed(seconds, "sensitivity"):
+            count = Counter(bars, "one layer at a time", sum(map(len, trials.values())))
+            chosen, drops = sensitivities(model, chosen, trials, [each.clip for each in references], count)
+    settings = settings_of(chosen)
     with timed(seconds, "records"):
         every = [*usable, *(reference.clip for reference in references)]
-        predict(surgery, settings, every, Counter(bars, "records", sum(clip.tracked for clip in every)))
+        predict(surgery, settings, every, Counter(bars, "records", sum(clip.tracked for clip in every)), drops)
     with timed(seconds, "runs"):
         frames = sum(reference.clip.tracked for reference in references)
         runs = min(runs, len(settings))
@@ -186,7 +194,8 @@ def _calibrate(
         record_calibration(model, record)
     return CalibrationReport(
         recipe=applied, promise=promise, kept=found.kept, applied=True, record=record, search=found,
-        skipped=skipped, explained=result.explained, stages=result.stages, seconds=seconds, model=name,
+        skipped=skipped, explained=result.explained, stages=result.stages, sensitivity=drops, seconds=seconds,
+        model=name,
     )  # fmt: skip
 
 

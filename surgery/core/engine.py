@@ -12,7 +12,7 @@ from surgery.core.host import HostView, finite
 from surgery.core.operation import Bound, Operation, Patch, known
 from surgery.core.ownership import Structure, is_orphan, require_own, strangers
 from surgery.core.patching import Patched, is_patched, own_forward, patch, unpatch
-from surgery.core.seams import PART_SEAMS
+from surgery.core.seams import PART_SEAMS, LinearLayer
 from surgery.core.session import Generation
 from surgery.core.surgery import RootSite, Site, Surgery, wanted_evidence
 from surgery.core.weights import require_plain
@@ -212,4 +212,6 @@ def _add(site: Site, seam: str, run: Any) -> None:
 def _class(host: HostView, seam: str, index: int | str, module: nn.Module) -> type[Patched]:
     if seam in (*PART_SEAMS, "memory_attention"):
         return host.part_class(str(index))
+    if seam == "linear":
+        return LinearLayer
     return host.seams[seam] if seam in host.seams else host.seam_classes()[seam][type(module)]

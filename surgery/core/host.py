@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from surgery.core.driver import Driver, FrameSource
 from surgery.core.layout import BlockInfo
 from surgery.core.loader import Loader
-from surgery.core.parts import DECODER, ENCODER, MEMORY, PARTS, Part
+from surgery.core.parts import DECODER, ENCODER, LINEAR_PARTS, MEMORY, PARTS, Part
 from surgery.core.patching import Patched, host_class
 from surgery.core.pictures import PictureDriver
 from surgery.core.seams import EncoderPart, MaskDecoderPart, MemoryEncoderPart
@@ -92,9 +92,19 @@ class HostView(ABC):
             "block": self.blocks,
             "cross_attention": self.cross_attentions,
             "self_attention": self.self_attentions,
+            "linear": lambda: [layer for part in LINEAR_PARTS for layer in self.linear_layers(part).values()],
             "token_to_image": self.token_to_image,
         }
         return found[seam]() if seam in found else self._of_classes(seam)
+
+    def linear_layers(self, part: Part) -> dict[str, nn.Linear]:
+        """The `nn.Linear` of a part by `neutral_path`, without those that operations added."""
+        inside = {id(module) for module in self.parts()[part].modules() if host_class(module) is nn.Linear}
+        return {
+            self.neutral_path(path): module
+            for path, module in self.model.named_modules()
+            if id(module) in inside and ".shortcut." not in path
+        }
 
     def _of_classes(self, seam: str) -> list[nn.Module]:
         kinds = tuple(self.seam_classes().get(seam, {}))
@@ -113,6 +123,10 @@ class HostView(ABC):
         """The class that is put in front of the own class of a part's module."""
         own: dict[str, type[Patched]] = {ENCODER: EncoderPart, MEMORY: MemoryEncoderPart, DECODER: MaskDecoderPart}
         return self.seams.get(part) or own[part]
+
+    def neutral_path(self, path: str) -> str:
+        """Path of a layer in the model -> the same in every host: that of stock `sam2`, where it has the layer."""
+        return path
 
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:

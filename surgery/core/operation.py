@@ -106,6 +106,11 @@ class Operation(Fields):
         """What it needs to know of the objects on the frame before, if anything."""
         return None
 
+    @property
+    def numbers_of(self) -> tuple[Part, ...]:
+        """Parts whose number format it decides: no two operations may decide that of one part."""
+        return ()
+
     def beside(self, others: Sequence[Operation]) -> None:
         """Raises ValueError when the other operations of the recipe are not those it needs."""
 
@@ -141,6 +146,20 @@ class Operation(Fields):
     @classmethod
     def simulate(cls, surgery: Surgery, candidates: Sequence[Any]) -> Simulation | None:
         """Predict from dense passes what each of these settings would do; None: settings are compared by real runs."""
+        return None
+
+    def trials(self, host: HostView) -> dict[str, Operation]:
+        """Settings that do a single thing of what these do, by its name. Calibration runs each alone, to see what it
+        loses."""
+        return {}
+
+    def searched(self, drops: Mapping[str, float]) -> dict[str, tuple[Any, ...]]:
+        """Values to try besides those of the recipe's search, by field, given what each of `trials` lost (1 - J&F)."""
+        return {}
+
+    def risk(self, drops: Mapping[str, float]) -> float | None:
+        """What these settings would lose if what each of `trials` lost added up, on a scale of its own where none were
+        run; None: no trial says anything of it."""
         return None
 
     def structure(self) -> dict[str, Any]:

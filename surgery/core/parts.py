@@ -14,6 +14,9 @@ DECODER: Final = "mask_decoder"
 PARTS: tuple[Part, ...] = get_args(Part)
 """The parts of a model that `precision` and `compile` act on."""
 
+LINEAR_PARTS: tuple[Part, ...] = (ENCODER, ATTENTION)
+"""Those whose linear layers are a seam."""
+
 
 def each_part_once(value: Any) -> tuple[Part, ...]:
     """A list of parts, checked and in the order of `PARTS`. Raises ValueError."""

@@ -11,6 +11,7 @@ operation and at last with the host's own module. Tensors go in and out:
   `forward` the same inside of its hooks.
 * `code(context, module, key, make)`: a position code that no picture is in.
 * `strip(context, tokens, run)`: a feed-forward that works token by token.
+* `linear(number, layer, tokens, proceed)`: an `nn.Linear` of the encoder or of memory attention, in a frame or not.
 * `stored(surgery, handle, frame, objects)`: the memories of a frame were stored.
 
 A host says which modules lie at a seam (`HostView.modules`) and inherits from the class here.
@@ -211,6 +212,17 @@ class FeedForward(Patched):
         if torch.compiler.is_compiling() or site.context is None:
             return run(tokens)
         found: Tensor = passed(site.runs["strip"], site.context, hidden, tokens, run, proceed=_run_on)
+        return found
+
+
+class LinearLayer(Patched):
+    """An `nn.Linear` of any host."""
+
+    _surgery: Site
+
+    def forward(self, input: Tensor) -> Tensor:
+        site = self._surgery
+        found: Tensor = passed(site.runs.get("linear", ()), site.index, self, input, proceed=super().forward)  # type: ignore[misc]
         return found
 
 

@@ -51,7 +51,7 @@ def require_unquantised(module: nn.Module, part: str, how: str, run: Callable[[]
             raise
         raise ModelStateError(
             f"part {part}: {layer} was quantised after the surgery, and the recipe runs the part {how}, which failed "
-            f"({type(error).__name__}); take a recipe without operations precision and compile"
+            f"({type(error).__name__}); take a recipe without operations precision, quantize and compile"
         ) from error
 
 
@@ -67,3 +67,8 @@ def quantised_layer(module: nn.Module) -> str | None:
 def _is_coded(weight: Tensor) -> bool:
     # torchao's weights say they are floating-point; they bring a `dequantize` of their own.
     return weight.is_quantized or not weight.is_floating_point() or type(weight).dequantize is not Tensor.dequantize
+
+
+def mark(tensor: Tensor) -> tuple[int, int]:
+    """Changes when values are written into a weight, or other storage is put under it; `.data` is not watched."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

@@ -56,7 +56,7 @@ class Comparison:
 
 def drift_free(
     model: Any, video: Video, prompts: Sequence[Prompt], steps: Sequence[int] = STEPS, every: int | None = None
-) -> Iterator[Comparison]:
+) -> Generator[Comparison, None, None]:
     """Compare sparse frames of `video` with dense ones, see above.
 
     Args:

@@ -6,6 +6,7 @@ from surgery.operations.cuda_graphs import CudaGraphs
 from surgery.operations.exact_savings import ExactSavings
 from surgery.operations.memory_retrieval import SparseMemoryRetrieval
 from surgery.operations.precision import Precision
+from surgery.operations.quantize import Quantize
 from surgery.operations.query_routing import SparseQueryRouting
 from surgery.operations.segment_everything import SegmentEverything
 from surgery.operations.trim_caches import TrimCaches
@@ -25,6 +26,7 @@ __all__ = [
     "ExactSavings",
     "ObjectSettings",
     "Precision",
+    "Quantize",
     "RefreshSettings",
     "SegmentEverything",
     "ShortcutSettings",
@@ -41,6 +43,7 @@ for _kind in (
     SparseMemoryRetrieval,
     SparseQueryRouting,
     Precision,
+    Quantize,
     TrimCaches,
     CompileParts,
     CudaGraphs,

@@ -19,18 +19,17 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from surgery.core.casts import HALVES, cast, name_of, tensors
 from surgery.core.host import HostView
 from surgery.core.operation import Bound, Operation, Patch
 from surgery.core.parts import ENCODER, PARTS, Part, each_part_once
 from surgery.core.simulation import Prediction, Simulation
 from surgery.core.surgery import Surgery
-from surgery.core.values import rebuilt, tensors
-from surgery.core.weights import require_unquantised
+from surgery.core.weights import mark, require_unquantised
 from surgery.errors import ModelStateError, PrecisionWarning, UnsupportedModelError, WeightsError
 
 _NAMES = {"bfloat16": "bf16", "float16": "fp16"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_HALVES = frozenset(DTYPES.values())
 BROKEN = 10.0
 """Relative error that stands for an output that is not finite."""
 
@@ -63,6 +62,11 @@ class Precision(Operation):
         """See `Operation.clause`."""
         half = [part.replace("_", " ") for part in PARTS if part not in self.keep_fp32]
         return f"{self.dtype} in {', '.join(half) or 'no part'}"
+
+    @property
+    def numbers_of(self) -> tuple[Part, ...]:
+        """See `Operation.numbers_of`."""
+        return tuple(part for part in PARTS if part not in self.keep_fp32)
 
     @classmethod
     def simulate(cls, surgery: Surgery, candidates: Sequence[Any]) -> PrecisionSimulation:
@@ -159,23 +163,23 @@ class BoundPrecision(Bound[Precision]):
         self, part: str, module: nn.Module, settings: Precision, args: tuple[Any, ...], kwargs: dict[str, Any],
         proceed: Callable[..., Any],
     ) -> Any:  # fmt: skip
-        first = next(floating((args, kwargs)))
+        first = next(tensors((args, kwargs)))
         given = first.dtype
         with self._entered(part, module, settings, first.device.type) as dtype:
             # Weights of one type take only tensors of that type; autocast takes fp32 and its own.
-            whole = settings.cast == "weights" and dtype in _HALVES
-            args, kwargs = _cast(
+            whole = settings.cast == "weights" and dtype in HALVES
+            args, kwargs = cast(
                 (args, kwargs), lambda found: dtype if whole else found if found == dtype else torch.float32
             )
             out = require_unquantised(module, part, "in half precision", lambda: proceed(args, kwargs))
-        return _cast(out, lambda found: given if found in _HALVES else found)
+        return cast(out, lambda found: given if found in HALVES else found)
 
     @contextmanager
     def _entered(self, part: str, module: nn.Module, settings: Precision, device: str) -> Iterator[torch.dtype]:
         reference = next(module.parameters())
         if reference.dtype != torch.float32:
             raise ModelStateError(
-                f"part {part} has {_name(reference.dtype)} weights, and the recipe's precision needs fp32 ones; "
+                f"part {part} has {name_of(reference.dtype)} weights, and the recipe's precision needs fp32 ones; "
                 "convert the model back (.float()), or desparsify it and take a recipe without precision"
             )
         dtype = torch.float32 if part in settings.keep_fp32 else DTYPES[settings.dtype]
@@ -203,7 +207,7 @@ class BoundPrecision(Bound[Precision]):
         if outer != dtype:
             self._warned = True
             warnings.warn(
-                f"called under {_name(outer)} autocast, while the recipe asks for {_name(dtype)} in part {part}: "
+                f"called under {name_of(outer)} autocast, while the recipe asks for {name_of(dtype)} in part {part}: "
                 "inside the parts the recipe's precision holds, between them the caller's",
                 PrecisionWarning,
                 stacklevel=2,
@@ -228,9 +232,9 @@ class PrecisionSimulation(Simulation):
         """See `Observer.noted`."""
         if not isinstance(what, PartSeen):
             return
-        exact = list(floating(what.exact))
+        exact = list(tensors(what.exact))
         for settings in self.settings:
-            rounded = floating(what.run(settings))
+            rounded = tensors(what.run(settings))
             error = max(_relative(one, other) for one, other in zip(rounded, exact, strict=True))
             self.errors.setdefault((what.part, settings), []).append(error)
 
@@ -270,11 +274,11 @@ class HalfWeights:
                         continue
                     if id(own) not in copies:
                         copies[id(own)] = nn.Parameter(own.detach().to(dtype), requires_grad=False)
-                    self._slots.append((part._parameters, name, own, _mark(own), copies[id(own)]))
+                    self._slots.append((part._parameters, name, own, mark(own), copies[id(own)]))
 
     def current(self) -> bool:
         """Whether the weights are those that were copied: not loaded, trained, moved or replaced since."""
-        return all(home.get(name) is own and _mark(own) == mark for home, name, own, mark, _ in self._slots)
+        return all(home.get(name) is own and mark(own) == made for home, name, own, made, _ in self._slots)
 
     @contextmanager
     def bound(self) -> Iterator[None]:
@@ -296,10 +300,6 @@ def _require_present(name: str, module: nn.Module) -> None:
         )
 
 
-def _mark(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
-
-
 def _require_castable(host: HostView, settings: Precision) -> None:
     """Whether the parts of a model can run as `settings` ask; nothing is touched.
 
@@ -317,7 +317,7 @@ def _require_castable(host: HostView, settings: Precision) -> None:
         for key, value in owned:
             if value.dtype != torch.float32:
                 raise ModelStateError(
-                    f"part {name}: {key} is {_name(value.dtype)}, and precision starts from fp32 weights; load the "
+                    f"part {name}: {key} is {name_of(value.dtype)}, and precision starts from fp32 weights; load the "
                     "model in fp32, or take a recipe without precision and keep the model as it is"
                 )
             if not torch.amp.is_autocast_available(value.device.type):
@@ -332,21 +332,3 @@ def _require_castable(host: HostView, settings: Precision) -> None:
                 f"part {name}: {owned[place][0]} has a weight of {float(largest[place]):.4g}, {settings.dtype} ends at "
                 f"{limit:.4g}; use bf16, or add {name} to precision.keep_fp32"
             )
-
-
-def _cast(value: Any, wanted: Callable[[torch.dtype], torch.dtype]) -> Any:
-    """`value` with its fp32 and half-precision tensors in the dtype wanted for theirs; containers are rebuilt."""
-
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.to(wanted(tensor.dtype)) if tensor.dtype in (*_HALVES, torch.float32) else tensor
-
-    return rebuilt(value, cast)
-
-
-def floating(value: Any) -> Iterator[Tensor]:
-    """Every floating-point tensor in it, in order."""
-    return (each for each in tensors(value) if each.is_floating_point())
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

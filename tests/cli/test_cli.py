@@ -149,7 +149,7 @@ def test_recipes_are_listed_and_printed() -> None:
     names = json.loads(invoke("recipes", "--json").stdout)
     published = {"published-base-plus", "published-large", "published-everything"}
     pictures = {"everything-exact", "everything-grid", "everything"}
-    assert set(names) == {"exact", "faithful", "balanced", "fast", "turbo", "memory-only"} | published | pictures
+    assert set(names) == {"exact", "faithful", "balanced", "fast", "turbo", "cpu", "memory-only"} | published | pictures
     assert "saliency_mass: 0.7" in invoke("recipes", "balanced").stdout
     assert (
         json.loads(invoke("recipes", "balanced", "--set", "retrieval.keep=0.2", "--json").stdout)["operations"][1][

@@ -60,6 +60,11 @@ def to_stock(hf: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
+def stock_path(layer: str) -> str:
+    """Path of a layer with a weight in a `Sam2VideoModel` -> in stock `sam2`. Raises KeymapError for one it lacks."""
+    return _rename(f"{layer}.weight", forward=False).removesuffix(".weight")
+
+
 def _require(state: Mapping[str, torch.Tensor], names: tuple[str, ...]) -> None:
     missing = [name for name in names if name not in state]
     if missing:

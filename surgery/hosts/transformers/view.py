@@ -11,6 +11,7 @@ from surgery.core.layout import BlockInfo
 from surgery.core.patching import Patched
 from surgery.errors import UnsupportedModelError
 from surgery.hosts.transformers.driver import TransformersDriver
+from surgery.hosts.transformers.keymap import stock_path
 from surgery.hosts.transformers.loader import TransformersLoader
 from surgery.hosts.transformers.modules import TransformersBlock, TransformersNeckCodes, TransformersTrunk
 from surgery.hosts.transformers.pictures import TransformersPictures
@@ -54,6 +55,9 @@ class TransformersView(TrackerView):
         if "Sam" in kind:
             return f"{kind} is for pictures: it has no memory and no previous frame to route by; {expected}"
         return f"{kind} is not a SAM 2 video model; {expected}"
+
+    def neutral_path(self, path: str) -> str:
+        return stock_path(path)
 
     def blocks(self) -> Sequence[nn.Module]:
         backbone = self.model.vision_encoder.backbone

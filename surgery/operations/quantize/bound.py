@@ -1,0 +1,190 @@
+"""Quantised layers in one model. Packed weights lie here, beside the model's own fp32 ones, which nothing touches."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery.core.casts import cast, name_of, tensors
+from surgery.core.operation import Bound, Patch
+from surgery.core.parts import ENCODER, LINEAR_PARTS, Part
+from surgery.core.weights import mark, require_unquantised
+from surgery.errors import ModelStateError, PrecisionWarning, WeightsError
+from surgery.operations.quantize.backends import Packed, chosen, packed
+
+if TYPE_CHECKING:
+    from surgery.core.surgery import Surgery
+    from surgery.operations.quantize import Quantize
+
+_TOKENS = itertools.count()
+_BY_TOKEN: weakref.WeakValueDictionary[int, Quantization] = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLayer:
+    """A layer as it was packed. made_from: its weight and bias, with marks that change when they do."""
+
+    run: Packed
+    made_from: tuple[tuple[Tensor, tuple[int, int]], ...]
+
+    def current(self, layer: nn.Linear) -> bool:
+        """Whether the layer's weights are those that were packed: not loaded, trained, moved or replaced since."""
+        own = layer._parameters
+        return all(
+            own[name] is tensor and mark(tensor) == made
+            for name, (tensor, made) in zip(("weight", "bias"), self.made_from, strict=False)
+        )
+
+
+class Quantization(Bound["Quantize"]):
+    """names: of the layers that are quantised, by number at the seam. live: a part runs quantised now."""
+
+    def __init__(self, settings: Quantize, surgery: Surgery) -> None:
+        super().__init__(settings, surgery)
+        paths = [(part, path) for part in LINEAR_PARTS for path in surgery.host.linear_layers(part)]
+        self.names = {
+            number: path
+            for number, (part, path) in enumerate(paths)
+            if part in settings.parts and not settings.skips(path)
+        }
+        self._start()
+
+    def _start(self) -> None:
+        self.live = False
+        self._packed: dict[int, PackedLayer] = {}
+        self._warned = False
+        self._layers: Sequence[Any] = ()
+        self._token = next(_TOKENS)
+        _BY_TOKEN[self._token] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings, "surgery": self.surgery, "learned": None, "grid": None, "names": self.names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def patches(self) -> Iterator[Patch]:
+        """See `Bound.patches`."""
+        yield from (Patch("part", self._run, part) for part in self.settings.parts)
+        yield from (Patch("linear", self._linear, number) for number in self.names)
+
+    def undone(self) -> None:
+        """See `Bound.undone`."""
+        self._packed.clear()
+
+    def inside(self, part: Part, device: str) -> AbstractContextManager[None]:
+        """See `Bound.inside`."""
+        quantised = part in self.settings.parts and self.surgery.observer is None
+        return self._inside(part, device) if quantised else nullcontext()
+
+    @contextmanager
+    def _inside(self, part: str, device: str) -> Iterator[None]:
+        self._notice_the_caller(part, device)
+        before, self.live = self.live, True
+        try:
+            with torch.autocast(device, enabled=False):
+                yield
+        finally:
+            self.live = before
+
+    def _run(
+        self, part: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], proceed: Callable[..., Any]
+    ) -> Any:
+        """A part with its layers quantised, and all else of it in fp32; see `Precision` for what goes in and out.
+
+        While an observer looks on it runs as stock.
+        """
+        if self.surgery.observer is not None:
+            return proceed(args, kwargs)
+        given = list(tensors((args, kwargs)))
+        first = given[0]
+        if type(first) is not Tensor:
+            return proceed(args, kwargs)  # a fake tensor, while operations are counted
+        if first.device.type == "cpu" and not all(bool(torch.isfinite(each).all()) for each in given):
+            # Codes have no NaN, and one infinite token would take all others' bits: as stock, which keeps them apart.
+            return proceed(args, kwargs)
+        _require_fp32(f"part {part}", next(module.parameters()))
+        context = self.surgery.context
+        if part == ENCODER and context is not None:
+            context.rounded = True
+        with self._inside(part, first.device.type):
+            args, kwargs = cast((args, kwargs), lambda found: torch.float32)
+            out = require_unquantised(module, part, "quantised", lambda: proceed(args, kwargs))
+        return cast(out, lambda found: first.dtype)
+
+    def _linear(self, number: int, layer: nn.Linear, tokens: Tensor, proceed: Callable[[Tensor], Tensor]) -> Tensor:
+        if not self.live:
+            return proceed(tokens)
+        if torch.compiler.is_compiling():
+            # Opaque to the graph, so that packed weights are no constants of it and are still made anew.
+            out: Tensor = torch.ops.surgery.quantised_linear(tokens, self._token, number, layer.out_features)
+            return out
+        return self.product(number, layer, tokens)
+
+    def product(self, number: int, layer: nn.Linear, tokens: Tensor) -> Tensor:
+        """The layer's output by its packed weights, which are made when they are missing or the weights changed.
+
+        Raises:
+            ModelStateError: the weights are no longer fp32. WeightsError: or no longer finite.
+        """
+        held = self._packed.get(number)
+        if held is None or not held.current(layer):
+            held = self._packed[number] = self._pack(number, layer)
+        return held.run(tokens)
+
+    def layer(self, number: int) -> nn.Linear:
+        """The layer of this number at the seam."""
+        if not self._layers:
+            self._layers = self.surgery.host.modules("linear")
+        found: Any = self._layers[number]
+        assert isinstance(found, nn.Linear)
+        return found
+
+    def _pack(self, number: int, layer: nn.Linear) -> PackedLayer:
+        weight, name = layer.weight, self.names[number]
+        _require_fp32(name, weight)
+        if not torch.isfinite(weight).all():
+            raise WeightsError(f"{name}.weight has values that are not finite")
+        backend = chosen(self.settings.scheme, self.settings.backend, weight.device)
+        own = tuple((each, mark(each)) for each in (weight, layer.bias) if each is not None)
+        return PackedLayer(packed(layer, self.settings.scheme, backend), own)
+
+    def _notice_the_caller(self, part: str, device: str) -> None:
+        if self._warned or not torch.is_autocast_enabled(device):
+            return
+        self._warned = True
+        warnings.warn(
+            f"called under {name_of(torch.get_autocast_dtype(device))} autocast, while the recipe quantises part "
+            f"{part}: inside it layers are quantised and all else is fp32, between the parts the caller's precision "
+            "holds",
+            PrecisionWarning,
+            stacklevel=2,
+        )
+
+
+def _require_fp32(name: str, weight: Tensor) -> None:
+    if weight.dtype != torch.float32:
+        raise ModelStateError(
+            f"{name} has {name_of(weight.dtype)} weights, and quantize needs fp32 ones; convert the model back "
+            "(.float()), or desparsify it and take a recipe without quantize"
+        )
+
+
+@torch.library.custom_op("surgery::quantised_linear", mutates_args=())
+def _quantised_linear(tokens: Tensor, token: int, number: int, width: int) -> Tensor:
+    bound = _BY_TOKEN[token]
+    return bound.product(number, bound.layer(number), tokens)
+
+
+@_quantised_linear.register_fake
+def _(tokens: Tensor, token: int, number: int, width: int) -> Tensor:
+    return tokens.new_empty((*tokens.shape[:-1], width))
