@@ -56,11 +56,11 @@ FRAMES = {
 
 def recipe(kind: Any) -> Recipe:
     """Windows, keys and queries, of which the arms keep what they say."""
-    operations = [
+    operations = (
         SparseWindowRouting(budget=0.33, skipped=SkippedSettings(temporal=True), stages=StageSettings(globals=kind)),
         SparseMemoryRetrieval(keep=0.05),
         SparseQueryRouting(budget=0.3, rolling=0),
-    ]
+    )
     return Recipe(metadata=Metadata(name="timed", description="Timed."), operations=operations)
 
 
