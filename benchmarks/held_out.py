@@ -2,6 +2,7 @@
 
     python -m benchmarks.held_out --workers 2                                  # held-out-demo.json
     python -m benchmarks.held_out --real CLIPS --recipes faithful balanced fast turbo     # held-out-real-demo.json
+    python -m benchmarks.held_out --plot benchmarks/images/held-out.svg                   # of both files
 
 Synthetic clips are those of seeds that chose nothing: no weights, thresholds or recipes. Of real clips (one folder each
 with `frames/` and `masks/`) only numbers are written. Mask prompts; the prompted frame is not scored.
@@ -37,6 +38,8 @@ from surgery.video import labels_from_logits
 
 FIRST = {"easy": 800_000, "medium": 810_000, "hard": 820_000}
 """First of the held-out seeds by difficulty: drawn for these figures and used for nothing else."""
+RESULTS = ROOT / "benchmarks" / "results"
+FILES = {"synthetic": "held-out-demo.json", "real": "held-out-real-demo.json"}
 LARGE = 0.2
 """Change of an object's J&F that is counted by itself."""
 _models: dict[str, Any] = {}
@@ -83,12 +86,40 @@ def scored(clip: CalibrationClip) -> dict[str, Any]:
     return row
 
 
+def by_object(row: dict[str, Any], arm: str) -> list[float]:
+    """J&F of every object of a clip."""
+    return [(row[arm]["j"][each] + row[arm]["f"][each]) / 2 for each in row["dense"]["j"]]
+
+
+def plot(path: Path) -> None:
+    """Draw every object of both files: what it loses or gains over what the dense model reaches, a panel a recipe."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = {name: json.loads((RESULTS / file).read_text(encoding="utf-8"))["rows"] for name, file in FILES.items()}
+    marks = {"synthetic": {"s": 10, "alpha": 0.4, "color": "tab:blue"}, "real": {"marker": "D", "color": "tab:red"}}
+    with plt.rc_context({"svg.hashsalt": "surgery", "font.size": 8}):
+        figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.2), sharey=True, layout="constrained")
+        for axis, recipe in zip(axes, ("balanced", "turbo"), strict=True):
+            for name, clips in rows.items():
+                dense = [value for row in clips for value in by_object(row, "dense")]
+                mine = [value for row in clips for value in by_object(row, recipe)]
+                change = [value - stock for value, stock in zip(mine, dense, strict=True)]
+                label = f"{name}: {len(dense)} objects of {len(clips)} clips"
+                axis.scatter(dense, change, label=label, **marks[name])
+            axis.axhline(0, color="0.6", linewidth=0.8)
+            axis.set_title(recipe)
+            axis.set_xlabel("J&F of the dense model")
+            axis.legend(loc="upper right")
+        axes[0].set_ylabel("change of J&F under the recipe")
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+        plt.close(figure)
+
+
 def summary(rows: Sequence[dict[str, Any]], recipe: str) -> dict[str, Any]:
     """Drop of J&F over clips with its interval, what was kept, and how many objects lose or gain much."""
-
-    def by_object(row: dict[str, Any], arm: str) -> list[float]:
-        return [(row[arm]["j"][each] + row[arm]["f"][each]) / 2 for each in row["dense"]["j"]]
-
     pairs = [(by_object(row, "dense"), by_object(row, recipe)) for row in rows]
     drops = [statistics.fmean(dense) - statistics.fmean(sparse) for dense, sparse in pairs]
     changes = [mine - stock for dense, sparse in pairs for stock, mine in zip(dense, sparse, strict=True)]
@@ -122,7 +153,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--host", default="sam2", choices=["sam2", "transformers"])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/held-out[-real]-demo.json")
+    parser.add_argument("--plot", type=Path, help="draw what was measured, and measure nothing")
     given = parser.parse_args(arguments)
+    if given.plot is not None:
+        plot(given.plot)
+        return
     torch.set_num_threads(1)
     with ProcessPoolExecutor(
         given.workers, get_context("spawn"), initializer=start, initargs=(given.recipes, given.host)
@@ -155,8 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
         "rows": rows,
     }
     print(json.dumps(result["summary"], indent=1))
-    name = "held-out-demo.json" if given.real is None else "held-out-real-demo.json"
-    out = given.out or ROOT / "benchmarks" / "results" / name
+    out = given.out or RESULTS / FILES["synthetic" if given.real is None else "real"]
     out.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
