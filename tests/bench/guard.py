@@ -27,7 +27,7 @@ from surgery.engine import require_surgery
 from surgery.hosts import view_of
 from surgery.operations import CudaGraphs, ExactSavings
 from surgery.operations.cuda_graphs import Recordings
-from surgery.recipe import Recipe
+from surgery.recipe import Metadata, Recipe
 from tests.hosts.drive import BLOCKS, LARGE, make, square, video
 from tests.hosts.test_compile import encoder
 
@@ -42,6 +42,7 @@ RECIPES = {
 COMPILED = ("balanced", "tiles-queries")
 """Recipes whose graphs are counted; `fast` runs the encoder as `balanced` does."""
 TUNED = ("balanced", "turbo")
+ALONE = Recipe(metadata=Metadata(name="recorded", description="The stock model, recorded."), operations=(CudaGraphs(),))
 SURE = ["routing.object.unsure=null", "retrieval.unsure=null"]
 """Random weights are unsure of every mask."""
 SHARE, WARM, FULL = 0.25, 9, 20
@@ -119,21 +120,23 @@ def launches(host: str, recipe: str | None, recorded: bool = False, blocks: tupl
     model, replays = make(host, blocks=blocks).model, 0
     run = tracked(model, FULL + 1)
     with torch.inference_mode(), ExitStack() as stack:
-        if recipe is not None:
-            chosen = Recipe.load(RECIPES.get(recipe, recipe), SURE if recipe in TUNED else [])
+        recordings = None
+        if recipe is not None or recorded:
+            chosen = Recipe.load(recipe, SURE) if recipe is not None else ALONE
             chosen = chosen.with_operation(ExactSavings(savings=("codes", "self_attention", "products")))
             surgery.sparsify(model, chosen.with_operation(CudaGraphs()) if recorded else chosen)
-            stack.enter_context(fixed_windows(require_surgery(model), SHARE))
             recordings = require_surgery(model).find(Recordings)
-            if recordings is not None:
-                recordings.recorders = {"cpu": uncounted}
+        if recordings is not None:
+            recordings.recorders = {"cpu": uncounted}
+        if recipe is not None:
+            stack.enter_context(fixed_windows(require_surgery(model), SHARE))
         for _ in range(FULL):
             next(run)
-        if recorded and recordings is not None:
+        if recordings is not None:
             replays = -sum(calls["replayed"] for calls in recordings.calls.values())
         with LaunchCounter() as work:
             next(run)
-        if recorded and recordings is not None:
+        if recordings is not None:
             replays += sum(calls["replayed"] for calls in recordings.calls.values())
     return work.total + replays
 
@@ -154,10 +157,10 @@ def graphs(host: str, recipe: str) -> int:
 
 def launched(host: str, blocks: tuple[int, ...]) -> dict[str, int]:
     """Launches of stock and of the tuned recipes, eager and recorded. Of a size of SAM 2 only its `blocks` count."""
-    found = {"stock": launches(host, None, False, blocks)}
-    for name in TUNED:
-        found[name] = launches(host, name, False, blocks)
-        found[f"{name} recorded"] = launches(host, name, True, blocks)
+    found = {}
+    for name in (None, *TUNED):
+        found[name or "stock"] = launches(host, name, False, blocks)
+        found[f"{name or 'stock'} recorded"] = launches(host, name, True, blocks)
     return found
 
 
