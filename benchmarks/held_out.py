@@ -99,7 +99,10 @@ def plot(path: Path) -> None:
     import matplotlib.pyplot as plt
 
     rows = {name: json.loads((RESULTS / file).read_text(encoding="utf-8"))["rows"] for name, file in FILES.items()}
-    marks = {"synthetic": {"s": 10, "alpha": 0.4, "color": "tab:blue"}, "real": {"marker": "D", "color": "tab:red"}}
+    marks: dict[str, dict[str, Any]] = {
+        "synthetic": {"s": 10, "alpha": 0.4, "color": "tab:blue"},
+        "real": {"marker": "D", "color": "tab:red"},
+    }
     with plt.rc_context({"svg.hashsalt": "surgery", "font.size": 8}):
         figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.2), sharey=True, layout="constrained")
         for axis, recipe in zip(axes, ("balanced", "turbo"), strict=True):
