@@ -17,7 +17,7 @@ from surgery.core import region
 from surgery.engine import require_surgery
 from surgery.operations import CudaGraphs, Precision, SparseQueryRouting
 from surgery.operations.cuda_graphs import SIGHTINGS, Recordings
-from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
+from tests.hosts.drive import PADDED, SAM3, UNPADDED, Driver, make, video
 from tests.hosts.routes import force, router_of
 from tests.hosts.sessions import close, interleaved, same
 from tests.tape import Idle, TapeRecorder
@@ -99,6 +99,14 @@ def test_a_full_bank_meets_no_new_shape(name: str, windows: Any) -> None:
     assert kinds["encoder"] <= 5, "three sizes, the first routed frame, and a dense one"
     # The cut at 40 makes a dense frame.
     assert shapes[39] == shapes[20] and shapes[-1] == shapes[45], f"memory attention meets new shapes: {shapes}"
+
+
+def test_sam3_is_replayed_like_sam2() -> None:
+    driver, eager, tape = make(SAM3), make(SAM3), TapeRecorder()
+    operated(driver, "balanced", tape)
+    operated(eager, "balanced", None)
+    assert same(tracked(driver, video(8), ONE), tracked(eager, video(8), ONE))
+    assert tape.played
 
 
 @pytest.mark.parametrize(("name", "overrides"), [("balanced", []), ("turbo", ["routing.stages.early=1.0"])])
