@@ -126,7 +126,8 @@ def check_host(view: HostView, settings: Settings) -> None:
     """Raises BenchmarkError when the host cannot reach the precision."""
     for asked, way in ((settings.precision, "precision {}"), (settings.cast, "cast {!r}")):
         if asked in view.cannot:
-            able = " or ".join(host.name for host in hosts() if asked not in host.cannot)
+            alike = (host for host in hosts() if host.family == view.family)
+            able = " or ".join(host.name for host in alike if asked not in host.cannot)
             raise BenchmarkError(f"{way.format(asked)} needs the {able} host: {view.name} {view.cannot[asked]}")
 
 
