@@ -175,7 +175,9 @@ def test_disabled_for_part_of_a_video(host: str) -> None:
 
 def test_balanced_skips_windows_and_keys(host: str) -> None:
     driver = make(host)
-    surgery.sparsify(driver.model, "balanced")
+    # Random weights are unsure of every mask.
+    sure = ["routing.object.unsure=null", "retrieval.unsure=null"]
+    surgery.sparsify(driver.model, surgery.Recipe.load("balanced", sure))
     driver.track(video(14))
     status = surgery.status(driver.model)
     assert status.windows_kept is not None
@@ -507,7 +509,7 @@ def test_other_objects_are_refused() -> None:
 def test_a_budget_is_never_exceeded_and_every_window_is_renewed(host: str) -> None:
     driver = make(host)
     overrides = ["routing.budget=0.25", "routing.rolling=16", "routing.refresh.start=false"]
-    overrides.append("routing.object.max_wait=null")
+    overrides += ["routing.object.max_wait=null", "routing.object.unsure=null"]
     surgery.sparsify(driver.model, surgery.Recipe.load("balanced", overrides))
     session = driver.session(video(24))
     driver.click(session, 0, {1: (40, 110)})
