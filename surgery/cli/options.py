@@ -26,8 +26,8 @@ _BUILD = [name for name, loader in _HOSTS.items() if loader.own is None]
 host_option = click.option(
     "--host",
     type=click.Choice(list(_HOSTS)),
-    help="Host library; default: of demo and of random:SIZE of SAM 2.1 "
-    f"{' where it is installed, else '.join(_BUILD)}; of others what they are of.",
+    help=f"Host library; default of demo and of SAM 2.1's sizes: {' where it is installed, else '.join(_BUILD)}; of "
+    "others what they are of.",
 )
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable."

@@ -146,7 +146,7 @@ def test_the_command_line_offers_every_host() -> None:
         "--host [sam2|transformers|transformers_sam3|transformers_sam3_text|toy]" in shown
         and "toy:NAME, random:SIZE or demo" in shown
     )
-    assert "default: sam2 where it is installed, else transformers where it is installed, else toy; of others" in shown
+    assert "sizes: sam2 where it is installed, else transformers where it is installed, else toy; of others" in shown
     assert "demo, sam2 host, 256 px" in said("inspect", "demo", "--host", "toy", "--device", "cpu")
 
 
