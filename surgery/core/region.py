@@ -75,8 +75,12 @@ class Region:
         self._held = self._known(surgery.host.model, watch.read, constants)
         self._constant = [None if watch.made_or_given(each) else each for each in found]
         self._weights = list(_weights(part))
-        with uncached_casts():
-            self._play = record(self._replayed, self._inputs)
+        try:
+            with uncached_casts():
+                self._play = record(self._replayed, self._inputs)
+        except RuntimeError as error:
+            # It ran a moment ago: what fails is the recording.
+            raise UnfitError(f"cannot be recorded: {str(error).splitlines()[0][:200]}") from error
 
     def current(self) -> bool:
         """Whether the part's weights lie where they lay when it was recorded."""
@@ -148,7 +152,7 @@ def _empty_like(tensor: Tensor) -> Tensor:
     """With its strides: kernels may be chosen by them. Raises UnfitError."""
     found = torch.empty_like(tensor, memory_format=torch.preserve_format)
     if found.stride() != tensor.stride():
-        raise UnfitError("overlapping input")
+        raise UnfitError("is given a tensor with gaps or overlaps")
     return found
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 import surgery
 from surgery import Recipe
 from surgery.core import region
+from surgery.core.frame import FrameContext
+from surgery.core.session import VideoState
 from surgery.engine import require_surgery
 from surgery.operations import CudaGraphs, Precision, SparseQueryRouting
 from surgery.operations.cuda_graphs import SIGHTINGS, Recordings
@@ -219,12 +221,12 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_is_told(host: str) -> None:
 class TestRegions:
     """A region that could not be replayed is not recorded."""
 
-    def region(self, run: Any, *given: Tensor) -> region.Region:
+    def region(self, run: Any, *given: Tensor, record: Any = None) -> region.Region:
         driver = make("sam2")
         found = require_surgery(surgery.sparsify(driver.model, "exact"))
         what = region.Given(given, {}, {})
         module = torch.nn.Linear(3, 3)
-        return region.Region(found, module, what, lambda args, kwargs: run(*args), TapeRecorder(), [])
+        return region.Region(found, module, what, lambda args, kwargs: run(*args), record or TapeRecorder(), [])
 
     def test_tensors_from_elsewhere(self) -> None:
         held = torch.ones(3)
@@ -234,6 +236,37 @@ class TestRegions:
     def test_values(self) -> None:
         with pytest.raises(region.UnfitError, match="reads a value"):
             self.region(lambda given: given * float(given.sum()), torch.ones(3))
+
+    def test_a_recording_that_fails(self) -> None:
+        def record(run: Any, inputs: list[Tensor]) -> Any:
+            raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be")
+
+        with pytest.raises(region.UnfitError, match="cannot be recorded: operation not permitted when stream is c"):
+            self.region(lambda given: given + 1, torch.ones(3), record=record)
+
+    def test_gaps(self) -> None:
+        with pytest.raises(region.UnfitError, match="gaps or overlaps"):
+            self.region(lambda given: given + 1, torch.ones(3, 4)[:, :2])
+
+    def test_changes_that_are_no_tensors(self) -> None:
+        found = require_surgery(surgery.sparsify(make("sam2").model, "exact"))
+        notes = {"records": {"count": [1, None]}, "decoder_inputs": None}
+        what = region.Given((torch.ones(3),), {}, notes)
+
+        def run(args: Any, kwargs: Any) -> Tensor:
+            records = found.context.records
+            records["count"][1] = args[0] + 1
+            records["count"][0] += more
+            return args[0] * 2
+
+        frame = FrameContext(0, VideoState(None), None, records=notes["records"])
+        with found.within(frame):
+            more = 0
+            made = region.Region(found, torch.nn.Linear(3, 3), what, run, TapeRecorder(), [])
+            close([made(what), notes["records"]["count"][1]], [torch.full((3,), 2.0)] * 2, 0)
+            more = 1
+            with pytest.raises(region.UnfitError, match="changes 0, which is no tensor"):
+                region.Region(found, torch.nn.Linear(3, 3), what, run, TapeRecorder(), [])
 
     def test_expanded_inputs_and_constants(self) -> None:
         given = torch.arange(3.0)[:, None].expand(3, 4)
