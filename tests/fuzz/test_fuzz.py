@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import surgery
+from surgery.operations import Quantize
 from tests.fuzz.company import Company, Noted, difference
 from tests.fuzz.programs import TROUBLES, Program, Run, Spawn, program
 from tests.hosts.drive import Driver, make
@@ -91,7 +92,9 @@ def test_a_video_in_company_is_what_it_is_alone(seed: int, host: str, recipe: st
     company = Company(under(host, recipe), plan, recipe)
     found = company.run()
     company.leaves_nothing(stock(host))
-    held(found, Company(stock(host), plan, None).run(), only="first prompt")
+    # Layers in int8 are so on prompted frames too.
+    if surgery.Recipe.load(recipe).find(Quantize) is None:
+        held(found, Company(stock(host), plan, None).run(), only="first prompt")
     held(found, alone(company.driver, plan, recipe, list(found)))
 
 
