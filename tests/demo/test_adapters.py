@@ -12,6 +12,7 @@ import torch
 
 import surgery
 import surgery.demo as demo
+from surgery.adapters import BaseModelWarning
 from surgery.adapters.shipped import demo_adapter, shipped_adapters
 from surgery.calibration import CalibrationClip
 from surgery.calibration.fidelity import reference_of, score_clip
@@ -56,7 +57,7 @@ def test_the_proposal_head_loads_in_both_hosts_and_finds_objects(host: str) -> N
     folder = demo_adapter("everything")
     assert folder is not None
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", BaseModelWarning)
         model = surgery.load_adapter(demo.load(host=host), folder)
     clip = make_clip(HELD_OUT + 600_000, 1, difficulty="easy")
     truth = np.stack([clip.labels[0] == each for each in clip.objects])
