@@ -16,7 +16,7 @@ import json
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -60,11 +60,16 @@ def synthetic(number: int, difficulty: Any, frames: int) -> dict[str, Any]:
 
 
 def scored(clip: CalibrationClip) -> dict[str, Any]:
+    """Scores of one clip by the models of this process."""
+    return score(_models, clip)
+
+
+def score(models: Mapping[str, Any], clip: CalibrationClip) -> dict[str, Any]:
     """Mean J and F of every object, by arm, and what was kept."""
     assert clip.truth is not None
     row: dict[str, Any] = {"clip": clip.name}
     since = {prompt.obj_id: prompt.frame for prompt in reversed(clip.prompts)}
-    for arm, model in _models.items():
+    for arm, model in models.items():
         found: dict[int, list[tuple[float, float]]] = {obj_id: [] for obj_id in since}
         for result in track(model, clip.video, clip.prompts):
             labels, truth = labels_from_logits(result.logits), clip.truth[result.index]
@@ -88,7 +93,7 @@ def scored(clip: CalibrationClip) -> dict[str, Any]:
 
 def by_object(row: dict[str, Any], arm: str) -> list[float]:
     """J&F of every object of a clip."""
-    return [(row[arm]["j"][each] + row[arm]["f"][each]) / 2 for each in row["dense"]["j"]]
+    return [(row[arm]["j"][each] + row[arm]["f"][each]) / 2 for each in row[arm]["j"]]
 
 
 def plot(path: Path) -> None:

@@ -149,7 +149,8 @@ def test_recipes_are_listed_and_printed() -> None:
     names = json.loads(invoke("recipes", "--json").stdout)
     published = {"published-base-plus", "published-large", "published-everything"}
     pictures = {"everything-exact", "everything-grid", "everything"}
-    assert set(names) == {"exact", "faithful", "balanced", "fast", "turbo", "cpu", "memory-only"} | published | pictures
+    tuned = {"faithful", "balanced", "fast", "turbo", "cpu", "streaming"}
+    assert set(names) == {"exact", "memory-only"} | tuned | published | pictures
     assert "saliency_mass: 0.7" in invoke("recipes", "balanced").stdout
     assert (
         json.loads(invoke("recipes", "balanced", "--set", "retrieval.keep=0.2", "--json").stdout)["operations"][1][
