@@ -27,7 +27,6 @@ from surgery.core.parts import ATTENTION, ENCODER, Part
 from surgery.core.surgery import Surgery
 from surgery.engine import require_surgery
 from surgery.loading import load_model
-from surgery.operations import SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
 
 WINDOWS = 3 / 9
 ARMS: dict[str, tuple[Part, str | None, dict[str, float]]] = {
@@ -50,11 +49,12 @@ FRAMES = {
 def recipe(kind: str) -> Recipe:
     """Windows, keys and queries, of which the arms keep what they say."""
     operations = [
-        SparseWindowRouting(budget=0.33, skipped={"temporal": True}, stages={"globals": kind}),
-        SparseMemoryRetrieval(keep=0.05),
-        SparseQueryRouting(budget=0.3, rolling=0),
+        {"type": "sparse_window_routing", "budget": 0.33, "skipped": {"temporal": True}, "stages": {"globals": kind}},
+        {"type": "sparse_memory_retrieval", "keep": 0.05},
+        {"type": "sparse_query_routing", "budget": 0.3, "rolling": 0},
     ]
-    return Recipe(metadata={"name": "timed", "description": "Timed."}, operations=operations)
+    metadata = {"name": "timed", "description": "Timed."}
+    return Recipe.from_dict({"schema": 1, "metadata": metadata, "operations": operations})
 
 
 def runner(surgery: Surgery, part: Part) -> Callable[[], Any]:
