@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from surgery import sparsify
+from surgery import Recipe, sparsify
 from surgery.bench.clock import Clock
 from surgery.bench.machine import machine
 from surgery.core.cost import gflop, pretended, stock_gflop, width_of
@@ -27,14 +27,6 @@ from surgery.core.parts import ATTENTION, ENCODER, Part
 from surgery.core.surgery import Surgery
 from surgery.engine import require_surgery
 from surgery.loading import load_model
-from surgery.operations import (
-    SkippedSettings,
-    SparseMemoryRetrieval,
-    SparseQueryRouting,
-    SparseWindowRouting,
-    StageSettings,
-)
-from surgery.recipe import Metadata, Recipe
 
 WINDOWS = 3 / 9
 ARMS: dict[str, tuple[Part, str | None, dict[str, float]]] = {
@@ -54,14 +46,15 @@ FRAMES = {
 """Objects, and the arms of encoder and memory attention, against the stock ones (0 and 3)."""
 
 
-def recipe(kind: Any) -> Recipe:
+def recipe(kind: str) -> Recipe:
     """Windows, keys and queries, of which the arms keep what they say."""
-    operations = (
-        SparseWindowRouting(budget=0.33, skipped=SkippedSettings(temporal=True), stages=StageSettings(globals=kind)),
-        SparseMemoryRetrieval(keep=0.05),
-        SparseQueryRouting(budget=0.3, rolling=0),
-    )
-    return Recipe(metadata=Metadata(name="timed", description="Timed."), operations=operations)
+    operations = [
+        {"type": "sparse_window_routing", "budget": 0.33, "skipped": {"temporal": True}, "stages": {"globals": kind}},
+        {"type": "sparse_memory_retrieval", "keep": 0.05},
+        {"type": "sparse_query_routing", "budget": 0.3, "rolling": 0},
+    ]
+    metadata = {"name": "timed", "description": "Timed."}
+    return Recipe.from_dict({"schema": 1, "metadata": metadata, "operations": operations})
 
 
 def runner(surgery: Surgery, part: Part) -> Callable[[], Any]:
