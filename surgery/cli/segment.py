@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from surgery.video.masks import MAX_ID, Labels
 @click.command(cls=Command)
 @click.argument("source", type=click.Path())
 @click.option("--model", required=True, help=f"Model: {SAVED}, random:SIZE or demo.")
-@asking()
+@asking(stock=True)
 @click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Output folder.")
 @click.option("--compare", is_flag=True, help="Pictures: also stock's masks, side by side in OUT/report.html.")
 @click.option("--as-video", is_flag=True, help="The pictures of a folder are the frames of one video.")
@@ -48,13 +49,13 @@ def segment(
 ) -> None:  # fmt: skip
     """Masks of everything in SOURCE: a picture, a folder of pictures, or a video file.
 
-    The recipe needs segment_everything, such as everything-exact. Writes of every picture OUT/labels/NAME.png (objects
+    Without --recipe: the adapter's own, or everything-exact. Writes of every picture OUT/labels/NAME.png (objects
     do not overlap, the best on top), OUT/masks/NAME.json (COCO RLE, all masks) and OUT/overlay/NAME.png; of a video
     OUT/labels/*.png with stable ids and OUT/overlay.mp4; and OUT/summary.json. --compare takes the stock generator's
     masks at the recipe's points and filters.
 
     \b
-    surgery segment photo.jpg --model facebook/sam2.1-hiera-large --recipe everything-exact --out run
+    surgery segment photo.jpg --model facebook/sam2.1-hiera-large --out run
     surgery segment clip.mp4 --model facebook/sam2.1-hiera-large --adapter my-head --out run
     """
     target = Path(folder)
@@ -63,6 +64,8 @@ def segment(
     pictures = single or (path.is_dir() and not as_video)
     if compare and not pictures:
         raise click.UsageError(f"--compare is for pictures, {source} is taken as a video")
+    if asked.recipe is None and asked.adapter is None:
+        asked = replace(asked, recipe="everything-exact")
     with progress_bar(True) as bars:
         model = asked.operate(asked.load(bars), asked.chosen())
         recipe = bound_of(model).surgery.recipe

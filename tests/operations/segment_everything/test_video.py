@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import surgery
+from surgery.adapters.shipped import shipped_adapters
 from surgery.cli.main import main
 from surgery.cli.segment import coco_records, rle
 from surgery.core.pictures import Found
@@ -137,6 +138,14 @@ def test_the_command_on_pictures(tmp_path: Path) -> None:
     assert labels.shape == (200, 256) and 0 < labels.max() <= len(records) == summary["pictures"][0]["masks"]
     assert all(sum(each["segmentation"]["counts"][1::2]) == each["area"] for each in records)
     assert Image.open(tmp_path / "out" / "overlay" / "p1.png").size == (256, 200)
+
+
+def test_an_adapter_brings_its_own_recipe(tmp_path: Path) -> None:
+    Image.fromarray(frame()).save(tmp_path / "p.png")
+    adapter = shipped_adapters()["demo-everything"]
+    done = invoke(tmp_path / "p.png", "--model", "demo", "--adapter", adapter, "--out", tmp_path / "out", "--json")
+    summary = json.loads(done.stdout)
+    assert summary["recipe"] == "everything" and summary["pictures"][0]["prompts"] == 32
 
 
 def test_masks_beside_stocks(tmp_path: Path) -> None:
