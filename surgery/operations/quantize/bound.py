@@ -179,7 +179,9 @@ def _require_fp32(name: str, weight: Tensor) -> None:
         )
 
 
-@torch.library.custom_op("surgery::quantised_linear", mutates_args=())
+@torch.library.custom_op(
+    "surgery::quantised_linear", mutates_args=(), schema="(Tensor tokens, int token, int number, int width) -> Tensor"
+)
 def _quantised_linear(tokens: Tensor, token: int, number: int, width: int) -> Tensor:
     bound = _BY_TOKEN[token]
     return bound.product(number, bound.layer(number), tokens)
