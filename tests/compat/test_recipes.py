@@ -51,8 +51,9 @@ def at(settings: Any, place: str) -> Any:
 
 
 def test_every_shipped_recipe_has_its_old_spelling() -> None:
-    later = {"cpu"}
-    assert {path.stem for path in SHIPPED} - later == set(OLD) == set(NEW)
+    later = {"cpu", "streaming"}
+    routed = {path.stem for path in SHIPPED if entry(path) or path.stem in OLD}
+    assert routed - later == set(OLD) == set(NEW)
     assert set(VALUES) == set(SparseWindowRouting.moved)
 
 
@@ -69,7 +70,7 @@ def test_a_recipe_in_its_old_spelling_is_the_same(name: str) -> None:
         assert [each.values for each in settings_of(old)] == [each.values for each in settings_of(new)]
 
 
-@pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", filter(entry, ADAPTERS), ids=lambda path: path.parent.name)
 def test_the_recipe_of_an_adapter_means_what_it_says(path: Path) -> None:
     held = routing(Recipe.load(path)).model_dump()
     for name, value in entry(path).items():

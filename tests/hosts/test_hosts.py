@@ -500,7 +500,7 @@ def test_weights_that_are_not_finite_are_refused(host: str) -> None:
 def test_other_objects_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="got str"):
         surgery.sparsify("model")
-    with pytest.raises(UnsupportedModelError, match="not a SAM 2 video model"):
+    with pytest.raises(UnsupportedModelError, match="not a video model of SAM 2 or SAM 3"):
         surgery.sparsify(torch.nn.Linear(2, 2))
     with pytest.raises(ModelStateError, match="call sparsify"), surgery.disabled(make("sam2").model):
         pass
