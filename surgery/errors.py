@@ -52,6 +52,14 @@ class DatasetError(SurgeryError):
     """A dataset folder, its masks or a result file does not have the layout or content it should have."""
 
 
+class ManifestError(SurgeryError):
+    """The videos that a job is to track are not there, or what is asked of them cannot be done."""
+
+
+class JobError(SurgeryError):
+    """A job's folder or its cluster cannot be used."""
+
+
 class CalibrationError(SurgeryError):
     """Calibration cannot be done: too few usable clips, or a loss that is not finite."""
 

@@ -33,6 +33,7 @@ LIBRARIES = {
     "accelerate": Library("accelerate", "training", "pip install accelerate", None),
     "scipy": Library("scipy.optimize", "calibration", "pip install scipy", "calibration"),
     "rich": Library("rich", "progress bars and tables", "pip install rich", "cli"),
+    "ray": Library("ray", "jobs on a cluster", "pip install ray", "ray"),
     "click": Library("click", "the command line", "pip install click", "cli"),
 }
 """Those that no host needs."""

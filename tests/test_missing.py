@@ -27,7 +27,7 @@ from tests.test_packaging import declared
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = missing.LIBRARIES | {host.name: host.loader.library for host in hosts()}
-OPTIONAL = ("av", "matplotlib", "scipy", "rich", "click")
+OPTIONAL = ("av", "matplotlib", "scipy", "rich", "click", "ray")
 
 
 def without(*names: str) -> str:
@@ -79,6 +79,7 @@ def test_sparsify_save_and_load_need_no_extra(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_a_missing_library_is_named_with_its_use_and_its_installation(name: str, absent: Callable[..., None]) -> None:
     library = LIBRARIES[name]
+    pytest.importorskip(library.name)  # Ray is no part of the development setup
     require(library)
     absent(name)
     with pytest.raises(MissingLibraryError) as caught:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
 from surgery.cli.common import Command, OutPath, out, print_json
 from surgery.cli.options import SAVED, Asked, asking, json_option
 from surgery.cli.run_folder import RunFolder
+from surgery.cli.track_many import job_options, track_many
 from surgery.cli.track_run import TrackRun
+from surgery.jobs.manifest import Prompts, are_many
 from surgery.progress import progress_bar
-from surgery.video import Prompt, check, merge_points, open_video, parse_box, parse_mask, parse_point
+from surgery.video import open_video
 
 
 @click.command(cls=Command)
-@click.argument("video", type=click.Path())
+@click.argument("videos", type=click.Path(), nargs=-1, required=True, metavar="VIDEO...")
 @click.option("--model", required=True, help=f"Model: {SAVED}, random:SIZE or demo.")
 @asking(stock=True)
 @click.option("--mask", "masks", multiple=True, metavar="PNG[@FRAME]", help="Label PNG: one object per value.")
@@ -26,46 +29,60 @@ from surgery.video import Prompt, check, merge_points, open_video, parse_box, pa
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on with the run in OUT: its masks stay, and tracking starts anew behind the last one from your first "
-    "prompts and the last masks; other memory is lost, so masks may differ from those of a run in one go.",
+    help="Many videos: those that are done stay. One: go on with the run in OUT: its masks stay, and tracking starts "
+    "anew behind the last one from your first prompts and the last masks; other memory is lost, so masks may differ "
+    "from those of a run in one go.",
 )
 @click.option("--overwrite", is_flag=True, help="Start the run in OUT over: its masks and overlay are removed.")
 @click.option("--max-frames", type=click.IntRange(min=1), help="Stop after this many frames, resumed ones included.")
 @click.option("--fps", type=click.FloatRange(min=0.1), help="Overlay frame rate; default the video's, else 24.")
 @click.option("--show-windows", is_flag=True, help="Darken the windows that were not computed in the overlay.")
-@click.option("--overlay/--no-overlay", default=True, help="Write overlay.mp4.", show_default=True)
+@click.option("--overlay/--no-overlay", default=None, help="Write overlay.mp4; default: of one video, not of many.")
+@job_options
 @json_option
 def track(
-    video: str, asked: Asked, masks: tuple[str, ...], boxes: tuple[str, ...], points: tuple[str, ...], folder: str,
-    resume: bool, overwrite: bool, max_frames: int | None, fps: float | None, show_windows: bool, overlay: bool,
-    as_json: bool,
+    videos: tuple[str, ...], asked: Asked, masks: tuple[str, ...], boxes: tuple[str, ...], points: tuple[str, ...],
+    folder: str, resume: bool, overwrite: bool, max_frames: int | None, fps: float | None, show_windows: bool,
+    overlay: bool | None, as_json: bool, **cluster: Any,
 ) -> None:  # fmt: skip
-    """Track objects through VIDEO (a folder of pictures or a video file).
+    """Track objects through VIDEO (a folder of pictures or a video file), or through many.
 
-    Writes OUT/masks/*.png (DAVIS palette), OUT/overlay.mp4 and OUT/summary.json. A mask is called as its frame: by the
-    picture's name, or in a video file by its number from 00000. After "@", FRAME is such a name, or, where no frame has
-    exactly this name, an index from 0.
+    Of one it writes OUT/masks/*.png (DAVIS palette), OUT/overlay.mp4 and OUT/summary.json. A mask is called as its
+    frame: by the picture's name, or in a video file by its number from 00000. After "@", FRAME is such a name, or,
+    where no frame has exactly this name, an index from 0.
+
+    Several, a folder of videos, a pattern in quotes or a manifest.jsonl (video, prompts, name) are a job. It writes
+    OUT/NAME/masks of every video, whole or not at all, and OUT/summary.json. Prompts given here are for all that have
+    none of their own.
 
     \b
     surgery track clip.mp4 --model facebook/sam2.1-hiera-large --recipe balanced --box 10,20,200,180 --out run
     surgery track frames/ --model demo --recipe none --mask first.png --out run
+    surgery track manifest.jsonl --model demo --recipe balanced --out job --resume
     """
     started = time.perf_counter()
     if resume and overwrite:
         raise click.UsageError("--resume goes on and --overwrite starts over: expected one of them")
+    given = Prompts(boxes=boxes, points=points, masks=masks)
+    if len(videos) > 1 or are_many(videos[0]) or cluster["ray"] is not None:
+        if fps is not None or show_windows:
+            raise click.UsageError("--fps and --show-windows are for one video, here are many")
+        track_many(
+            asked, videos, given, folder, as_json, resume=resume, overwrite=overwrite, max_frames=max_frames,
+            overlay=bool(overlay), **cluster,
+        )  # fmt: skip
+        return
+    (video,) = videos
     with progress_bar(True) as bars:
         with bars.stage("starting"):
             source = open_video(video)
-            prompts: list[Prompt] = [prompt for text in masks for prompt in parse_mask(text, source.names)]
-            prompts += [parse_box(text, source.names) for text in boxes]
-            prompts += merge_points(parse_point(text, source.names) for text in points)
-            check(prompts, source.size, source.num_frames)
+            prompts = given.read(source)
             place = RunFolder(Path(folder), source, min(prompt.frame for prompt in prompts), resume, overwrite)
         chosen = asked.chosen()
         model = asked.operate(asked.load(bars), chosen)
         run = TrackRun(place, model, source, prompts, started, {"model": asked.model, "video": video})
         try:
-            run.track(bars, max_frames, (fps or source.fps or 24.0) if overlay else None, show_windows)
+            run.track(bars, max_frames, (fps or source.fps or 24.0) if overlay is not False else None, show_windows)
         finally:
             place.end()
     print_json(run.summary) if as_json else _say(run)

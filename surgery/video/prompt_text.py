@@ -57,12 +57,18 @@ def parse_mask(text: str, names: Sequence[str] | None = None) -> list[MaskPrompt
     Raises:
         PromptError: no such file, no such frame, or not a label PNG with an object.
     """
-    path, sign, frame = text.rpartition("@")
-    if not sign or not os.path.isfile(path):
-        path, sign = text, ""
+    path = mask_path(text)
     if not os.path.isfile(path):
         raise PromptError(f"no mask file at {text!r}, expected a label PNG and, if need be, its frame: PNG[@FRAME]")
-    return load_mask_prompts(path, _frame(frame, names, f"mask {text!r}", "PNG[@FRAME]") if sign else 0)
+    if path == text:
+        return load_mask_prompts(path)
+    return load_mask_prompts(path, _frame(text[len(path) + 1 :], names, f"mask {text!r}", "PNG[@FRAME]"))
+
+
+def mask_path(text: str) -> str:
+    """The path in what `parse_mask` reads."""
+    path, sign, _ = text.rpartition("@")
+    return path if sign and os.path.isfile(path) else text
 
 
 def _split(text: str, kind: str, form: str, names: Sequence[str] | None) -> tuple[list[Any], int, int]:

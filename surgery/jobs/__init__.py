@@ -1,0 +1,6 @@
+"""Many videos: manifests, jobs that lose nothing, one process or a Ray cluster."""
+
+from surgery.jobs.job import JobSummary as JobSummary
+from surgery.jobs.job import track as track
+from surgery.jobs.manifest import Line as Line
+from surgery.jobs.manifest import Prompts as Prompts

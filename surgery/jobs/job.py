@@ -1,0 +1,245 @@
+"""`surgery.jobs.track`: many videos, in one process or on a Ray cluster, of which none is lost."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from surgery import __version__
+from surgery.adapters import open_adapter
+from surgery.api import DEFAULT_RECIPE
+from surgery.errors import JobError
+from surgery.jobs.alone import Alone, Asked, Outcome, told
+from surgery.jobs.folder import JobFolder, VideoRow, key_of
+from surgery.jobs.manifest import Line, Prompts, Source, Task, gather
+from surgery.jobs.pool import Pool, PoolSettings
+from surgery.jobs.worker import Setup
+from surgery.operations import SegmentEverything
+from surgery.progress import Bars, progress_bar
+from surgery.recipe import Recipe
+
+_WORST = 10
+
+
+class Failure(BaseModel):
+    """A video that was not tracked. tries: how often it was begun."""
+
+    name: str
+    video: str
+    error: str
+    tries: int
+
+
+class Slow(BaseModel):
+    """One of the slowest videos. seconds: end to end."""
+
+    name: str
+    frames: int
+    seconds: float
+
+
+class Lost(BaseModel):
+    """A video whose objects were out of sight. frames: on how many, summed over its objects."""
+
+    name: str
+    objects: int
+    frames: int
+
+
+class JobSummary(BaseModel):
+    """What a job did, as summary.json has it.
+
+    Attributes:
+        workers: models that tracked at once. complete: the job came to its end; failures may be among the videos.
+            stopped: what ended it else. videos: "asked", "done" in this run, "skipped" as done before, "failed".
+            frames, seconds, frames_per_second: of this run, loading left out; per_worker: of one of its models.
+            dense_frames: computed whole, by the reason. slowest, most_lost: up to ten videos each.
+    """
+
+    surgery: str = __version__
+    model: str
+    recipe: dict[str, Any] | None
+    adapter: str | None
+    host: str | None = None
+    device: str | None = None
+    workers: int
+    complete: bool = False
+    stopped: str | None = None
+    videos: dict[str, int]
+    frames: int = 0
+    seconds: float = 0.0
+    frames_per_second: float = 0.0
+    per_worker: float = 0.0
+    dense_frames: dict[str, int] = {}
+    slowest: list[Slow] = []
+    most_lost: list[Lost] = []
+    failed: list[Failure] = []
+
+
+def track(
+    manifest: Source | Sequence[Source], *, model: str, out: str | os.PathLike[str],
+    recipe: str | Path | Recipe | None = None, adapter: str | Path | None = None, prompts: Prompts | None = None,
+    host: str | None = None, device: str | None = None, resume: bool = False, overwrite: bool = False,
+    max_frames: int | None = None, overlay: bool = False, ray: str | None = None, actors: int | None = None,
+    threads: int | None = None, tries: int = 3, progress: bool = True,
+) -> JobSummary:  # fmt: skip
+    """Track many videos. Every one that is done has OUT/NAME/masks/*.png and OUT/NAME/video.json.
+
+    A video's folder appears whole or not at all. A video that fails is listed and stops nothing.
+
+    Args:
+        manifest: a `.jsonl` manifest, a folder of videos, a pattern, a video, a `Line`, or several of these.
+        model: by name, see `surgery.loading.load_model`. host, device: likewise.
+        out: the job's folder.
+        recipe: name, path or `Recipe`; "none" is the stock model; default the adapter's, else "balanced".
+        prompts: of the videos that have none of their own. Without any, a recipe with segment_everything finds all.
+        resume: leave out videos that are done with the same input, prompts, model, recipe and settings.
+        overwrite: track all again in a folder that holds a job.
+        max_frames: tracked at most of a video. overlay: write OUT/NAME/overlay.mp4.
+        ray: None tracks in this process; "local" on this machine's GPUs or cores, an address on a Ray cluster, whose
+            machines have `out`, the videos and the model at the same paths. actors, threads, tries: see
+            `surgery.jobs.pool.PoolSettings`; with `ray` only.
+        progress: show how far it is, on stderr.
+
+    Returns:
+        The summary, which is also OUT/summary.json.
+
+    Raises:
+        ManifestError: all that is wrong with the videos asked for, before anything runs.
+        JobError: the folder or the cluster cannot be used.
+        MissingLibraryError: `ray` without Ray.
+        SurgeryError: the model, recipe or adapter, as of `load_model` and `sparsify`.
+    """
+    sources = [manifest] if isinstance(manifest, (str, os.PathLike, Line)) else list(manifest)
+    stock = recipe == "none"
+    if stock and adapter is not None:
+        raise JobError("recipe 'none' is the stock model, expected no adapter with it")
+    default = open_adapter(adapter).recipe if adapter is not None and recipe is None else DEFAULT_RECIPE
+    chosen = None if stock else Recipe.load(default if recipe is None else recipe)
+    setup = Setup(model, chosen, None if adapter is None else str(adapter), host, device, max_frames, overlay)
+    place = JobFolder(Path(os.path.abspath(out)), resume, overwrite)
+    with progress_bar(progress) as bars:
+        finds_all = chosen is not None and chosen.find(SegmentEverything) is not None
+        tasks = gather(sources, prompts, finds_all, lambda done, total: bars("looking at videos", done, total))
+        place.begin()
+        try:
+            pool = None if ray is None else PoolSettings(ray, actors, threads, tries)
+            return _Run(place, setup, tasks, bars, pool).track()
+        finally:
+            place.end()
+
+
+class _Run:
+    def __init__(
+        self, place: JobFolder, setup: Setup, tasks: list[Task], bars: Bars, pool: PoolSettings | None
+    ) -> None:
+        self.place, self.setup, self.tasks, self.bars = place, setup, tasks, bars
+        self.engine: Alone | Pool = (
+            Alone(setup, place.path, self._frame) if pool is None else Pool(pool, setup, place.path)
+        )
+        recipe = setup.recipe.to_dict() if setup.recipe is not None else None
+        counts = {"asked": len(tasks), "done": 0, "skipped": 0, "failed": 0}
+        self.summary = JobSummary(
+            model=setup.model, recipe=recipe, adapter=setup.adapter, workers=self.engine.size, videos=counts
+        )
+        self.dense: Counter[str] = Counter()
+        self.slow: list[tuple[float, str, int]] = []
+        self.lost: list[tuple[int, str, int]] = []
+        self.left = sum(map(self._frames, tasks))
+        self.started = time.perf_counter()
+        self.shown = 0
+
+    def track(self) -> JobSummary:
+        try:
+            with self.engine:
+                self.summary.workers = self.engine.size
+                self._write()
+                with self.bars.stage(f"loading {self.setup.model}"):
+                    made_by = self.engine.load()
+                self.summary.host, self.summary.device = made_by["host"], made_by["device"]
+                self.started = time.perf_counter()
+                settings = {"max_frames": self.setup.max_frames, "overlay": self.setup.overlay}
+                for outcome in self.engine.outcomes(self._todo({**made_by, "recipe": self.summary.recipe, **settings})):
+                    self._count(outcome)
+            self.summary.complete = True
+        except BaseException as error:
+            self.summary.stopped = told(error)
+            raise
+        finally:
+            self.place.clear()
+            self._write()
+        return self.summary
+
+    def _todo(self, made_by: dict[str, Any]) -> Iterator[Asked]:
+        for task in self.tasks:
+            try:
+                key = key_of(task, made_by)
+            except OSError as error:
+                self._count(Outcome(task, None, told(error), 0))
+                continue
+            if self.place.done(task, key):
+                self.summary.videos["skipped"] += 1
+                self.left -= self._frames(task)
+            else:
+                yield task, key
+
+    def _count(self, outcome: Outcome) -> None:
+        task, row, summary = outcome.task, outcome.row, self.summary
+        if row is None:
+            summary.videos["failed"] += 1
+            error = outcome.error or "unknown"
+            summary.failed.append(Failure(name=task.name, video=str(task.video), error=error, tries=outcome.tries))
+            self.bars.say(f"{task.name}: not tracked: {error}")
+        else:
+            summary.videos["done"] += 1
+            summary.frames += row.frames
+            self._remember(row)
+        self.shown = max(self.shown, summary.frames)
+        self._show()
+
+    def _remember(self, row: VideoRow) -> None:
+        self.dense.update(row.dense_frames or {})
+        _keep(self.slow, (row.seconds, row.name, row.frames))
+        if row.lost:
+            _keep(self.lost, (sum(row.lost.values()), row.name, len(row.lost)))
+
+    def _frames(self, task: Task) -> int:
+        return min(task.frames, self.setup.max_frames or task.frames)
+
+    def _frame(self) -> None:
+        self.shown += 1
+        self._show()
+
+    def _show(self) -> None:
+        videos, spent = self.summary.videos, max(time.perf_counter() - self.started, 1e-9)
+        speed = self.shown / spent
+        ended = videos["done"] + videos["skipped"] + videos["failed"]
+        each = f", {speed / self.engine.size:.1f} a worker" if self.engine.size > 1 else ""
+        text = f"{ended}/{videos['asked']} videos, {videos['failed']} failed, {speed:.1f} frames/s{each}"
+        self.bars("tracking", self.shown, max(self.left, self.shown), text)
+
+    def _write(self) -> None:
+        summary = self.summary
+        summary.seconds = time.perf_counter() - self.started
+        summary.frames_per_second = summary.frames / summary.seconds
+        summary.per_worker = summary.frames_per_second / summary.workers
+        summary.dense_frames = dict(self.dense)
+        summary.slowest = [
+            Slow(name=name, frames=frames, seconds=spent) for spent, name, frames in sorted(self.slow)[::-1]
+        ]
+        summary.most_lost = [
+            Lost(name=name, objects=many, frames=count) for count, name, many in sorted(self.lost)[::-1]
+        ]
+        self.place.write_summary(summary)
+
+
+def _keep(worst: list[Any], one: Any) -> None:
+    """Keep the greatest few, so that what a job remembers does not grow with its videos."""
+    (heapq.heappush if len(worst) < _WORST else heapq.heappushpop)(worst, one)
