@@ -19,6 +19,7 @@ from surgery.errors import JobError, ManifestError
 from surgery.jobs import JobSummary, Line, Prompts, track
 from surgery.jobs.folder import published
 from surgery.jobs.worker import Worker
+from surgery.recipe import Recipe
 from surgery.tracking import track as track_one
 from surgery.video import BoxPrompt, labels_from_logits, open_video, read_label_png
 from tests.jobs.conftest import BOX, masks, write_frames, write_manifest
@@ -162,9 +163,8 @@ def test_a_manifest_has_paths_of_its_own_folder_and_prompts_and_names(videos: Pa
 
 
 def test_everything_in_many_videos(videos: Path, tmp_path: Path) -> None:
-    summary = run(
-        [videos / "v0", videos / "v1"], tmp_path / "out", recipe="everything-grid", prompts=None, max_frames=2
-    )
+    few = Recipe.load("everything-grid", ["everything.points=4"])
+    summary = run([videos / "v0", videos / "v1"], tmp_path / "out", recipe=few, prompts=None, max_frames=2)
     assert summary.videos["done"] == 2 and summary.frames == 4
 
 
