@@ -145,7 +145,7 @@ class Quantization(Bound["Quantize"]):
         """The layer of this number at the seam."""
         if not self._layers:
             self._layers = self.surgery.host.modules("linear")
-        found: nn.Linear = self._layers[number]
+        found: Any = self._layers[number]
         return found
 
     def _pack(self, number: int, layer: nn.Linear) -> PackedLayer:
