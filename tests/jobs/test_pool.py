@@ -18,7 +18,8 @@ from surgery.jobs.pool import Pool, PoolSettings
 from surgery.jobs.worker import Setup, Worker
 from tests.jobs.conftest import BOX, masks, write_frames
 
-ray = pytest.importorskip("ray")
+pytest.importorskip("ray")
+pytestmark = pytest.mark.slow  # every actor loads torch and a model
 PROMPTS = Prompts(boxes=(BOX,))
 
 
