@@ -68,6 +68,7 @@ def fit_head(host: str, out: Path, pictures: int) -> None:
     found = {"date": time.strftime("%Y-%m-%d"), "machine": machine(torch.device("cpu")), "first": 2 * FIRST,
              "seconds": time.perf_counter() - began, **report.as_dict()}  # fmt: skip
     target = out / "benchmarks" / "results" / "calibration-demo-everything.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=2), flush=True)
 
