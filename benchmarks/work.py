@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from surgery.core.values import tensors
+
 GATHERS = {"index_select", "gather", "index", "embedding"}
 
 
@@ -47,7 +49,7 @@ class OperatorCounter(KernelMode):
         name = func.overloadpacket.__name__
         self.operators[name] += 1
         if name in GATHERS:
-            self.gathered += sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(out))
+            self.gathered += sum(tensor.numel() * tensor.element_size() for tensor in tensors(out))
 
     @property
     def total(self) -> int:
@@ -68,8 +70,8 @@ class LaunchCounter(KernelMode):
 
     def ran(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         name = func.overloadpacket.__name__
-        given = {tensor.untyped_storage().data_ptr() for tensor in tensors_in([*args, *kwargs.values()])}
-        made = any(tensor.untyped_storage().data_ptr() not in given for tensor in tensors_in(out))
+        given = {tensor.untyped_storage().data_ptr() for tensor in tensors([*args, *kwargs.values()])}
+        made = any(tensor.untyped_storage().data_ptr() not in given for tensor in tensors(out))
         if name not in NO_WORK and (made or func._schema.is_mutable):
             self.launches[name] += 1
 
@@ -77,16 +79,6 @@ class LaunchCounter(KernelMode):
     def total(self) -> int:
         """Launches."""
         return self.launches.total()
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return []
 
 
 class SyncCounter(TorchFunctionMode):

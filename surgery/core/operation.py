@@ -233,6 +233,24 @@ class Bound(Generic[_O]):
         """Copy what was noted inside of a compiled part out of memory that its next call may use again."""
 
 
+class OwnWork(Bound[_O]):
+    """An operation that makes things of one model as they are needed. Never copied: a copy of the model makes its own."""
+
+    def __init__(self, settings: _O, surgery: Surgery) -> None:
+        super().__init__(settings, surgery)
+        self._start()
+
+    def _start(self) -> None:
+        """Nothing is made yet."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"settings": self.settings, "surgery": self.surgery, "learned": None, "grid": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+
 _KINDS: dict[str, type[Operation]] = {}
 
 

@@ -28,3 +28,11 @@ def each_part_once(value: Any) -> tuple[Part, ...]:
     if len(set(value)) != len(value):
         raise ValueError(f"expected each part once, got {', '.join(value)}")
     return tuple(part for part in PARTS if part in value)
+
+
+def some_parts(value: Any) -> tuple[Part, ...]:
+    """The same of at least one part. Raises ValueError."""
+    found = each_part_once(value)
+    if not found:
+        raise ValueError(f"expected a non-empty list out of {', '.join(PARTS)}; got {value!r:.80}")
+    return found

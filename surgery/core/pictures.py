@@ -54,8 +54,20 @@ class Points:
     inputs: Tensor
 
 
+class Ranked:
+    """Masks with a predicted IoU and a stability each, [n]."""
+
+    scores: Tensor
+    stability: Tensor
+
+    @property
+    def worth(self) -> Tensor:
+        """Score x stability, [n]."""
+        return self.scores * self.stability.nan_to_num()
+
+
 @dataclass(frozen=True, eq=False)
-class Found:
+class Found(Ranked):
     """Masks of a picture, best first. masks: bool [n, H, W]. scores: predicted IoU [n]. stability: [n]. boxes: [n, 4],
     first and last column and row. points: [n, 2] of the prompts in pixels: a point, or the middle of a box."""
 
@@ -64,11 +76,6 @@ class Found:
     stability: Tensor
     boxes: Tensor
     points: Tensor
-
-    @property
-    def worth(self) -> Tensor:
-        """Score x stability, [n]."""
-        return self.scores * self.stability.nan_to_num()
 
 
 class PictureDriver(ABC):
@@ -106,6 +113,14 @@ class PictureDriver(ABC):
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Weights of encoder, prompt encoder and mask decoder under host-neutral names, nothing of the surgery's."""
+
+    def _own(self, *parts: str) -> dict[str, Tensor]:
+        """State dict of these attributes of the model, without what the surgery added."""
+        return {
+            name: tensor
+            for name, tensor in self.model.state_dict().items()
+            if name.split(".")[0] in parts and not {*name.split(".")} & {*ADDED}
+        }
 
     @abstractmethod
     def records(self, found: Found, size: tuple[int, int]) -> Any:

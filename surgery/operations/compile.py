@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from surgery.core.host import HostView
-from surgery.core.operation import Bound, Operation, Patch
-from surgery.core.parts import ATTENTION, DECODER, ENCODER, MEMORY, PARTS, Part, each_part_once
+from surgery.core.operation import Bound, Operation, OwnWork, Patch
+from surgery.core.parts import ATTENTION, DECODER, ENCODER, MEMORY, PARTS, Part, some_parts
 from surgery.core.patching import own_forward
 from surgery.core.surgery import Surgery
 from surgery.core.weights import require_unquantised
@@ -44,10 +44,7 @@ class CompileParts(Operation):
     @field_validator("parts", mode="before")
     @classmethod
     def _known_parts(cls, value: Any) -> Any:
-        found = each_part_once(value)
-        if not found:
-            raise ValueError(f"expected a non-empty list out of {', '.join(PARTS)}; got {value!r:.80}")
-        return found
+        return some_parts(value)
 
     @model_validator(mode="after")
     def _modes_are_of_inductor(self) -> CompileParts:
@@ -89,27 +86,16 @@ class Spent:
     kinds: int = 0
 
 
-class Compilation(Bound[CompileParts]):
+class Compilation(OwnWork[CompileParts]):
     """The compiled forwards of one model, made on first use. Never copied: a copy of the model makes its own.
 
     spent: by part.
     """
 
-    def __init__(self, settings: CompileParts, surgery: Surgery) -> None:
-        super().__init__(settings, surgery)
-        self._start()
-
     def _start(self) -> None:
         self.spent: dict[str, Spent] = {part: Spent() for part in self.settings.parts}
         self._entries: dict[tuple[str, Kind], Callable[..., Any]] = {}
         self._parked = ParkedForwards()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings, "surgery": self.surgery, "learned": None, "grid": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start()
 
     def patches(self) -> Iterator[Patch]:
         """See `Bound.patches`."""

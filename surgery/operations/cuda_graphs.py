@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from surgery.core.operation import Bound, Operation, Patch
-from surgery.core.parts import PARTS, Part, each_part_once
+from surgery.core.operation import Bound, Operation, OwnWork, Patch
+from surgery.core.parts import PARTS, Part, some_parts
 from surgery.core.region import Given, Record, Region, UnfitError, kind_of
 from surgery.core.surgery import Surgery
 from surgery.core.values import tensors
@@ -41,10 +41,7 @@ class CudaGraphs(Operation):
     @field_validator("parts", mode="before")
     @classmethod
     def _known_parts(cls, value: Any) -> Any:
-        found = each_part_once(value)
-        if not found:
-            raise ValueError(f"expected a non-empty list out of {', '.join(PARTS)}; got {value!r:.80}")
-        return found
+        return some_parts(value)
 
     def beside(self, others: Sequence[Operation]) -> None:
         """See `Operation.beside`: nothing else may record CUDA graphs inside."""
@@ -87,16 +84,12 @@ class CudaRecorder:
         return play
 
 
-class Recordings(Bound[CudaGraphs]):
+class Recordings(OwnWork[CudaGraphs]):
     """What is recorded of one model. Never copied: a copy of the model makes its own.
 
     calls: of every part, how many were replayed, and how many ran as they are, by the reason. seen: how often each kind
     of call came. recorders: what makes a recording, by type of device.
     """
-
-    def __init__(self, settings: CudaGraphs, surgery: Surgery) -> None:
-        super().__init__(settings, surgery)
-        self._start()
 
     def _start(self) -> None:
         self.calls: dict[str, Counter[str]] = {part: Counter() for part in self.settings.parts}
@@ -104,13 +97,6 @@ class Recordings(Bound[CudaGraphs]):
         self._regions: dict[Any, Region] = {}
         self.seen: Counter[Any] = Counter()
         self._unfit: dict[Any, str] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings, "surgery": self.surgery, "learned": None, "grid": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start()
 
     def patches(self) -> Iterator[Patch]:
         """See `Bound.patches`."""

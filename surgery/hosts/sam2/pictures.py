@@ -12,7 +12,7 @@ from torch import Tensor
 
 from surgery.core.attention import Projections
 from surgery.core.decoder import DecoderParts, TwoWayLayer
-from surgery.core.pictures import ADDED, Filters, Found, Picture, PictureDriver, Points
+from surgery.core.pictures import Filters, Found, Picture, PictureDriver, Points
 from surgery.errors import UnsupportedModelError
 
 
@@ -95,12 +95,7 @@ class Sam2Pictures(PictureDriver):
         return own.conv_s0.out_channels, own.conv_s1.out_channels, own.transformer_dim
 
     def tensors(self) -> dict[str, Tensor]:
-        parts = ("image_encoder", "sam_prompt_encoder", "sam_mask_decoder")
-        return {
-            name: tensor
-            for name, tensor in self.model.state_dict().items()
-            if name.split(".")[0] in parts and not {*name.split(".")} & {*ADDED}
-        }
+        return self._own("image_encoder", "sam_prompt_encoder", "sam_mask_decoder")
 
     def records(self, found: Found, size: tuple[int, int]) -> list[dict[str, Any]]:
         whole = [0, 0, size[1], size[0]]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from surgery.core.attention import Projections
 from surgery.core.decoder import DecoderParts, TwoWayLayer
-from surgery.core.pictures import ADDED, Filters, Found, Picture, PictureDriver, Points
+from surgery.core.pictures import Filters, Found, Picture, PictureDriver, Points
 from surgery.hosts.transformers.driver import new_processor
 from surgery.hosts.transformers.keymap import to_stock
 
@@ -94,14 +94,8 @@ class TransformersPictures(PictureDriver):
         return own.conv_s0.out_channels, own.conv_s1.out_channels, own.hidden_size
 
     def tensors(self) -> dict[str, Tensor]:
-        parts = ("shared_image_embedding", "vision_encoder", "prompt_encoder", "mask_decoder")
-        return to_stock(
-            {
-                name: tensor
-                for name, tensor in self.model.state_dict().items()
-                if name.split(".")[0] in parts and not {*name.split(".")} & {*ADDED}
-            }
-        )
+        own = self._own("shared_image_embedding", "vision_encoder", "prompt_encoder", "mask_decoder")
+        return to_stock(own)
 
     def records(self, found: Found, size: tuple[int, int]) -> dict[str, Any]:
         return {"masks": list(found.masks.cpu()), "scores": found.scores, "bounding_boxes": found.boxes}

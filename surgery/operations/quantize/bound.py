@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.core.casts import cast, name_of, tensors
-from surgery.core.operation import Bound, Patch
+from surgery.core.operation import OwnWork, Patch
 from surgery.core.parts import ENCODER, LINEAR_PARTS, Part
 from surgery.core.weights import mark, require_unquantised
 from surgery.errors import ModelStateError, PrecisionWarning, WeightsError
@@ -44,7 +44,7 @@ class PackedLayer:
         )
 
 
-class Quantization(Bound["Quantize"]):
+class Quantization(OwnWork["Quantize"]):
     """names: of the layers that are quantised, by number at the seam. live: a part runs quantised now."""
 
     def __init__(self, settings: Quantize, surgery: Surgery) -> None:
@@ -55,7 +55,6 @@ class Quantization(Bound["Quantize"]):
             for number, (part, path) in enumerate(paths)
             if part in settings.parts and not settings.skips(path)
         }
-        self._start()
 
     def _start(self) -> None:
         self.live = False
@@ -66,11 +65,7 @@ class Quantization(Bound["Quantize"]):
         _BY_TOKEN[self._token] = self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings, "surgery": self.surgery, "learned": None, "grid": None, "names": self.names}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start()
+        return {**super().__getstate__(), "names": self.names}
 
     def patches(self) -> Iterator[Patch]:
         """See `Bound.patches`."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from surgery.core.decoder import DecoderParts
-from surgery.core.pictures import Filters, Found, Picture
+from surgery.core.pictures import Filters, Found, Picture, Ranked
 from surgery.operations.segment_everything.filters import best_of_each, boxes_of, stability, upsampled
 from surgery.operations.segment_everything.folded import transform
 
@@ -32,7 +32,7 @@ class Decoding:
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
+class Candidates(Ranked):
     """Masks that passed the filters, in the order of their prompts. logits: [n, h, w] as decoded. scores: predicted
     IoU. boxes: int64 [n, 4]. points: [n, 2] in pixels."""
 
@@ -41,11 +41,6 @@ class Candidates:
     stability: Tensor
     boxes: Tensor
     points: Tensor
-
-    @property
-    def worth(self) -> Tensor:
-        """Score x stability, [n]."""
-        return self.scores * self.stability.nan_to_num()
 
     def __getitem__(self, places: Tensor) -> Candidates:
         return Candidates(*(each[places] for each in vars(self).values()))
