@@ -234,7 +234,7 @@ class Bound(Generic[_O]):
 
 
 class OwnWork(Bound[_O]):
-    """An operation that makes things of one model as they are needed. Never copied: a copy of the model makes its own."""
+    """An operation that makes things of one model when they are needed. A copy of the model makes its own."""
 
     def __init__(self, settings: _O, surgery: Surgery) -> None:
         super().__init__(settings, surgery)
