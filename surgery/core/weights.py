@@ -23,14 +23,16 @@ def require_plain(model: nn.Module) -> None:
         held = {**module._parameters, **module._buffers}
         absent = [name for name, tensor in held.items() if tensor is not None and tensor.is_meta]
         if absent and not hasattr(module, "_hf_hook"):
+            name = ".".join(filter(None, (path, absent[0])))
             raise ModelStateError(
-                f"{path}.{absent[0]} is on the meta device, a shape without values; expected loaded weights: use "
+                f"{name} is on the meta device, a shape without values; expected loaded weights: use "
                 "from_pretrained, or load_state_dict(..., assign=True), and then sparsify"
             )
     layer = quantised_layer(model)
     if layer is not None:
         raise UnsupportedModelError(
-            f"{layer} is quantised, expected floating-point weights; sparsify the model first and quantise it then"
+            f"{layer} is quantised, expected floating-point weights; take operation `quantize`, or "
+            "sparsify the model first and quantise it then"
         )
 
 
