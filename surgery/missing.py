@@ -34,6 +34,7 @@ LIBRARIES = {
     "scipy": Library("scipy.optimize", "calibration", "pip install scipy", "calibration"),
     "rich": Library("rich", "progress bars and tables", "pip install rich", "cli"),
     "ray": Library("ray", "jobs on a cluster", "pip install ray", "ray"),
+    "pycocotools": Library("pycocotools", "scores on COCO and LVIS files", "pip install pycocotools", "coco"),
     "click": Library("click", "the command line", "pip install click", "cli"),
 }
 """Those that no host needs."""

@@ -18,6 +18,7 @@ from surgery.cli.common import Command, OutPath, counted, out, print_json
 from surgery.cli.options import SAVED, Asked, asking, json_option
 from surgery.core.pictures import Found
 from surgery.errors import PictureError
+from surgery.evaluation.coco import Annotations
 from surgery.evaluation.recall import mask_ious, recall
 from surgery.files import write_whole
 from surgery.pictures import bound_of, found_in, read_picture, stock_found_in
@@ -36,6 +37,7 @@ from surgery.video.masks import MAX_ID, Labels
 @asking(stock=True)
 @click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Output folder.")
 @click.option("--compare", is_flag=True, help="Pictures: also stock's masks, side by side in OUT/report.html.")
+@click.option("--truth", type=click.Path(), help="Pictures: a COCO or LVIS instances JSON to score the masks by.")
 @click.option("--as-video", is_flag=True, help="The pictures of a folder are the frames of one video.")
 @click.option("--every", type=click.IntRange(min=1), default=16, show_default=True, help="Video: frames between looks.")
 @click.option(
@@ -44,15 +46,16 @@ from surgery.video.masks import MAX_ID, Labels
 @click.option("--max-frames", type=click.IntRange(min=1), help="Video: stop after this many frames.")
 @json_option
 def segment(
-    source: str, asked: Asked, folder: str, compare: bool, as_video: bool, every: int, max_objects: int,
-    max_frames: int | None, as_json: bool,
+    source: str, asked: Asked, folder: str, compare: bool, truth: str | None, as_video: bool, every: int,
+    max_objects: int, max_frames: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Masks of everything in SOURCE: a picture, a folder of pictures, or a video file.
 
     Without --recipe: the adapter's own, or everything-exact. Writes of every picture OUT/labels/NAME.png (objects
     do not overlap, the best on top), OUT/masks/NAME.json (COCO RLE, all masks) and OUT/overlay/NAME.png; of a video
     OUT/labels/*.png with stable ids and OUT/overlay.mp4; and OUT/summary.json. --compare takes the stock generator's
-    masks at the recipe's points and filters.
+    masks at the recipe's points and filters. --truth adds the mask AR@10, 100 and 320 over IoU 0.5 to 0.95, whatever
+    the category, of the pictures that the file annotates.
 
     \b
     surgery segment photo.jpg --model facebook/sam2.1-hiera-large --out run
@@ -60,10 +63,14 @@ def segment(
     """
     target = Path(folder)
     path = Path(source)
-    single = path.suffix.lower() in KINDS
-    pictures = single or (path.is_dir() and not as_video)
-    if compare and not pictures:
-        raise click.UsageError(f"--compare is for pictures, {source} is taken as a video")
+    pictures = path.suffix.lower() in KINDS or (path.is_dir() and not as_video)
+    for option, given in (("--compare", compare), ("--truth", truth)):
+        if given and not pictures:
+            raise click.UsageError(f"{option} is for pictures, {source} is taken as a video")
+    files = _files(path) if pictures else []
+    annotations = Annotations(truth) if truth is not None else None
+    if annotations is not None:
+        annotations.check([file.stem for file in files])
     if asked.recipe is None and asked.adapter is None:
         asked = replace(asked, recipe="everything-exact")
     with progress_bar(True) as bars:
@@ -71,10 +78,7 @@ def segment(
         recipe = bound_of(model).surgery.recipe
         (target / "labels").mkdir(parents=True, exist_ok=True)
         if pictures:
-            files = [path] if single else sorted(each for each in path.iterdir() if each.suffix.lower() in KINDS)
-            if not files:
-                raise PictureError(f"{path}: no JPEG or PNG picture in this folder")
-            summary, shown = _pictures(model, files, target, compare, bars)
+            summary, shown = _pictures(model, files, target, compare, annotations, bars)
         else:
             summary = _video(model, path, target, every, max_objects, max_frames, bars)
     summary = {"model": asked.model, "source": source, "recipe": recipe.metadata.name if recipe else None, **summary}
@@ -85,10 +89,24 @@ def segment(
         print_json(summary)
     else:
         out.print(f"{counted(summary['objects'], 'object')} in {counted(summary['frames'], summary['unit'])}; {target}")
+        if "truth" in summary:
+            scores = {**summary["truth"]}
+            of = f"{counted(scores.pop('objects'), 'annotated object')} in {counted(scores.pop('pictures'), 'picture')}"
+            out.print(", ".join(f"{name.upper()} {value:.3f}" for name, value in scores.items()) + f" of {of}")
+
+
+def _files(path: Path) -> list[Path]:
+    """The picture, or those of a folder."""
+    if path.suffix.lower() in KINDS:
+        return [path]
+    files = sorted(each for each in path.iterdir() if each.suffix.lower() in KINDS)
+    if not files:
+        raise PictureError(f"{path}: no JPEG or PNG picture in this folder")
+    return files
 
 
 def _pictures(
-    model: Any, files: Sequence[Path], target: Path, compare: bool, bars: Bars
+    model: Any, files: Sequence[Path], target: Path, compare: bool, annotations: Annotations | None, bars: Bars
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """What is written to summary.json, and overlays of both for the page."""
     rows: list[dict[str, Any]] = []
@@ -103,7 +121,10 @@ def _pictures(
             seconds = time.perf_counter() - began
             labels = label_map(found)
             write_label_png(target / "labels" / f"{file.stem}.png", labels)
-            _write(target / "masks" / f"{file.stem}.json", coco_records(found, file.stem))
+            records = coco_records(found, file.stem)
+            _write(target / "masks" / f"{file.stem}.json", records)
+            if annotations is not None:
+                annotations.add(file.stem, records)
             overlay = Image.fromarray(draw_masks(image, labels))
             overlay.save(target / "overlay" / f"{file.stem}.png")
             row: dict[str, Any] = {"name": file.stem, "masks": len(found.masks), "prompts": bound_of(model).prompts,
@@ -117,8 +138,10 @@ def _pictures(
                         "recall": recall(ious, 0.5) if len(stock.masks) else None}  # fmt: skip
             rows.append(row)
             step()
-    objects = sum(row["masks"] for row in rows)
-    return {"unit": "picture", "frames": len(rows), "objects": objects, "pictures": rows}, shown
+    summary = {"unit": "picture", "frames": len(rows), "objects": sum(row["masks"] for row in rows), "pictures": rows}
+    if annotations is not None:
+        summary["truth"] = annotations.average_recalls()
+    return summary, shown
 
 
 def _video(

@@ -159,6 +159,26 @@ def test_masks_beside_stocks(tmp_path: Path) -> None:
     assert page.count("data:image/jpeg") == 2 and "of the stock masks found" in page
 
 
+def test_masks_by_annotations(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    Image.fromarray(frame()).save(tmp_path / "p.png")
+    invoke(tmp_path / "p.png", "--out", tmp_path / "first", *ARGUMENTS)
+    masks = json.loads((tmp_path / "first" / "masks" / "p.json").read_text())
+    truth = {
+        "images": [{"id": 7, "file_name": "p.jpg", "height": 200, "width": 256}],
+        "annotations": [{**each, "id": number, "image_id": 7} for number, each in enumerate(masks, start=1)],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    given = (tmp_path / "p.png", "--truth", tmp_path / "truth.json", "--out", tmp_path / "out", *ARGUMENTS)
+    scores = json.loads(invoke(*given).stdout)["truth"]
+    assert scores == pytest.approx({"ar@10": min(1, 10 / len(masks)), "ar@100": 1, "ar@320": 1, "pictures": 1,
+                                    "objects": len(masks)})  # fmt: skip
+    assert f"AR@100 1.000, AR@320 1.000 of {len(masks)} annotated objects in 1 picture" in invoke(*given[:-1]).stdout
+    Image.fromarray(frame()).save(tmp_path / "other.png")
+    wrong = invoke(tmp_path / "other.png", *given[1:], code=1)
+    assert "none of the 1 pictures" in wrong.stderr
+
+
 def test_the_command_on_a_video(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number, picture in enumerate(clip(0, 3, 0)):
@@ -173,7 +193,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     for source, recipe_name, words in (
         (tmp_path, "everything-exact", "no JPEG or PNG picture"),
         (tmp_path / "none.png", "everything-exact", "cannot be read as a picture"),
-        (tmp_path, "exact", "no segment_everything"),
+        (tmp_path / "none.png", "exact", "no segment_everything"),
     ):
         arguments = ("--model", "demo", "--recipe", recipe_name, "--out", tmp_path / "out")
         assert words in invoke(source, *arguments, code=1).stderr
