@@ -11,9 +11,10 @@ from surgery.adapters.files import AnyAdapter, calibration_of
 from surgery.adapters.record import CalibrationRecord
 from surgery.adapters.sources import open_adapter
 from surgery.core.session import SessionStats
+from surgery.describe import described
 from surgery.engine import apply, current_surgery, desparsify, disabled
 from surgery.errors import CalibrationError
-from surgery.operations import CompileParts, Precision
+from surgery.operations import CompileParts
 from surgery.operations.cuda_graphs import Recordings
 from surgery.operations.window_routing.bound import WindowRouter
 from surgery.recipe import Recipe
@@ -67,10 +68,8 @@ class Status:
             return "stock model"
         lines = [f"{self.host} model under recipe {self.recipe.metadata.name!r}" if self.recipe else ""]
         lines.append("operations: " + ", ".join(self.operations) + ("" if self.enabled else " (disabled)"))
-        precision = self.recipe.find(Precision) if self.recipe is not None else None
-        if precision is not None:
-            spared = f", fp32 in {', '.join(precision.keep_fp32)}" if precision.keep_fp32 else ""
-            lines.append(f"precision: {precision.dtype} by {precision.cast}{spared}")
+        if self.recipe is not None:
+            lines.append(described(self.recipe))
         if self.span:
             lines.append(
                 f"blocks {self.span[0]}..{self.span[1] - 1} routed over {self.windows} windows of {self.window}"
