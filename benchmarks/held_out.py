@@ -2,10 +2,12 @@
 
     python -m benchmarks.held_out --workers 2                                  # held-out-demo.json
     python -m benchmarks.held_out --real CLIPS --recipes faithful balanced fast turbo     # held-out-real-demo.json
-    python -m benchmarks.held_out --plot benchmarks/images/held-out.svg                   # of both files
+    python -m benchmarks.held_out --real CLIPS --fit blackswan rollerblade                # held-out-fitted-demo.json
+    python -m benchmarks.held_out --plot benchmarks/images/held-out.svg                   # of the first two files
 
 Synthetic clips are those of seeds that chose nothing: no weights, thresholds or recipes. Of real clips (one folder each
-with `frames/` and `masks/`) only numbers are written. Mask prompts; the prompted frame is not scored.
+with `frames/` and `masks/`) only numbers are written. Mask prompts; the prompted frame is not scored. `--fit`: each
+recipe as it is and calibrated on these clips (their first frames, without labels), measured on the others.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import torch
 
 import surgery.demo as demo
 from benchmarks.demo_adapters import ROOT, clip_of
-from surgery import load_adapter, status
+from surgery import calibrate, load_adapter, sparsify, status
 from surgery.bench.machine import machine
 from surgery.calibration import CalibrationClip, gather_clips
 from surgery.digests import weights_digest
@@ -40,6 +42,7 @@ FIRST = {"easy": 800_000, "medium": 810_000, "hard": 820_000}
 """First of the held-out seeds by difficulty: drawn for these figures and used for nothing else."""
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = {"synthetic": "held-out-demo.json", "real": "held-out-real-demo.json"}
+FITTED = "held-out-fitted-demo.json"
 LARGE = 0.2
 """Change of an object's J&F that is counted by itself."""
 _models: dict[str, Any] = {}
@@ -52,6 +55,18 @@ def start(recipes: Sequence[str], host: str) -> None:
     for recipe in recipes:
         _models[recipe] = demo.load(host)
         load_adapter(_models[recipe], ROOT / "adapters" / f"demo-{recipe}")
+
+
+def fit(clips: Sequence[CalibrationClip], recipes: Sequence[str], host: str, frames: int) -> dict[str, Any]:
+    """Load the stock model, each recipe as it is and each calibrated on `clips`; what calibration says, by recipe."""
+    _models["dense"], reports = demo.load(host), {}
+    for recipe in recipes:
+        _models[recipe] = sparsify(demo.load(host), recipe)
+        mine = _models[f"{recipe}, calibrated"] = demo.load(host)
+        done = calibrate(mine, clips, recipe, if_missed="nearest", max_frames=frames)
+        chosen = status(mine).recipe
+        reports[recipe] = {"kept": done.kept, "recipe": chosen.to_dict() if chosen is not None else None}
+    return reports
 
 
 def synthetic(number: int, difficulty: Any, frames: int) -> dict[str, Any]:
@@ -150,6 +165,27 @@ def summary(rows: Sequence[dict[str, Any]], recipe: str) -> dict[str, Any]:
     }
 
 
+def _in_processes(given: argparse.Namespace, clips: Sequence[CalibrationClip]) -> list[dict[str, Any]]:
+    """Scores of real clips, or else of synthetic ones, under the adapters that ship."""
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(
+        given.workers, get_context("spawn"), initializer=start, initargs=(given.recipes, given.host)
+    ) as pool:
+        if clips:
+            jobs = [pool.submit(scored, clip) for clip in clips if clip.truth is not None]
+        else:
+            jobs = [
+                pool.submit(synthetic, FIRST[difficulty] + number, difficulty, given.frames)
+                for number in range(given.clips)
+                for difficulty in given.difficulties
+            ]
+        for job in jobs:
+            rows.append(job.result())
+            if len(rows) % 10 == 0:
+                print(len(rows), {each: round(summary(rows, each)["drop"], 4) for each in given.recipes}, flush=True)
+    return rows
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.held_out", description=__doc__.splitlines()[0])
@@ -158,6 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=24, help="of a synthetic clip")
     parser.add_argument("--difficulties", nargs="+", default=list(FIRST), choices=list(FIRST))
     parser.add_argument("--real", type=Path, help="real clips instead")
+    parser.add_argument("--fit", nargs="+", help="names of real clips to calibrate on; the others are measured")
     parser.add_argument("--host", default="sam2", choices=["sam2", "transformers"])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/held-out[-real]-demo.json")
@@ -167,23 +204,14 @@ def main(arguments: list[str] | None = None) -> None:
         plot(given.plot)
         return
     torch.set_num_threads(1)
-    with ProcessPoolExecutor(
-        given.workers, get_context("spawn"), initializer=start, initargs=(given.recipes, given.host)
-    ) as pool:
-        if given.real is not None:
-            clips, _ = gather_clips([given.real], None)
-            jobs = [pool.submit(scored, clip) for clip in clips if clip.truth is not None]
-        else:
-            jobs = [
-                pool.submit(synthetic, FIRST[difficulty] + number, difficulty, given.frames)
-                for number in range(given.clips)
-                for difficulty in given.difficulties
-            ]
-        rows = []
-        for job in jobs:
-            rows.append(job.result())
-            if len(rows) % 10 == 0:
-                print(len(rows), {each: round(summary(rows, each)["drop"], 4) for each in given.recipes}, flush=True)
+    clips = gather_clips([given.real], None)[0] if given.real is not None else []
+    arms, reports = list(given.recipes), None
+    if given.fit:
+        reports = fit([clip for clip in clips if clip.name in given.fit], given.recipes, given.host, given.frames)
+        arms = [arm for arm in _models if arm != "dense"]
+        rows = [scored(clip) for clip in clips if clip.name not in given.fit and clip.truth is not None]
+    else:
+        rows = _in_processes(given, clips)
     words = sys.argv[1:] if arguments is None else arguments
     kinds = {"all": rows} | {
         kind: [row for row in rows if row["difficulty"] == kind] for kind in given.difficulties if given.real is None
@@ -194,11 +222,12 @@ def main(arguments: list[str] | None = None) -> None:
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": machine(torch.device("cpu")),
         "weights": weights_digest(demo.load(given.host).state_dict()),
-        "summary": {each: {kind: summary(some, each) for kind, some in kinds.items()} for each in given.recipes},
+        "calibrated": reports,
+        "summary": {each: {kind: summary(some, each) for kind, some in kinds.items()} for each in arms},
         "rows": rows,
     }
     print(json.dumps(result["summary"], indent=1))
-    out = given.out or RESULTS / FILES["synthetic" if given.real is None else "real"]
+    out = given.out or RESULTS / (FITTED if given.fit else FILES["synthetic" if given.real is None else "real"])
     out.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
