@@ -22,7 +22,7 @@ class Projections(NamedTuple):
 
 
 Tables = Callable[[int], Tensor]
-"""Rotary table of a square grid of T tokens: complex [T, d / 2], cosine and sine."""
+"""Rotary table of a square grid of T tokens: fp32 [T, d / 2, 2], cosine and sine."""
 
 
 @dataclass(eq=False)
@@ -107,9 +107,15 @@ class AttentionCall:
 
 
 def rotate(tokens: Tensor, code: Tensor) -> Tensor:
-    """Rotary position: tokens [..., n, d], code complex [n, d / 2]; interleaved pairs, computed in fp32."""
-    pairs = torch.view_as_complex(tokens.to(torch.float32).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * code).flatten(-2).to(tokens.dtype)
+    """Rotary position: tokens [..., n, d], code fp32 [n, d / 2, 2]; interleaved pairs, computed in fp32."""
+    pairs = tokens.to(torch.float32).unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        # Inductor makes one kernel of this, and has none for complex numbers.
+        (even, odd), (cos, sin) = pairs.unbind(-1), code.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(code))
+    return turned.flatten(-2).to(tokens.dtype)
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:

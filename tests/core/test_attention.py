@@ -23,7 +23,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 def table(tokens: int, pairs: int, seed: int = 5) -> Tensor:
     angle = randn(tokens, pairs, seed=seed) * 3
-    return torch.complex(angle.cos(), angle.sin())
+    return torch.stack([angle.cos(), angle.sin()], -1)
 
 
 def projections(heads: int, memory: int = MEMORY) -> Projections:
@@ -52,11 +52,17 @@ def reading(index: Tensor, length: int, pointers: int) -> dict[str, Any]:
 def test_rotation_turns_every_pair_by_its_angle_and_keeps_lengths(heads: int, tokens: int, pairs: int) -> None:
     given_, code = randn(heads, tokens, 2 * pairs), table(tokens, pairs)
     turned = rotate(given_, code)
-    even, odd, cos, sin = given_[..., ::2], given_[..., 1::2], code.real, code.imag
+    even, odd, cos, sin = given_[..., ::2], given_[..., 1::2], code[..., 0], code[..., 1]
     assert torch.allclose(turned[..., ::2], even * cos - odd * sin, atol=1e-6)
     assert torch.allclose(turned[..., 1::2], even * sin + odd * cos, atol=1e-6)
     assert torch.allclose(turned.norm(dim=-1), given_.norm(dim=-1), atol=1e-5)
-    assert torch.allclose(rotate(turned, code.conj()), given_, atol=1e-5)
+    assert torch.allclose(rotate(turned, code * torch.tensor([1.0, -1.0])), given_, atol=1e-5)
+
+
+def test_rotation_is_the_same_when_it_is_compiled() -> None:
+    given_, code = randn(2, 7, 8), table(7, 4)
+    compiled: Any = torch.compile(rotate, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(given_, code), rotate(given_, code), atol=1e-6)
 
 
 def test_rotation_is_computed_in_full_precision_and_returned_in_the_given_one() -> None:
@@ -76,7 +82,7 @@ def dense(
     k = parts.key(key).reshape(-1, parts.heads, width).transpose(0, 1)
     v = parts.value(value).reshape(-1, parts.heads, width).transpose(0, 1)
     placed = key.shape[0] - pointers
-    k = torch.cat([rotate(k[:, :placed], grid.repeat(frames, 1)), k[:, placed:]], 1)
+    k = torch.cat([rotate(k[:, :placed], grid.repeat(frames, 1, 1)), k[:, placed:]], 1)
     logits = query @ k.transpose(1, 2) / width**0.5
     weights = logits.masked_fill(~allowed, -torch.inf).softmax(-1)
     return parts.output((weights @ v).transpose(0, 1).flatten(-2))
@@ -126,7 +132,7 @@ def test_a_bias_makes_the_kept_tokens_weigh_as_the_whole_frame_did() -> None:
     parts = projections(1)
     memory = randn(1, MEMORY, seed=1).repeat(2 * TOKENS, 1)  # every key alike: attention is uniform
     value = torch.cat([torch.zeros(TOKENS, MEMORY), randn(1, MEMORY, seed=2).expand(TOKENS, MEMORY)])
-    flat = torch.ones(TOKENS, CHANNELS // 2, dtype=torch.complex64)
+    flat = torch.tensor([1.0, 0.0]).expand(TOKENS, CHANNELS // 2, 2)
     kept = torch.arange(0, TOKENS, 5)
 
     def read(**how: Any) -> Tensor:

@@ -43,7 +43,7 @@ class Sam2Attention(Attention):
             return stock()
 
         def tables(tokens: int) -> Tensor:
-            return _rotary_table(self, tokens, q.device)
+            return torch.view_as_real(_rotary_table(self, tokens, q.device))
 
         parts = Projections(own.q_proj, own.k_proj, own.v_proj, own.out_proj, own.num_heads)
         call = AttentionCall(q[0], k[0], v[0], parts, tables, site.number, num_k_exclude_rope, own.training)

@@ -58,9 +58,9 @@ class TransformersAttention(Attention):
             return stock()
 
         def tables(tokens: int) -> Tensor:
-            # Of a model in half precision they are too, and there is no complex number of bf16.
-            cos, sin = (table.reshape(-1, table.shape[-1])[:, ::2].float() for table in position_embeddings)
-            return torch.complex(cos, sin)
+            # Of a model in half precision they are too.
+            cos_sin = [table.reshape(-1, table.shape[-1])[:, ::2].float() for table in position_embeddings]
+            return torch.stack(cos_sin, -1)
 
         parts = Projections(own.q_proj, own.k_proj, own.v_proj, own.o_proj, own.num_attention_heads)
         call = AttentionCall(

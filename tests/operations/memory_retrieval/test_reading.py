@@ -35,7 +35,7 @@ def call_of(memory: Tensor, heads: int) -> AttentionCall:
     key, value = nn.Linear(MEMORY, CHANNELS), nn.Linear(MEMORY, CHANNELS)
     parts = Projections(nn.Linear(CHANNELS, CHANNELS), key, value, nn.Linear(CHANNELS, CHANNELS), heads)
     angle = randn(TOKENS, CHANNELS // heads // 2, seed=5) * 3
-    grid = torch.complex(angle.cos(), angle.sin())
+    grid = torch.stack([angle.cos(), angle.sin()], -1)
     return AttentionCall(randn(TOKENS, CHANNELS, seed=4), memory, memory, parts, lambda _: grid, 0)
 
 
