@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from surgery.core.early import Early
 from surgery.core.values import tensors
 
 GATHERS = {"index_select", "gather", "index", "embedding"}
@@ -85,14 +89,46 @@ class SyncCounter(TorchFunctionMode):
     """Calls that make the host wait for the device, whatever device the model is on.
 
     Values read into Python or numpy, copies to the CPU, shapes that depend on values (nonzero, boolean masks). The
-    calls are counted as they are written, so a model on the CPU shows what a GPU would wait for.
+    calls are counted as they are written, so a model on the CPU shows what a GPU would wait for. A copy that was
+    started early (`Early`) is none, if anything was launched between its start and its read.
 
-    syncs: by name of the call.
+    syncs: by name of the call. early: of every copy that was started early and read, the launches in between.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.syncs: Counter[str] = Counter()
+        self.early: list[int] = []
+        self._launched = LaunchCounter()
+        self._started: weakref.WeakKeyDictionary[Early, int] = weakref.WeakKeyDictionary()
+
+    def __enter__(self) -> SyncCounter:
+        start, arrive = Early.__init__, Early._arrived
+
+        def started(early: Early, values: Tensor) -> None:
+            start(early, values)
+            self._started[early] = self._launched.total
+
+        def arrived(early: Early) -> list[float]:
+            between = self._launched.total - self._started.get(early, self._launched.total)
+            before = self.syncs.copy()
+            found = arrive(early)
+            if between:
+                self.syncs = before
+                self.early.append(between)
+            return found
+
+        with ExitStack() as stack:
+            stack.enter_context(patch.object(Early, "__init__", started))
+            stack.enter_context(patch.object(Early, "_arrived", arrived))
+            stack.enter_context(self._launched)
+            super().__enter__()
+            self._entered = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._entered.close()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -107,6 +143,10 @@ class SyncCounter(TorchFunctionMode):
     def total(self) -> int:
         """Waits."""
         return self.syncs.total()
+
+    def again(self) -> None:
+        """Count from here on. What was started before is known to have been."""
+        self.syncs, self.early = Counter(), []
 
 
 _WAITS = {

@@ -21,8 +21,8 @@ class Projections(NamedTuple):
     heads: int
 
 
-Tables = Callable[[int], tuple[Tensor, Tensor]]
-"""Rotary tables (cos, sin), [T, d / 2] each, of a square grid of T tokens."""
+Tables = Callable[[int], Tensor]
+"""Rotary table of a square grid of T tokens: fp32 [T, d / 2, 2], cosine and sine."""
 
 
 @dataclass(eq=False)
@@ -53,15 +53,15 @@ class AttentionCall:
     bias: Tensor | None = None
     returns_weights: bool = False
     _turned: Tensor | None = None
-    _grid: tuple[Tensor, Tensor] | None = None
+    _grid: Tensor | None = None
 
     @property
     def explicit(self) -> bool:
         """Whether the host's own module cannot run it."""
         return self.places is not None or self.rows is not None
 
-    def grid(self) -> tuple[Tensor, Tensor]:
-        """The tables of the whole grid; made once."""
+    def grid(self) -> Tensor:
+        """The table of the whole grid; made once."""
         if self._grid is None:
             self._grid = self.tables(self.query.shape[0] if self.tokens is None else self.tokens)
         return self._grid
@@ -69,39 +69,35 @@ class AttentionCall:
     def turned(self) -> Tensor:
         """Queries projected and rotated: [heads, N, d]; computed once."""
         if self._turned is None:
-            cos, sin = self.grid()
-            if self.places is not None:
-                cos, sin = cos.index_select(0, self.places), sin.index_select(0, self.places)
-            self._turned = rotate(split_heads(self.parts.query(self.query), self.parts.heads), cos, sin)
+            code = self.grid() if self.places is None else self.grid().index_select(0, self.places)
+            self._turned = rotate(split_heads(self.parts.query(self.query), self.parts.heads), code)
         return self._turned
 
     def turned_keys(self, rows: Tensor) -> Tensor:
         """Keys of one whole memory frame, `rows` int64 [T], projected and rotated: [heads, T, d]."""
         key = split_heads(self.parts.key(self.key.index_select(0, rows)), self.parts.heads)
-        return rotate(key, *self.grid())
+        return rotate(key, self.grid())
 
     def attend(self) -> Tensor:
         """The attention by explicit indices: [N, C] after the output projection.
 
         Rows are gathered before they are projected; pointers and padding, at the end, are not rotated.
         """
-        query, (cos, sin) = self.turned(), self.grid()
+        query, code = self.turned(), self.grid()
         key, value = self.key, self.value
         if self.rows is not None:
             key, value = key.index_select(0, self.rows), value.index_select(0, self.rows)
         keys = split_heads(self.parts.key(key), self.parts.heads)
         values = split_heads(self.parts.value(value), self.parts.heads)
         if self.on_grid:
-            keys = rotate(keys, cos, sin)
+            keys = rotate(keys, code)
         else:
-            if self.spots is not None:
-                placed = self.spots.shape[0]
-                cos, sin = cos.index_select(0, self.spots), sin.index_select(0, self.spots)
+            placed = keys.shape[1] - self.pointers if self.spots is None else self.spots.shape[0]
+            if self.spots is None:
+                turned = rotate(keys[:, :placed].unflatten(1, (-1, code.shape[0])), code).flatten(1, 2)
             else:
-                placed = keys.shape[1] - self.pointers
-                frames = placed // cos.shape[0]
-                cos, sin = cos.repeat(frames, 1), sin.repeat(frames, 1)
-            keys = torch.cat([rotate(keys[:, :placed], cos, sin), keys[:, placed:]], dim=1)
+                turned = rotate(keys[:, :placed], code.index_select(0, self.spots))
+            keys = torch.cat([turned, keys[:, placed:]], dim=1)
         bias = self.bias
         if bias is not None:
             bias = bias.to(query.dtype)[None, None, None].expand(1, query.shape[0], query.shape[1], -1)
@@ -110,11 +106,15 @@ class AttentionCall:
         return out
 
 
-def rotate(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position: tokens [heads, n, d], cos and sin [n, d / 2]; interleaved pairs, computed in fp32."""
+def rotate(tokens: Tensor, code: Tensor) -> Tensor:
+    """Rotary position: tokens [..., n, d], code fp32 [n, d / 2, 2]; interleaved pairs, computed in fp32."""
     pairs = tokens.to(torch.float32).unflatten(-1, (-1, 2))
-    even, odd = pairs[..., 0], pairs[..., 1]
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    if torch.compiler.is_compiling():
+        # Inductor makes one kernel of this, and has none for complex numbers.
+        (even, odd), (cos, sin) = pairs.unbind(-1), code.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(code))
     return turned.flatten(-2).to(tokens.dtype)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surgery.core.constants import constant, steps
+from surgery.core.early import Early
 from surgery.errors import ModelStateError, RecipeError
 
 if TYPE_CHECKING:
@@ -57,8 +60,8 @@ class Evidence:
     mask: bool [h, w], union of the mask candidates at low resolution, or the best by IoU. score: object score logit,
     one element. decoder_inputs: per token-to-image attention of the decoder, the tokens it read (query, key), kept so
     that the saliency map is computed only when it is asked for. best: the best candidate as well, only while an
-    observer looks on. centre: of the mask, where motion is asked for. doubt: see `doubt_of`, where it is asked for;
-    known: its value, once it was read from the device.
+    observer looks on. centre: of the mask, where motion is asked for. doubt: see `doubt_of`, where it is asked for.
+    early: what the host will want to know of it, see `told`, where somebody has said so in time.
     """
 
     frame: int
@@ -68,13 +71,29 @@ class Evidence:
     best: Tensor | None = None
     centre: Tensor | None = None
     doubt: Tensor | None = None
-    known: float | None = None
+    early: Early | None = None
 
-    def unsure(self) -> float | None:
-        """The doubt's value; None where it was not asked for. Waits for the device, unless somebody has before."""
-        if self.known is None and self.doubt is not None:
-            self.known = float(self.doubt)
-        return self.known
+    def send(self) -> Evidence:
+        """Start the copy of what `told` tells. Returns itself."""
+        parts = [self.score.reshape(1), self.mask.any().reshape(1)]
+        self.early = Early(torch.cat(parts if self.doubt is None else [*parts, self.doubt.reshape(1)]))
+        return self
+
+    def told(self) -> Told:
+        """Waits for what was sent, or sends it first."""
+        early = self.early or self.send().early
+        assert early is not None
+        score, seen, *doubt = early.values()
+        return Told(score, seen > 0, doubt[0] if doubt else None)
+
+
+class Told(NamedTuple):
+    """What the host knows of an object on the frame before. score: logit. seen: whether its mask has a pixel. doubt:
+    see `doubt_of`, None where it was not asked for."""
+
+    score: float
+    seen: bool
+    doubt: float | None
 
 
 def record_evidence(context: FrameContext | None, masks: Tensor, ious: Tensor | None, score: Tensor) -> None:
@@ -98,7 +117,7 @@ def record_evidence(context: FrameContext | None, masks: Tensor, ious: Tensor | 
         if ious is not None and candidates.shape[0] > 1:
             best = candidates.index_select(0, ious.reshape(-1).argmax().reshape(1))
     chosen = candidates if watched or best is None or settings.candidates != "best" else best
-    union = (chosen > 0).any(0) & (score > 0)
+    found = union((chosen > 0).unbind()) & (score > 0)
     noted = tuple(each for each in inputs if each is not None)
     if len(noted) < len(inputs):
         raise ModelStateError(
@@ -106,11 +125,11 @@ def record_evidence(context: FrameContext | None, masks: Tensor, ious: Tensor | 
             "the model compiled before sparsify? Call sparsify first, then compile"
         )
     known = context.video.evidence
-    middle, ahead = None, union
+    middle, ahead = None, found
     if settings.motion:
-        middle = centre(union)
-        ahead = _ahead(known.get(step.obj_id), union, middle, step, settings.motion)
-    known[step.obj_id] = Evidence(
+        middle = centre(found)
+        ahead = _ahead(known.get(step.obj_id), found, middle, step, settings.motion)
+    evidence = Evidence(
         step.frame,
         ahead,
         score,
@@ -119,6 +138,8 @@ def record_evidence(context: FrameContext | None, masks: Tensor, ious: Tensor | 
         middle,
         doubt_of(best) if best is not None and (watched or settings.doubt) else None,
     )
+    # Who reads attention chooses by the score, who asks for doubt by that: on the next frame.
+    known[step.obj_id] = evidence.send() if settings.inputs or settings.doubt else evidence
 
 
 def doubt_of(logits: Tensor) -> Tensor:
@@ -130,7 +151,8 @@ def doubt_of(logits: Tensor) -> Tensor:
     Returns:
         fp32, 0-d, in [0, 1]; 0 where no pixel may be the object's.
     """
-    possible, certain = (logits > -UNSURE).sum(), (logits > UNSURE).sum()
+    limits = constant("unsure", logits.device, lambda: torch.tensor([[-UNSURE], [UNSURE]]))
+    possible, certain = (logits.reshape(-1) > limits).sum(1)
     return (possible - certain) / possible.clamp(min=1)
 
 
@@ -141,19 +163,33 @@ def _ahead(before: Evidence | None, mask: Tensor, middle: Tensor, step: ObjectSt
     return mask if before.centre.device != middle.device else moved(mask, (middle - before.centre) * frames)
 
 
-def dilated(mask: Tensor, kernel: int) -> Tensor:
-    """A bool [h, w] mask under an odd max-pool kernel in its pixels; 1 leaves it as it is."""
-    if kernel == 1:
-        return mask
-    return F.max_pool2d(mask.to(torch.float32)[None, None], kernel, 1, kernel // 2)[0, 0] > 0
+def widened(mask: Tensor, kernel: int) -> Tensor:
+    """A bool [h, w] mask under an odd max-pool kernel in its pixels, 1 leaves it as it is: fp32 [h, w], 0 or 1."""
+    grown = mask.to(torch.float32)[None, None]
+    return (grown if kernel == 1 else F.max_pool2d(grown, kernel, 1, kernel // 2))[0, 0]
+
+
+def union(masks: Sequence[Tensor]) -> Tensor:
+    """Of bool masks [h, w], at least one."""
+    return masks[0] if len(masks) == 1 else torch.stack(list(masks)).any(0)
 
 
 def centre(mask: Tensor) -> Tensor:
     """Mean (row, column) of a bool [h, w] mask in its pixels: fp32 [2], not finite for an empty one."""
-    weight = mask.to(torch.float32)
-    rows = torch.arange(mask.shape[0], device=mask.device, dtype=torch.float32)
-    columns = torch.arange(mask.shape[1], device=mask.device, dtype=torch.float32)
-    return torch.stack([(weight.sum(1) * rows).sum(), (weight.sum(0) * columns).sum()]) / weight.sum()
+    height, width = mask.shape
+    # Sums of whole numbers below 2 ** 24: exact in whatever order.
+    sums = (_places(height, width, mask.device) * mask).sum((1, 2))
+    return sums[:2] / sums[2]
+
+
+def _places(height: int, width: int, device: torch.device) -> Tensor:
+    """Row and column of every pixel, and 1: fp32 [3, height, width]."""
+
+    def make() -> Tensor:
+        one = torch.ones(height, width, device=device)
+        return torch.stack([one.cumsum(0) - 1, one.cumsum(1) - 1, one])
+
+    return constant(("places", height, width), device, make)
 
 
 def moved(mask: Tensor, offset: Tensor) -> Tensor:
@@ -161,12 +197,12 @@ def moved(mask: Tensor, offset: Tensor) -> Tensor:
 
     The offset stays on the device. One that is not finite (an object that is or was out of sight) shifts nothing.
     """
-    offset = torch.where(torch.isfinite(offset).all(), offset, torch.zeros_like(offset)).round().to(torch.int64)
-    shifted = mask
+    offset = torch.nan_to_num(offset, 0.0, 0.0, 0.0).round().to(torch.int64)
+    # What comes from beyond the map comes from the border around it.
+    shifted = F.pad(mask, (1, 1, 1, 1))
     for axis, size in enumerate(mask.shape):
-        source = torch.arange(size, device=mask.device) - offset[axis]
-        inside = (source >= 0) & (source < size)
-        shifted = shifted.index_select(axis, source.clamp(0, size - 1)) & (inside[:, None] if axis == 0 else inside)
+        source = (steps(size + 1, mask.device)[1:] - offset[axis]).clamp(0, size + 1)
+        shifted = shifted.index_select(axis, source)
     return mask | shifted
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surgery.core.early import Early
 from surgery.core.windows import WindowGrid
 
 if TYPE_CHECKING:
@@ -65,11 +67,11 @@ class FrameContext:
     video: what the session remembers. handle: the session, None for a made-up frame. step: the object's step; None
     where the frame is encoded for no object. observer: looks on while everything runs dense. evidence: how it is made;
     None where nobody needs it. known: evidence of every object on the frame before, while the frame is encoded. facts:
-    tensors that operations want to know the values of, see `read`. provided: what operations tell each other, by type.
-    records: what an operation noted for the modules below, by the operation's type. memory_frames: in the host's order,
-    where somebody needs them. decoder_inputs: query and key of every token-to-image attention, or None. sparse: the
-    features of the frame follow from the frame before, so that they are good for this pass only; rounded: they are not
-    those of the stock model, and good as long as the surgery is. Who makes them so says it.
+    tensors that operations want to know the values of, see `send` and `read`. provided: what operations tell each
+    other, by type. records: what an operation noted for the modules below, by the operation's type. memory_frames: in
+    the host's order, where somebody needs them. decoder_inputs: query and key of every token-to-image attention, or
+    None. sparse: the features of the frame follow from the frame before, so that they are good for this pass only;
+    rounded: they are not those of the stock model, and good as long as the surgery is. Who makes them so says it.
     """
 
     frame: int
@@ -86,7 +88,7 @@ class FrameContext:
     decoder_inputs: list[tuple[Tensor, Tensor] | None] | None = None
     sparse: bool = False
     rounded: bool = False
-    _values: dict[str, list[float]] = field(default_factory=dict)
+    _sent: list[tuple[dict[str, int], Early]] = field(default_factory=list)
     _pictures: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @property
@@ -110,16 +112,22 @@ class FrameContext:
         """Whether some operation has asked for this `picture` already."""
         return (height, width) in self._pictures
 
+    def send(self) -> None:
+        """Start one device-to-host copy of all `facts` since the last one."""
+        facts, self.facts = {name: fact.flatten() for name, fact in self.facts.items()}, {}
+        if facts:
+            device = next(iter(facts.values())).device
+            values = torch.cat([fact.to(device, torch.float32) for fact in facts.values()])
+            self._sent.append(({name: len(fact) for name, fact in facts.items()}, Early(values)))
+
     def read(self) -> dict[str, list[float]]:
-        """The values of all `facts`, in one device-to-host copy of those that were not read before."""
-        fresh = {name: fact.flatten().to(torch.float32) for name, fact in self.facts.items()}
-        self.facts = {}
-        if fresh:
-            device = next(iter(fresh.values())).device
-            values = torch.cat([fact.to(device) for fact in fresh.values()]).tolist()
-            for name, fact in fresh.items():
-                self._values[name], values = values[: len(fact)], values[len(fact) :]
-        return self._values
+        """The values of all `facts`. Waits for those that were sent, and sends the others first."""
+        self.send()
+        found = {}
+        for counts, early in self._sent:
+            values = iter(early.values())
+            found.update({name: list(islice(values, count)) for name, count in counts.items()})
+        return found
 
     def get(self, kind: type[T]) -> T | None:
         """What an operation provided of this kind, if any did."""

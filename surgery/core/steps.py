@@ -84,7 +84,12 @@ def encode(surgery: Surgery, pixels: Tensor, run: Callable[[], T]) -> T:
     if context.observer is not None:
         context.observer.frame(context, pixels)
     context.known = video.encode(context.frame, context.dense)
-    features: T = passed(runs, context, pixels, proceed=lambda: run())
+
+    def encoded() -> T:
+        context.send()
+        return run()
+
+    features: T = passed(runs, context, pixels, proceed=encoded)
     video.encoded = context.frame
     return features
 

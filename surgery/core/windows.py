@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surgery.core.constants import constant
+from surgery.core.early import sent
+
 
 @dataclass(eq=False)
 class Packing:
@@ -103,34 +106,40 @@ class WindowGrid:
 
     def packing(self, windows: Sequence[int], device: torch.device) -> Packing:
         """Index tensors that pack `windows` on `device`."""
-
-        def put(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device, non_blocking=True)
-
-        ids = put(np.asarray(windows, dtype=np.int64))
+        ids = sent(np.asarray(windows, dtype=np.int64), device)
         if self.filled:
             filling = self._ids[list(windows)].reshape(-1, 1) < 0
-            return Packing(ids, None, self.area, put(filling), put(self.back(windows)))
+            return Packing(ids, None, self.area, sent(filling, device), sent(self.back(windows), device))
         slots = self.real_slots(windows)
         full = len(slots) == len(windows) * self.area
-        return Packing(ids, None if full else put(slots), self.area)
+        return Packing(ids, None if full else sent(slots, device), self.area)
 
     def cells(self, mask: Tensor) -> Tensor:
-        """Which windows a low-resolution mask touches: bool [h, w] -> bool [count].
+        """Which windows a low-resolution mask, bool or 0 and 1, touches: [h, w] -> bool [count].
 
         The mask side must be a whole multiple of the token grid (4 for SAM 2: 256 px on 64 tokens).
         """
         scale_h, scale_w = mask.shape[-2] // self.height, mask.shape[-1] // self.width
         cell_h, cell_w = scale_h * self.window, scale_w * self.window
         pad = (0, self.cols * cell_w - mask.shape[-1], 0, self.rows * cell_h - mask.shape[-2])
-        grid = F.pad(mask.to(torch.float32)[None, None], pad)
+        grid = mask.to(torch.float32)[None, None]
+        grid = F.pad(grid, pad) if any(pad) else grid
         return F.max_pool2d(grid, (cell_h, cell_w), (cell_h, cell_w)).flatten() > 0
 
     def mass(self, saliency: Tensor) -> Tensor:
         """Saliency per window: [n, height * width] -> [n, count], summed over each window's real tokens."""
         pad = (0, self.cols * self.window - self.width, 0, self.rows * self.window - self.height)
-        grid = F.pad(saliency.reshape(-1, self.height, self.width), pad)
+        grid = saliency.reshape(-1, self.height, self.width)
+        grid = F.pad(grid, pad) if self.padded else grid
         return grid.reshape(-1, self.rows, self.window, self.cols, self.window).sum((2, 4)).flatten(1)
+
+    def sizes(self, device: torch.device) -> Tensor:
+        """Real tokens of every window: fp32 [count]."""
+        return constant(
+            ("sizes", self.height, self.width, self.window),
+            device,
+            lambda: torch.from_numpy((self._ids >= 0).sum(1)).to(torch.float32),
+        )
 
 
 def longest_waiting(ages: Sequence[int], taken: Sequence[bool], count: int) -> list[int]:

@@ -58,32 +58,43 @@ def tracked(model: Any, frames: int) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Frame:
-    """Work of one frame after the memory bank is full; each count is of a frame of its own, one after the other."""
+    """Work of one frame after the memory bank is full; each count is of a frame of its own, one after the other.
+
+    syncs, early: see `SyncCounter`.
+    """
 
     operators: OperatorCounter
     syncs: Counter[str]
+    early: list[int]
     flops: int
 
 
 @functools.cache
 def observed(host: str, recipe: str | None) -> Frame:
     """A routed frame under a recipe of `RECIPES`, or a frame of the stock model."""
+    return frame_of(host, None if recipe is None else Recipe.load(RECIPES[recipe]))
+
+
+def frame_of(host: str, recipe: Recipe | None) -> Frame:
+    """The same under any recipe."""
     model = make(host).model
     run = tracked(model, WARM + 3)
     flops = FlopCounterMode(display=False)
     with torch.inference_mode(), ExitStack() as stack:
         if recipe is not None:
-            surgery.sparsify(model, Recipe.load(RECIPES[recipe]))
+            surgery.sparsify(model, recipe)
             stack.enter_context(fixed_windows(require_surgery(model), SHARE))
         for _ in range(WARM):
             next(run)
-        with OperatorCounter() as work:
-            next(run)
         with SyncCounter() as waits:
+            # Copies are started on one frame and read on the next.
+            with OperatorCounter() as work:
+                next(run)
+            waits.again()
             next(run)
         with sdpa_kernel(SDPBackend.MATH), flops:
             next(run)
-    return Frame(work, waits.syncs, flops.get_total_flops())
+    return Frame(work, waits.syncs, waits.early, flops.get_total_flops())
 
 
 @functools.cache
@@ -95,6 +106,8 @@ def measured(host: str, recipe: str) -> dict[str, int]:
         "operators": frame.operators.total,
         "gathered_bytes": frame.operators.gathered,
         "host_syncs": frame.syncs.total(),
+        "early_reads": len(frame.early),
+        "launches_before_read": min(frame.early),
     }
     if recipe in COMPILED:
         counts["graphs"] = graphs(host, recipe)

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from benchmarks.work import LaunchCounter, OperatorCounter, SyncCounter
-from tests.bench.guard import COMMAND, FILE, HOSTS, RECIPES, changes, launched, measured, observed, versions
+from surgery.core.early import Early
+from surgery.operations.window_routing.bound import WindowRouter
+from surgery.recipe import Recipe
+from tests.bench.guard import COMMAND, FILE, HOSTS, RECIPES, changes, frame_of, launched, measured, observed, versions
 from tests.hosts.drive import BLOCKS, LARGE
 
 CASES = [(host, recipe) for host in HOSTS for recipe in RECIPES]
@@ -24,7 +27,7 @@ def recorded() -> dict[str, Any]:
 @pytest.mark.parametrize(("host", "recipe"), CASES)
 def test_flops_and_syncs_are_as_recorded(host: str, recipe: str, recorded: dict[str, Any]) -> None:
     case = f"{host} {recipe}"
-    said = changes(case, recorded["cases"][case], measured(host, recipe), ("flops", "host_syncs"))
+    said = changes(case, recorded["cases"][case], measured(host, recipe), ("flops", "host_syncs", "early_reads"))
     assert not said, "\n".join(said)
 
 
@@ -34,7 +37,8 @@ def test_operators_bytes_and_graphs_are_as_recorded(host: str, recipe: str, reco
     if any(here[name] != there[name] for name in ("torch", host)):
         pytest.skip(f"counts of operators were recorded with {there}, here is {here}: {COMMAND} records them")
     case = f"{host} {recipe}"
-    said = changes(case, recorded["cases"][case], measured(host, recipe), ("operators", "gathered_bytes", "graphs"))
+    names = ("operators", "gathered_bytes", "graphs", "launches_before_read")
+    said = changes(case, recorded["cases"][case], measured(host, recipe), names)
     assert not said, "\n".join(said)
 
 
@@ -59,10 +63,22 @@ def test_the_page_has_the_launches_recorded(recorded: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("host", "recipe"), CASES)
-def test_a_confident_frame_waits_for_the_device_once(host: str, recipe: str) -> None:
+def test_a_routed_frame_waits_for_the_device_as_often_as_stock(host: str, recipe: str) -> None:
     stock, sparse = observed(host, None).syncs, observed(host, recipe).syncs
-    assert dict(sparse - stock) == {"tolist": 1}, f"stock {dict(stock)}, sparse {dict(sparse)}"
-    assert not stock - sparse
+    assert sparse == stock
+
+
+def test_a_frame_whose_score_gate_fires_waits_no_more() -> None:
+    """Attention is looked at as well, and what it says travels with the rest."""
+    frame = frame_of("sam2", Recipe.load("balanced", ["routing.object.score_gate=1000"]))
+    assert frame.flops > observed("sam2", "balanced").flops
+    assert not frame.syncs and len(frame.early) == 2
+
+
+def test_before_an_encoder_in_one_piece_the_windows_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WindowRouter, "_in_one_piece", True)
+    frame = frame_of("sam2", Recipe.load("balanced"))
+    assert frame.syncs == {"tolist": 1} and len(frame.early) == 1
 
 
 def test_a_change_is_named_with_both_counts() -> None:
@@ -99,6 +115,28 @@ def test_every_wait_is_counted_once() -> None:
         torch.where(values > 1, values, index[0])
         values.to(values.device).to(torch.float64)
     assert not counter.syncs
+
+
+def test_a_copy_that_was_started_early_is_no_wait_where_something_was_launched_meanwhile() -> None:
+    table = torch.arange(4.0)
+    before = Early(table)
+    with torch.inference_mode(), SyncCounter() as counter:
+        early = Early(table)
+        assert early.values() == [0.0, 1.0, 2.0, 3.0]
+        assert counter.syncs == {"tolist": 1} and not counter.early, "nothing was launched in between"
+        early = Early(table)
+        table.add_(1)
+        table.reshape(2, 2).mul_(2)
+        early.values()
+        early.values()
+        assert counter.syncs == {"tolist": 1} and counter.early == [2]
+        early = Early(table)
+        counter.again()
+        table.add_(1)
+        early.values()
+        assert not counter.syncs and counter.early == [1]
+        before.values()
+        assert counter.syncs == {"tolist": 1}, "nobody saw it start"
 
 
 def test_operators_and_gathered_bytes() -> None:

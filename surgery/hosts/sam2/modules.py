@@ -42,9 +42,8 @@ class Sam2Attention(Attention):
         if site.context is None or q.shape[0] != 1:
             return stock()
 
-        def tables(tokens: int) -> tuple[Tensor, Tensor]:
-            table = _rotary_table(self, tokens, q.device)
-            return table.real, table.imag
+        def tables(tokens: int) -> Tensor:
+            return torch.view_as_real(_rotary_table(self, tokens, q.device))
 
         parts = Projections(own.q_proj, own.k_proj, own.v_proj, own.out_proj, own.num_heads)
         call = AttentionCall(q[0], k[0], v[0], parts, tables, site.number, num_k_exclude_rope, own.training)

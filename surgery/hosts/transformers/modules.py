@@ -57,9 +57,10 @@ class TransformersAttention(Attention):
         if site.context is None or query.shape[:2] != (1, 1):
             return stock()
 
-        def tables(tokens: int) -> tuple[Tensor, Tensor]:
-            cos, sin = (table.reshape(-1, table.shape[-1])[:, ::2] for table in position_embeddings)
-            return cos, sin
+        def tables(tokens: int) -> Tensor:
+            # Of a model in half precision they are too.
+            cos_sin = [table.reshape(-1, table.shape[-1])[:, ::2].float() for table in position_embeddings]
+            return torch.stack(cos_sin, -1)
 
         parts = Projections(own.q_proj, own.k_proj, own.v_proj, own.o_proj, own.num_attention_heads)
         call = AttentionCall(

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from surgery.core.constants import constant, steps
 from surgery.core.memory import Conditioning, MemoryFrame
 from surgery.core.session import State
 from surgery.core.values import APART
@@ -24,15 +26,15 @@ ALIGNMENT = 16
 
 @dataclass(eq=False)
 class ObjectMemory(State):
-    """Salient token indices of one object in one direction: `{frame: [int64 [k] per layer]}`.
+    """Salient token indices of one object in one direction, by frame: int64 [layers, k].
 
-    offsets: per frame and layer, 0-d, minus the log of the share of the frame's attention that its kept tokens held:
+    offsets: per frame, fp32 [layers, 1], minus the log of the share of the frame's attention that its kept tokens held:
     added to their logits, they weigh as much as the whole frame did. measured: tracked frames measured since the
     direction was last entered; with a warm-up, pruning waits until it reaches the bank's middle length, as published.
     """
 
-    frames: dict[int, list[Tensor]] = field(default_factory=dict)
-    offsets: dict[int, list[Tensor]] = field(default_factory=dict)
+    frames: dict[int, Tensor] = field(default_factory=dict)
+    offsets: dict[int, Tensor] = field(default_factory=dict)
     measured: int = 0
 
     def forget(self, frame: int) -> None:
@@ -183,7 +185,7 @@ def _to_measure(
     return [
         Measured(
             frame=frame,
-            rows=torch.arange(slot * tokens, (slot + 1) * tokens, device=device),
+            rows=steps(len(memory_frames) * tokens, device)[slot * tokens : (slot + 1) * tokens],
             keep=share,
             counts=counts,
             picked=[None] * layers,
@@ -198,33 +200,31 @@ def _choose_rows(
     device: torch.device, rebalance: bool,
 ) -> None:  # fmt: skip
     """Fill the plan's index, rows and bias. pruned: {slot: frame} whose salient tokens alone are read."""
-    spatial = frames * tokens
-    every = torch.arange(length, device=device)
-    zero = torch.zeros(1, device=device)
-    plan.kept = 0
+    layers, others = plan.layers, length - frames * tokens
+    every = steps(max(tokens, others), device)
+    kept = [memory.frames[pruned[slot]].shape[1] if slot in pruned else tokens for slot in range(frames)]
+    padding = -(sum(kept) + others) % ALIGNMENT if rebalance else 0
+    parts = [memory.frames[pruned[slot]].to(device) if slot in pruned else every[:tokens] for slot in range(frames)]
+    rows = [part.expand(layers, -1) for part in (*parts, every[:others], every[:1].expand(padding))]
+    where = torch.cat(rows, 1)
+    starts = _starts((*kept, others, padding), tokens, device)
+    plan.rows, plan.kept = list(where[:, : sum(kept)]), layers * sum(kept)
+    plan.index = list(where + starts)
     if rebalance:
-        plan.bias = [None] * plan.layers
-    for layer in range(plan.layers):
-        parts, weights = [], []
-        for slot in range(frames):
-            if slot in pruned:
-                part = memory.frames[pruned[slot]][layer].to(device) + slot * tokens
-                weight = memory.offsets[pruned[slot]][layer].to(device) if rebalance else zero
-            else:
-                part, weight = every[slot * tokens : (slot + 1) * tokens], zero
-            parts.append(part)
-            weights.append(weight.reshape(1).expand(part.shape[0]))
-        where = torch.cat(parts)
-        plan.rows[layer] = where % tokens
-        plan.kept += where.shape[0]
-        rest = [where, every[spatial:]]
-        if plan.bias is not None:
-            padding = -(where.shape[0] + length - spatial) % ALIGNMENT
-            rest.append(every[:1].expand(padding))
-            plan.bias[layer] = torch.cat(
-                [*weights, zero.expand(length - spatial), torch.full_like(zero, -torch.inf).expand(padding)]
-            )
-        plan.index[layer] = torch.cat(rest)
+        zero, never = (_number(value, device).expand(layers, 1) for value in (0.0, -torch.inf))
+        weights = [memory.offsets[pruned[slot]].to(device) if slot in pruned else zero for slot in range(frames)]
+        spread = [weight.expand(-1, count) for weight, count in zip(weights, kept, strict=True)]
+        plan.bias = list(torch.cat([*spread, zero.expand(-1, others), never.expand(-1, padding)], 1))
+
+
+def _starts(counts: tuple[int, ...], tokens: int, device: torch.device) -> Tensor:
+    """Of every row that is read, the first row of its memory frame, of the pointers, or of all (padding): int64 [n]."""
+    firsts = [*(slot * tokens for slot in range(len(counts) - 1)), 0]
+    return constant(("starts", counts, tokens), device, lambda: torch.from_numpy(np.repeat(firsts, counts)))
+
+
+def _number(value: float, device: torch.device) -> Tensor:
+    return constant(("number", value), device, lambda: torch.tensor(value))
 
 
 def remember(plan: KeyPlan, memory: ObjectMemory) -> None:
@@ -236,6 +236,6 @@ def remember(plan: KeyPlan, memory: ObjectMemory) -> None:
                 f"memory attention measured {len(picked)} of its {plan.layers} layers under the surgery; was the model "
                 "compiled before sparsify? Call sparsify first, then compile"
             )
-        memory.frames[item.frame] = picked
-        memory.offsets[item.frame] = [offset for offset in item.offset if offset is not None]
+        memory.frames[item.frame] = torch.stack(picked)
+        memory.offsets[item.frame] = torch.stack([offset for offset in item.offset if offset is not None])[:, None]
         memory.measured += item.counts

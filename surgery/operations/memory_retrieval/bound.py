@@ -82,7 +82,7 @@ class BoundRetrieval(Bound[RetrievalSettings]):
         if limit is None and not context.watched:
             return False
         evidence = context.video.evidence.get(step.obj_id)
-        doubt = evidence.unsure() if evidence is not None and evidence.frame == step.previous else None
+        doubt = evidence.told().doubt if evidence is not None and evidence.frame == step.previous else None
         if doubt is None:
             return False
         if context.watched and context.observer is not None:
@@ -145,8 +145,8 @@ class BoundRetrieval(Bound[RetrievalSettings]):
                 keep = max(1 / tokens, (share * bank - 1) / (bank - 1))  # the newest is read whole
             frame = each.frame if isinstance(each, Conditioning) else each
             if keep < 1.0 and frame is not None:
-                memory.frames[frame] = [torch.arange(kept_count(tokens, keep), device=device)] * layers
-                memory.offsets[frame] = [torch.zeros((), device=device)] * layers
+                memory.frames[frame] = torch.arange(kept_count(tokens, keep), device=device).expand(layers, -1)
+                memory.offsets[frame] = torch.zeros(layers, 1, device=device)
         if memory.frames:
             context.video.set_object(memory, step.obj_id, step.reverse)
         else:

@@ -21,13 +21,15 @@ def memory_saliency(query: Tensor, key: Tensor, stride: int = 1) -> Tensor:
     """
     query = query[:, ::stride] * query.shape[-1] ** -0.5
     keys = key.transpose(-1, -2)
-    total = torch.zeros(key.shape[-2], dtype=torch.float32, device=key.device)
     # As many chunks as the whole grid would need, whatever the queries: a compiled graph has a fixed number of them.
     chunks = -(-key.shape[-2] // (_ROWS * stride))
     rows = -(-query.shape[1] // chunks)
+    total: Tensor | None = None
     for chunk in range(chunks):
         logits = query[:, chunk * rows : (chunk + 1) * rows] @ keys
-        total = total + logits.softmax(-1, dtype=torch.float32).sum((0, 1))
+        part = logits.softmax(-1, dtype=torch.float32).sum((0, 1))
+        total = part if total is None else total + part
+    assert total is not None
     return total / (query.shape[0] * query.shape[1])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from surgery.core.attention import AttentionCall
 from surgery.core.cost import width_of
+from surgery.core.early import sent
 from surgery.core.evidence import EvidenceSettings
 from surgery.core.frame import ComputedWindows, FrameContext, ObjectStep
 from surgery.core.host import HostView
@@ -205,7 +206,7 @@ class QueryRouter(Bound[SparseQueryRouting]):
         changed = found.changed
         if changed is None and found.picture is not None and last.picture is not None:
             changed = (found.picture - last.picture.to(found.picture.device)).abs().mean(0).flatten()
-        known = torch.from_numpy(certain).to(device, non_blocking=True)
+        known = sent(certain, device)
         index = query_tokens(known, region.tokens.to(device), count, None if changed is None else changed.to(device))
         return QueryRoute(index, grid.tokens, last.output, list(last.inputs))
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surgery.core.constants import steps
 from surgery.core.session import State
 from surgery.core.windows import WindowGrid
 
@@ -123,7 +124,7 @@ def query_tokens(certain: Tensor, reached: Tensor, count: int, changed: Tensor |
         int64 [count], rising.
     """
     tokens = reached.shape[0]
-    order = torch.arange(tokens, device=reached.device, dtype=torch.float32)
+    order = steps(tokens, reached.device, torch.float32)
     if changed is not None:
         order = torch.empty_like(order).index_copy(0, changed.argsort(descending=True, stable=True), order)
     priority = reached.to(torch.float32).index_fill(0, certain, 2.0)

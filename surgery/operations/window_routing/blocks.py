@@ -20,6 +20,21 @@ TYPE = "sparse_window_routing"
 """The key of the frame's route among the records of its context."""
 
 
+class Undecided:
+    """A route that is made when the first block asks for it. choose: makes it."""
+
+    def __init__(self, choose: Callable[[], Route]) -> None:
+        self.choose = choose
+
+
+def route_of(context: FrameContext) -> Route | None:
+    """The frame's route, or None where the encoder runs as it is."""
+    found: Route | Undecided | None = context.records.get(TYPE)
+    if isinstance(found, Undecided):
+        found = context.records[TYPE] = found.choose()
+    return found
+
+
 class Runs(Protocol):
     """What runs at a block."""
 
@@ -41,7 +56,7 @@ class Stages12Block:
         self.correction, self.corrected = correction, corrected
 
     def __call__(self, context: FrameContext, block: BlockCall, tokens: Tensor, proceed: Proceed) -> Tensor:
-        route: Route | None = context.records.get(TYPE)
+        route = route_of(context)
         tiles = route.tiles if route is not None else None
         if route is None or tiles is None:
             return proceed(tokens)
@@ -72,7 +87,7 @@ class SpanBlock:
         return not self.window and not self.last
 
     def __call__(self, context: FrameContext, block: BlockCall, tokens: Tensor, proceed: Proceed) -> Tensor:
-        route: Route | None = context.records.get(TYPE)
+        route = route_of(context)
         if route is None:
             return proceed(tokens)
         if isinstance(route.globals, DenseGlobals):
@@ -144,7 +159,7 @@ class Stage4Block:
         self.window, self.first, self.last = window, first, last
 
     def __call__(self, context: FrameContext, block: BlockCall, tokens: Tensor, proceed: Proceed) -> Tensor:
-        route: Route | None = context.records.get(TYPE)
+        route = route_of(context)
         stage4 = route.stage4 if route is not None else None
         if route is None or stage4 is None:
             return proceed(tokens)

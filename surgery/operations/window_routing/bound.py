@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 from surgery.core.frame import ComputedWindows, FrameContext
 from surgery.core.operation import Bound, Patch
 from surgery.core.parts import ENCODER, Part
+from surgery.core.patching import own_forward
 from surgery.core.session import FrameRecord
 from surgery.core.surgery import Surgery
 from surgery.core.windows import WindowGrid
 from surgery.errors import ModelStateError
-from surgery.operations.window_routing.blocks import SpanBlock, Stage4Block, Stages12Block
+from surgery.operations.window_routing.blocks import SpanBlock, Stage4Block, Stages12Block, Undecided, route_of
 from surgery.operations.window_routing.geometry import (
     last_blocks,
     span_of,
@@ -26,7 +28,15 @@ from surgery.operations.window_routing.geometry import (
 )
 from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
 from surgery.operations.window_routing.graphs import own_route, route_kind, settle_route
-from surgery.operations.window_routing.policy import FramePreview, Policy, WindowState, by_evidence, tile_route
+from surgery.operations.window_routing.policy import (
+    FramePreview,
+    Policy,
+    WindowState,
+    ask,
+    by_evidence,
+    must_be_dense,
+    tile_urgency,
+)
 from surgery.operations.window_routing.router import budgeted
 from surgery.operations.window_routing.settings import WindowSettings
 from surgery.operations.window_routing.shortcut import Shortcut, make_shortcut
@@ -42,6 +52,14 @@ class SpanSeen:
     entering: Tensor
     leaving: Tensor
     maps: tuple[Tensor, ...]
+
+
+@dataclass
+class _Choice:
+    """Windows that a frame computes, or None for all, and the reason, see `Policy`."""
+
+    windows: list[int] | None
+    reason: str | None
 
 
 class WindowRouter(Bound[WindowSettings]):
@@ -92,9 +110,9 @@ class WindowRouter(Bound[WindowSettings]):
         """See `Bound.patches`."""
         host, span = self.surgery.host, self.span
         yield Patch("encode", self._encode)
-        ends = last_blocks(host, span)
+        ends = last_blocks(host, span) if self.tiles is not None else []
         corrections = self.shortcut.corrections if self.settings.stages.correction == "patch" else None
-        for index in range(span.entry):
+        for index in range(span.entry if self.tiles is not None else 0):
             level = ends.index(index) if index in ends else None
             correction: Any = corrections[level] if corrections is not None and level is not None else None
             gathers = index == 0 or index - 1 in ends
@@ -110,49 +128,83 @@ class WindowRouter(Bound[WindowSettings]):
                 yield Patch("block", Stage4Block(window, index == numbers[0], index == numbers[-1]), index)
 
     def _encode(self, context: FrameContext, pixels: Tensor, proceed: Callable[[], Any]) -> Any:
-        """Choose windows, run, remember."""
-        settings, grid, observer = self.settings, self.grid, context.observer
+        """Ask what there is to see, run, choose windows where the first block wants them, remember."""
+        settings, grid, host, observer = self.settings, self.grid, self.surgery.host, context.observer
+        device, state = pixels.device, context.video.state(WindowState)
         chooses = settings.windows == "object"
-        state = context.video.state(WindowState)
         preview = FramePreview.at(pixels, settings, grid, context) if chooses else FramePreview()
-        windows: list[int] | None = None
-        reason: str | None = "watched" if observer is not None else "every window asked for"
-        if chooses and observer is None:
-            host = self.surgery.host
-            windows, reason = self.policy(settings, grid, host, context, state, preview, pixels.device)
-        route = self.route(context, state, windows, preview, pixels.device)
-        if not route.dense and "forward" in vars(self.surgery.host.image_encoder()):
-            # The VOS predictor compiled its encoder itself, one graph for each shape, and fails at the ninth.
-            settle_route(route, grid)
-        context.records[settings.type] = route
+        asks = chooses and observer is None and must_be_dense(settings, context, state, device) is None
+        choice = _Choice(None, "watched" if observer is not None else "every window asked for")
+
+        def choose() -> Route:
+            urgency = None
+            if asks and self.tiles is not None:
+                # Launched before what was asked for is waited for.
+                urgency = tile_urgency(self.tiles, settings, state.tiles, context.known, preview)
+            if chooses and observer is None:
+                choice.windows, choice.reason = self.policy(settings, grid, host, context, state, preview, device)
+            return self._route(context, state, choice.windows, urgency, device)
+
+        if asks:
+            ask(settings, grid, host, context, state, preview)
+            context.records[settings.type] = Undecided(choose)
+        else:
+            context.records[settings.type] = choose()
         try:
+            if self._in_one_piece:
+                route = route_of(context)
+                if route is not None and not route.dense and "forward" in vars(host.image_encoder()):
+                    # The VOS predictor compiled its encoder itself, one graph for each shape, and fails at the ninth.
+                    settle_route(route, grid)
             features = proceed()
+            route = route_of(context)
         finally:
             del context.records[settings.type]
+        assert route is not None
         if observer is not None and route.seen_input is not None and route.seen_output is not None:
             maps = route.tiles.maps if route.tiles is not None else None
             observer.noted(SpanSeen(route.seen_input, route.seen_output, tuple(maps or ())))
         if not context.watched:
-            self._remember(route, state, preview, pixels.device)
+            self._remember(route, state, preview, device)
         if route.stage4 is not None and route.stage4.seen is not None:
             state.stage4 = route.stage4.seen.contiguous()
         if route.globals is not None:
             state.globals = tuple(route.globals.seen)
-        self._note(context, state, windows, reason, preview)
+        state.seen = preview.remembered(state.seen, None if choice.windows is None else route.chosen)
+        self._note(context, state, choice.windows, choice.reason, preview)
         return features
 
-    def route(
-        self, context: FrameContext, state: WindowState, windows: list[int] | None, preview: FramePreview,
+    @property
+    def _in_one_piece(self) -> bool:
+        """Whether the encoder runs compiled or recorded: then windows must be known before it starts."""
+        host = self.surgery.host
+        around = (host.image_encoder(), *host.image_encoder().children(), *host.blocks())
+        return (
+            torch.compiler.is_compiling()
+            or self._recorded
+            or any("forward" in vars(each) and not own_forward(each) for each in around)
+            or any(vars(each).get("_compiled_call_impl") is not None for each in around)
+        )
+
+    @cached_property
+    def _recorded(self) -> bool:
+        """Whether another operation compiles or records the encoder."""
+        others = (bound for bound in self.surgery.bound if bound is not self)
+        return any(each.seam == "forward" and each.index == ENCODER for bound in others for each in bound.patches())
+
+    def _route(
+        self, context: FrameContext, state: WindowState, windows: list[int] | None, urgency: Tensor | None,
         device: torch.device,
     ) -> Route:  # fmt: skip
-        """The route of a frame that computes `windows`; None: all of them."""
+        """The route of a frame that computes `windows`; None: all of them. urgency: of the pieces of tiles."""
         settings, grid, watched = self.settings, self.grid, context.observer is not None
         chooses = settings.windows == "object"
         tiles, stage4 = (self.tiles, self.stage4) if chooses else (None, None)
         if windows is not None:
             stages12 = None
-            if tiles is not None:
-                stages12 = tile_route(tiles, settings, state, context.known, windows, preview)
+            if tiles is not None and state.tiles is not None:
+                count = round(settings.stages.early * tiles.count)
+                stages12 = tiles.route(windows, device, state.tiles, urgency, count)
             after = None
             if stage4 is not None and state.stage4 is not None:
                 after = stage4.route(windows, device, state.stage4)
@@ -203,7 +255,6 @@ class WindowRouter(Bound[WindowSettings]):
     ) -> None:  # fmt: skip
         grid, video = self.grid, context.video
         state.thumbnail = preview.thumbnail
-        state.seen = preview.remembered(state.seen, windows, grid)
         if self.settings.windows == "object":
             context.provide(ComputedWindows(grid, None if windows is None else tuple(windows), state.seen))
         context.sparse = context.sparse or windows is not None

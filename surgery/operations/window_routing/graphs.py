@@ -77,7 +77,7 @@ def _indices(route: Route) -> Iterator[Tensor]:
     given = [route.chosen, route.rest, route.real]
     given += [each for packing in _packings(route) for each in (packing.ids, packing.slots, packing.filling)]
     if tiles is not None:
-        given += [tiles.pieces, tiles.tokens, tiles.order]
+        given += [tiles.pieces, tiles.tokens, tiles.order, *tiles.lines.values()]
     if stage4 is not None:
         given.append(stage4.chosen)
     yield from (tensor for tensor in given if tensor is not None)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from surgery.core.evidence import Evidence, saliency_map
+from surgery.core.evidence import Evidence, saliency_map, union
 from surgery.core.frame import FrameContext
 from surgery.core.host import HostView
 from surgery.core.session import State
@@ -25,7 +25,7 @@ from surgery.operations.window_routing.router import (
 )
 from surgery.operations.window_routing.settings import WindowSettings
 from surgery.operations.window_routing.span import SpanMemory
-from surgery.operations.window_routing.tiles import TileGrid, TileMemory, TileRoute, piece_urgency
+from surgery.operations.window_routing.tiles import TileGrid, TileMemory, piece_urgency
 
 
 @dataclass(eq=False)
@@ -82,13 +82,13 @@ class FramePreview:
             return cls(small)
         return cls(small, context.picture(pixels, grid.height, grid.width))
 
-    def remembered(self, seen: Tensor | None, windows: list[int] | None, grid: WindowGrid) -> Tensor | None:
-        """The picture of every token when its window was last computed, after `windows` (None: all) were."""
-        if self.picture is None or windows is None or seen is None:
+    def remembered(self, seen: Tensor | None, chosen: Tensor | None) -> Tensor | None:
+        """The picture of every token when its window was last computed, after those of the tokens `chosen` were; int64
+        [N], None: all."""
+        if self.picture is None or chosen is None or seen is None:
             return self.picture
-        ids = torch.from_numpy(grid.token_ids(windows)).to(self.picture.device)
-        flat = self.picture.flatten(1)
-        return seen.flatten(1).index_copy(1, ids, flat.index_select(1, ids)).reshape(seen.shape)
+        now = self.picture.flatten(1).index_select(1, chosen)
+        return seen.flatten(1).index_copy(1, chosen, now).reshape(seen.shape)
 
 
 class Policy(Protocol):
@@ -98,50 +98,73 @@ class Policy(Protocol):
         self, settings: WindowSettings, grid: WindowGrid, host: HostView, context: FrameContext,
         state: WindowState, preview: FramePreview, device: torch.device,
     ) -> tuple[list[int] | None, str | None]:  # fmt: skip
-        """Windows to compute on this frame, or None for all, and the reason for all or for more than the budget."""
+        """Windows to compute on this frame, or None for all, and the reason for all or for more than the budget.
+
+        Called when the first block wants to know; by then `ask` has asked, unless the frame `must_be_dense`.
+        """
 
 
 def by_evidence(
     settings: WindowSettings, grid: WindowGrid, host: HostView, context: FrameContext, state: WindowState,
     preview: FramePreview, device: torch.device,
 ) -> tuple[list[int] | None, str | None]:  # fmt: skip
-    """The recipe's own rules, see `Policy`.
-
-    One device-to-host copy on a confident frame; a second one on frames where the score gate fires.
-    """
+    """The recipe's own rules, see `Policy`."""
     reason = must_be_dense(settings, context, state, device)
     if reason is not None:
         return None, reason
     assert context.step is not None
     objects = context.step.objects
     evidence = [context.known[obj_id] for obj_id in objects]
-    facts, small, cut = context.facts, preview.thumbnail, settings.refresh.scene_cut
+    told = [item.told() for item in evidence]
+    values = context.read()
+    seen = Seen(
+        [value > 0 for value in values["touched"]],
+        [each.score for each in told],
+        values.get("changes"),
+        values.get("cut", [0.0])[0] if settings.refresh.scene_cut is not None else None,
+        [each.doubt for each in told if each.doubt is not None],
+    )
+
+    def salient() -> list[bool]:
+        if "salient" not in values:
+            # The mask has pixels, and no window has them.
+            context.facts["salient"] = attended(settings, grid, host, evidence)
+            values.update(context.read())
+        return [value > 0 for value in values["salient"]]
+
+    return by_rules(settings, state, objects, seen, salient)
+
+
+def ask(
+    settings: WindowSettings, grid: WindowGrid, host: HostView, context: FrameContext, state: WindowState,
+    preview: FramePreview,
+) -> None:  # fmt: skip
+    """Ask for what `by_evidence` will want to know of the device."""
+    assert context.step is not None
+    evidence = [context.known[obj_id] for obj_id in context.step.objects]
+    facts, small = context.facts, preview.thumbnail
     facts["touched"] = mask_windows([item.mask for item in evidence], grid, settings.object.dilation)
-    facts["scores"] = torch.cat([item.score.reshape(1) for item in evidence])
     if small is not None and state.thumbnail is not None:
         facts["cut"] = scene_change(small, state.thumbnail.to(small.device))
     if preview.picture is not None and settings.budget < 1.0:
         seen = preview.picture if state.seen is None else state.seen.to(preview.picture.device)
         facts["changes"] = window_changes(preview.picture, seen, grid)
-    unsure = [item for item in evidence if item.doubt is not None]
-    if unsure:
-        # Also where only others ask for it: one wait is enough.
-        facts["doubts"] = torch.stack([item.doubt for item in unsure if item.doubt is not None])
-    values = context.read()
-    taken, scores, changes = [value > 0 for value in values["touched"]], values["scores"], values.get("changes")
-    for item, value in zip(unsure, values.get("doubts", []), strict=True):
-        item.known = value
-    cut_by = values.get("cut", [0.0])[0] if cut is not None else None
-    found = Seen(taken, scores, changes, cut_by, values.get("doubts", []))
+    told = [item.told() for item in evidence]
+    if unreliable(settings, [each.score for each in told], [each.seen for each in told]):
+        facts["salient"] = attended(settings, grid, host, evidence)
 
-    def salient() -> list[bool]:
-        if not host.modules("token_to_image"):
-            return [False] * grid.count  # a decoder without attention says nothing besides its masks
-        maps = torch.stack([saliency_map(host, item) for item in evidence])
-        windows: list[bool] = salient_windows(maps, grid, settings.object.saliency_mass).tolist()
-        return windows
 
-    return by_rules(settings, state, objects, found, salient)
+def unreliable(settings: WindowSettings, scores: Iterable[float], seen: Iterable[bool]) -> bool:
+    """Whether the masks of the frame before cannot be relied on. seen: whether anything of them is there."""
+    return not any(seen) or any(not score >= settings.object.score_gate for score in scores)
+
+
+def attended(settings: WindowSettings, grid: WindowGrid, host: HostView, evidence: Sequence[Evidence]) -> Tensor:
+    """Windows that hold the prompts' attention, bool [grid.count]; none of a decoder without attention."""
+    if not host.modules("token_to_image"):
+        return torch.zeros(grid.count, dtype=torch.bool, device=evidence[0].mask.device)
+    maps = torch.stack([saliency_map(host, item) for item in evidence])
+    return salient_windows(maps, grid, settings.object.saliency_mass)
 
 
 @dataclass(frozen=True)
@@ -172,7 +195,7 @@ def by_rules(
     if lost_object(settings, state, objects, seen.scores):
         return None, "lost object"
     taken = list(seen.touched)
-    if not any(taken) or any(not score >= settings.object.score_gate for score in seen.scores):
+    if unreliable(settings, seen.scores, taken):
         taken = [a or b for a, b in zip(taken, salient(), strict=True)]
     if seen.changes is None:
         windows, more = allot(taken, state.ages, settings.rolling, settings.round_to, settings.fill), None
@@ -210,20 +233,15 @@ class FixedWindows:
         return (None, reason) if reason is not None else (sorted(self.windows), None)
 
 
-def tile_route(
-    tiles: TileGrid, settings: WindowSettings, state: WindowState, known: Mapping[int, Evidence],
-    windows: list[int], preview: FramePreview,
-) -> TileRoute | None:  # fmt: skip
-    """The route through the blocks before the span, with the extra pieces that `early` leaves room for."""
-    memory = state.tiles
-    if memory is None:
+def tile_urgency(
+    tiles: TileGrid, settings: WindowSettings, memory: TileMemory | None, known: Mapping[int, Evidence],
+    preview: FramePreview,
+) -> Tensor | None:  # fmt: skip
+    """How urgent each piece is, fp32 [P]; None without extra pieces."""
+    if memory is None or preview.picture is None or memory.picture is None or memory.ages is None:
         return None
-    if preview.picture is None or memory.picture is None or memory.ages is None:
-        return tiles.route(windows, memory.output.device, memory)
-    union = torch.stack([item.mask for item in known.values()]).any(0)
-    near = tiles.near(union, settings.object.dilation)
-    urgency = piece_urgency(near, tiles.changes(preview.picture, memory.picture), memory.ages)
-    return tiles.route(windows, memory.output.device, memory, urgency, round(settings.stages.early * tiles.count))
+    near = tiles.near(union([item.mask for item in known.values()]), settings.object.dilation)
+    return piece_urgency(near, tiles.changes(preview.picture, memory.picture), memory.ages)
 
 
 def must_be_dense(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgery.core.evidence import dilated
+from surgery.core.evidence import union, widened
 from surgery.core.windows import WindowGrid, longest_waiting
 
 
@@ -27,10 +27,7 @@ def mask_windows(masks: Sequence[Tensor], grid: WindowGrid, dilation: int) -> Te
     Returns:
         bool [grid.count], on the device of the masks.
     """
-    union = masks[0]
-    for mask in masks[1:]:
-        union = union | mask
-    return grid.cells(dilated(union, dilation))
+    return grid.cells(widened(union(masks), dilation))
 
 
 def salient_windows(saliency: Tensor, grid: WindowGrid, mass: float) -> Tensor:
@@ -72,8 +69,7 @@ def window_changes(current: Tensor, seen: Tensor, grid: WindowGrid) -> Tensor:
         fp32 [grid.count], mean absolute change over a window's real tokens, in standard deviations of the pixels.
     """
     change = (current - seen).abs().mean(0)
-    both = grid.mass(torch.stack([change, torch.ones_like(change)]).flatten(1))
-    return both[0] / both[1]
+    return grid.mass(change.reshape(1, -1))[0] / grid.sizes(change.device)
 
 
 AGE_WEIGHT = 0.02

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surgery.core.early import sent
 from surgery.core.windows import Packing, WindowGrid
 from surgery.operations.window_routing.correction import NORM_EPS, Corrections, make_corrections
 
@@ -43,9 +44,9 @@ class Shortcut(nn.Module):
             out: Tensor = self(tokens)
             return out
         every = range(grid.count)
-        ids = torch.from_numpy(grid.token_ids(every)).to(tokens.device)
+        ids = sent(grid.token_ids(every), tokens.device)
         ordered = self(tokens.index_select(0, ids), grid.packing(every, tokens.device))
-        return ordered.index_select(0, torch.from_numpy(grid.back(every)).to(tokens.device))
+        return ordered.index_select(0, sent(grid.back(every), tokens.device))
 
 
 class IdentityShortcut(Shortcut):

@@ -119,7 +119,7 @@ class WindowSimulation(Simulation):
             salient=self._salient(evidence) if evidence and not context.dense else {},
             changes=[window_changes(picture, past[1], grid).tolist() for past in reversed(self._past)],
             cut=float(scene_change(small, self._small)) if self._small is not None else 0.0,
-            doubts=[doubt for item in evidence if (doubt := item.unsure()) is not None],
+            doubts=[doubt for item in evidence if (doubt := item.told().doubt) is not None],
             first=len(self._past) == 1,
             prompted=context.dense or not self._past,
         )
@@ -152,8 +152,8 @@ class WindowSimulation(Simulation):
         return output - self._router.shortcut.whole(inputs, self._grid).to(torch.float32)
 
     def _by_window(self, values: Tensor) -> list[float]:
-        both = self._grid.mass(torch.stack([values, torch.ones_like(values)]))
-        return (both[0] / both[1]).tolist()
+        means: list[float] = (self._grid.mass(values[None])[0] / self._grid.sizes(values.device)).tolist()
+        return means
 
     def _touched(self, evidence: list[Evidence]) -> dict[tuple[str, int], list[bool]]:
         kinds = {(each.settings.object.candidates, each.settings.object.dilation) for each in self.candidates.values()}

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from surgery.core.early import sent
 from surgery.core.windows import Packing, WindowGrid
 from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
 from surgery.operations.window_routing.shortcut import Shortcut
@@ -101,16 +101,13 @@ def make_route(
         real = packing.slots
         packing = Packing(packing.ids, None, grid.area)
 
-    def put(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
     return Route(
         dense=False,
-        chosen=put(chosen),
+        chosen=sent(chosen, device),
         packing=packing,
-        rest=put(rest) if others else None,
+        rest=sent(rest, device) if others else None,
         rest_packing=grid.packing(others, device) if with_rest_packing and others else None,
-        order=put(grid.back([*windows, *others])),
+        order=sent(grid.back([*windows, *others]), device),
         real=real,
         memory=memory,
         tiles=tiles,

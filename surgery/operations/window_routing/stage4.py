@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surgery.core.early import sent
 from surgery.core.windows import Packing, WindowGrid
 from surgery.errors import UnsupportedModelError
 
@@ -79,7 +80,7 @@ class Stage4Grid:
 
     def route(self, windows: Sequence[int], device: torch.device, last: Tensor) -> Stage4Route:
         """The route of a frame that computes `windows` (sorted, at least one)."""
-        chosen = torch.from_numpy(self.grid.token_ids(windows)).to(device, non_blocking=True)
+        chosen = sent(self.grid.token_ids(windows), device)
         return Stage4Route(chosen, self.grid.packing(windows, device), last)
 
 

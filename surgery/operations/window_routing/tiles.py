@@ -23,10 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surgery.core.constants import constant, steps
+from surgery.core.early import sent
+from surgery.core.evidence import widened
 from surgery.core.windows import Packing, WindowGrid
 from surgery.errors import UnsupportedModelError
 from surgery.operations.window_routing.correction import StageCorrection
-from surgery.operations.window_routing.router import AGE_WEIGHT, dilated
+from surgery.operations.window_routing.router import AGE_WEIGHT
 from surgery.operations.window_routing.shortcut import Shortcut
 
 
@@ -54,8 +57,9 @@ class TileRoute:
     """The tiles of one frame: index tensors in, stage outputs out.
 
     across: pieces on a side of the map. pieces: int64 [n], rising ids `row * across + column` of those that are
-    computed; None on a dense frame, where outputs are noted and nothing else. tokens: int64 [n * s * s], their span
-    tokens. order: int64 [N], where the span's chosen tokens lie among `tokens`; None when the span is entered with a
+    computed; None on a dense frame, where outputs are noted and nothing else. lines: int64 [n * s] by s, the side of a
+    piece in tokens of a map: which lines of s tokens are the pieces'. tokens: int64 [n * s * s], their span tokens.
+    order: int64 [N], where the span's chosen tokens lie among `tokens`; None when the span is entered with a
     whole map. memory: see `TileMemory`. kept: stage outputs of this frame, less what their corrections made of their
     input. entering: [1, H, W, C], what the stage in progress was given. latest: see `TileMemory`, of this frame. maps:
     patch embedding and stage outputs of a dense frame, for a watcher only.
@@ -63,6 +67,7 @@ class TileRoute:
 
     across: int
     pieces: Tensor | None = None
+    lines: dict[int, Tensor] = field(default_factory=dict)
     tokens: Tensor | None = None
     order: Tensor | None = None
     memory: TileMemory | None = None
@@ -80,17 +85,16 @@ class TileRoute:
 
     def gather(self, feature_map: Tensor) -> Tensor:
         """The computed pieces of a map: [1, H, W, C] -> [n, s, s, C] with s = H / across."""
-        _, height, _, channels = feature_map.shape
-        side = height // self.across
-        lines = feature_map.reshape(height * self.across, side * channels)
-        return lines.index_select(0, self._lines(side)).reshape(-1, side, side, channels)
+        side, channels = feature_map.shape[1] // self.across, feature_map.shape[-1]
+        lines = feature_map.reshape(-1, side * channels)
+        return lines.index_select(0, self.lines[side]).reshape(-1, side, side, channels)
 
     def merge(self, pieces: Tensor, level: int, correction: StageCorrection | None = None) -> Tensor:
         """Computed pieces [n, s, s, C] of the stage that ends as number `level` -> its whole map [1, H, W, C]."""
         assert self.memory is not None
         last = self.memory.levels[level]
         _, side, _, channels = pieces.shape
-        where, new = self._lines(side), pieces.reshape(-1, side * channels).to(last.dtype)
+        where, new = self.lines[side], pieces.reshape(-1, side * channels).to(last.dtype)
         lines = last.reshape(-1, side * channels)
         if correction is None or self.entering is None:
             merged = lines.index_copy(0, where, new).reshape(last.shape)
@@ -136,13 +140,6 @@ class TileRoute:
             if self.latest is not None and memory.branch is not None:
                 skipped = skipped + (self.latest.index_select(0, rest) - memory.branch.index_select(0, rest))
         return flat.index_select(0, chosen if self.order is None else self.order), skipped
-
-    def _lines(self, side: int) -> Tensor:
-        """int64 [n * s]: a map of H rows is H * across lines of `side` tokens, `side` of them to a piece."""
-        assert self.pieces is not None
-        inside = torch.arange(side, device=self.pieces.device)
-        rows, cols = self.pieces // self.across, self.pieces % self.across
-        return ((rows[:, None] * side + inside) * self.across + cols[:, None]).flatten()
 
 
 class TileGrid:
@@ -201,31 +198,46 @@ class TileGrid:
                 where the grid fills windows up.
         """
         certain = self.pieces(windows)
-
-        def put(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device, non_blocking=True)
-
-        pieces, side = put(certain), self.grid.width // self.across
+        pieces, side = sent(certain, device), self.grid.width // self.across
         if self.grid.filled:
             count = min(self.count, max(count, len(windows) * (self.grid.window // side) ** 2))
         if urgency is not None and count > len(certain):
             # Chosen on the device: how urgent a piece is need not be known to the host.
             pieces = urgency.index_fill(0, pieces, torch.inf).topk(count, sorted=False).indices.sort().values
-        inside = torch.arange(side, device=device)
-        corner = (pieces // self.across) * side * self.grid.width + (pieces % self.across) * side
-        tokens = (corner[:, None, None] + inside[:, None] * self.grid.width + inside).flatten()
+        tokens = self._under(side, device).index_select(0, pieces).flatten()
         order = None
         if not self.whole:
+            # Of other tokens nobody asks.
             place = torch.empty(self.grid.tokens, dtype=torch.int64, device=device)
-            place = place.index_copy(0, tokens, torch.arange(tokens.shape[0], device=device))
-            order = place.index_select(0, put(self.grid.token_ids(windows)))
-        return TileRoute(self.across, pieces, tokens, order, memory, kept=[None] * len(self.levels))
+            place = place.index_copy(0, tokens, steps(self.grid.tokens, device)[: tokens.shape[0]])
+            order = place.index_select(0, sent(self.grid.token_ids(windows), device))
+        sides = {width // self.across for width, _ in self.levels}
+        lines = {each: self._lines(each, device).index_select(0, pieces).flatten() for each in sorted(sides)}
+        return TileRoute(self.across, pieces, lines, tokens, order, memory, kept=[None] * len(self.levels))
+
+    def _lines(self, side: int, device: torch.device) -> Tensor:
+        """int64 [P, s]: a map of H rows is H * across lines of `side` tokens, `side` of them to a piece."""
+
+        def make() -> Tensor:
+            place = torch.arange(self.count, device=device)[:, None]
+            rows = place // self.across * side + torch.arange(side, device=device)
+            return rows * self.across + place % self.across
+
+        return constant(("lines", self.across, side), device, make)
+
+    def _under(self, side: int, device: torch.device) -> Tensor:
+        """int64 [P, s * s]: the tokens of every piece of `side` tokens."""
+
+        def make() -> Tensor:
+            lines = self._lines(side, device)
+            return (lines[:, :, None] * side + torch.arange(side, device=device)).flatten(1)
+
+        return constant(("under", self.across, side), device, make)
 
     def near(self, mask: Tensor, dilation: int) -> Tensor:
         """Pieces a low-resolution mask touches, dilated by an odd kernel in its pixels: bool [h, w] -> bool [P]."""
         cell = (mask.shape[-2] // self.across, mask.shape[-1] // self.across)
-        found = dilated(mask, dilation).to(torch.float32)[None, None]
-        return F.max_pool2d(found, cell, cell).flatten() > 0
+        return F.max_pool2d(widened(mask, dilation)[None, None], cell, cell).flatten() > 0
 
     def changes(self, current: Tensor, seen: Tensor) -> Tensor:
         """Mean absolute change of the picture in each piece, see `window_changes`: fp32 [3, H, W] twice -> fp32 [P]."""
@@ -242,8 +254,8 @@ def piece_urgency(near: Tensor, changes: Tensor, ages: Tensor) -> Tensor:
     Args:
         near: bool [P], whether an object is there. changes: see `TileGrid.changes`. ages: frames since last computed.
     """
-    weight = torch.where(near, torch.ones_like(changes), torch.full_like(changes, BACKGROUND_WEIGHT))
-    return weight * (changes + AGE_WEIGHT * (ages + 1))
+    wanted = changes + AGE_WEIGHT * (ages + 1)
+    return torch.where(near, wanted, wanted * BACKGROUND_WEIGHT)
 
 
 def updated_tiles(

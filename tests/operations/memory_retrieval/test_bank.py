@@ -99,7 +99,7 @@ def test_a_video_reads_what_the_published_queue_reads(stride: int, conditioning:
 
 def test_the_published_share_of_keys() -> None:
     """Stride 1, full bank: 2 * 4096 + 5 * 204 = 9,212 spatial keys a layer."""
-    memory = ObjectMemory({frame: [torch.arange(204)] * 4 for frame in range(5, 11)}, measured=9)
+    memory = ObjectMemory({frame: torch.arange(204).expand(4, -1) for frame in range(5, 11)}, measured=9)
     made = plan([None, *range(5, 11)], memory, 64, tokens=4096, length=7 * 4096 + 64, layers=4, keep=0.05)
     assert made is not None
     assert made.kept == 4 * 9212
@@ -195,7 +195,7 @@ def test_random_banks_are_read_as_the_slow_model_reads_them(
 
 
 def full_memory() -> ObjectMemory:
-    frames = {frame: [torch.tensor(picks(frame, layer)) for layer in range(LAYERS)] for frame in range(1, 7)}
+    frames = {frame: torch.tensor([picks(frame, layer) for layer in range(LAYERS)]) for frame in range(1, 7)}
     return ObjectMemory(frames, measured=6)
 
 

@@ -35,7 +35,7 @@ def call_of(memory: Tensor, heads: int) -> AttentionCall:
     key, value = nn.Linear(MEMORY, CHANNELS), nn.Linear(MEMORY, CHANNELS)
     parts = Projections(nn.Linear(CHANNELS, CHANNELS), key, value, nn.Linear(CHANNELS, CHANNELS), heads)
     angle = randn(TOKENS, CHANNELS // heads // 2, seed=5) * 3
-    grid = angle.cos(), angle.sin()
+    grid = torch.stack([angle.cos(), angle.sin()], -1)
     return AttentionCall(randn(TOKENS, CHANNELS, seed=4), memory, memory, parts, lambda _: grid, 0)
 
 
@@ -63,9 +63,9 @@ def test_the_salient_tokens_of_the_newest_frame_alone_are_measured(heads: int, s
     call = call_of(memory, heads)
     assert not read(plan, call).explicit, "nothing is pruned yet"
     grid = call.grid()
-    query = rotate(split_heads(call.parts.query(call.query), heads), *grid)
+    query = rotate(split_heads(call.parts.query(call.query), heads), grid)
     key = split_heads(call.parts.key(memory[newest]), heads)
-    saliency = memory_saliency(query, rotate(key, *grid), stride)
+    saliency = memory_saliency(query, rotate(key, grid), stride)
     expected = top_tokens(saliency, 0.3)
     assert item.offset[0] is not None and item.picked[0] is not None
     torch.testing.assert_close(item.offset[0], -saliency[expected].sum().log())
