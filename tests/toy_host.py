@@ -164,8 +164,8 @@ class ToyAttend(seams.Attention):
         if site.context is None:
             return forward(query, memory, pointers)
 
-        def tables(tokens: int) -> tuple[Tensor, Tensor]:
-            return torch.ones(tokens, WIDTH // 2), torch.zeros(tokens, WIDTH // 2)
+        def tables(tokens: int) -> Tensor:
+            return torch.tensor([1.0, 0.0]).expand(tokens, WIDTH // 2, 2)
 
         parts = Projections(own.query, own.key, own.value, own.out, 1)
         call = AttentionCall(query[0], memory[0], memory[0], parts, tables, site.number, pointers, own.training)

@@ -54,6 +54,11 @@ def probed(host: HostView, surgery: Surgery | None, probe: Probe, inside: bool =
                 site.runs = {
                     seam: tuple(_spanned(probe, run, seam) for run in runs) for seam, runs in site.runs.items()
                 }
+        router = surgery.find(WindowRouter) if surgery is not None else None
+        if router is not None:
+            # It chooses inside the encoder.
+            stack.callback(setattr, router, "policy", router.policy)
+            router.policy = _named(probe, _operation(router), router.policy)
         yield
 
 
@@ -91,7 +96,11 @@ def _operation(bound: Any) -> str:
 def _spanned(probe: Probe, run: Run, seam: str) -> Run:
     if seam not in OWN_SEAMS:
         return run
-    name = _operation(run.__self__)  # type: ignore[attr-defined]
+    return _named(probe, _operation(run.__self__), run)  # type: ignore[attr-defined]
+
+
+def _named(probe: Probe, name: str, run: Run) -> Run:
+    """`run` in a span of this name."""
 
     def spanned(*args: Any, **kwargs: Any) -> Any:
         probe.enter(name)

@@ -185,7 +185,7 @@ def _to_measure(
     return [
         Measured(
             frame=frame,
-            rows=steps(len(memory_frames) * tokens, device)[slot * tokens : (slot + 1) * tokens],
+            rows=_rows_of(slot, tokens, device),
             keep=share,
             counts=counts,
             picked=[None] * layers,
@@ -193,6 +193,11 @@ def _to_measure(
         )
         for slot, frame, share, counts in wanted
     ]
+
+
+def _rows_of(slot: int, tokens: int, device: torch.device) -> Tensor:
+    """Rows of a whole memory frame: int64 [T]. No view: a compiled graph would be made for each place in another."""
+    return constant(("rows", slot, tokens), device, lambda: torch.arange(slot * tokens, (slot + 1) * tokens))
 
 
 def _choose_rows(
