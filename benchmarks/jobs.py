@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from benchmarks.long_memory import resident_mb
-from surgery import load_model, sparsify
+from surgery import sparsify
 from surgery.bench.machine import machine
 from surgery.demo.clips import make_clip
 from surgery.jobs import Line, PoolSettings, Prompts, Setup, track
@@ -34,12 +34,12 @@ from surgery.jobs.folder import JobFolder, VideoRow, key_of
 from surgery.jobs.manifest import Task, gather
 from surgery.jobs.pool import Pool
 from surgery.jobs.worker import Asked, Tracker
+from surgery.loading import load_model
 from surgery.recipe import Recipe
 from surgery.tracking import track as track_one
 from surgery.video import labels_from_logits, open_video, write_label_png
 
 RECIPE = "faithful"
-TWO = PoolSettings("local", actors=2, threads=1)
 
 
 def main() -> None:
@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=100, help="frames of the videos that the engine's share is of")
     parser.add_argument("--pairs", type=int, default=6, help="of these videos, with the engine and without, in turn")
     parser.add_argument("--lines", type=int, default=10_000, help="of the manifest")
+    parser.add_argument("--ray", default="local", help="or the address of a cluster that is there, of no other job")
+    parser.add_argument("--part", choices=[part.__name__ for part in PARTS], help="only this; the others' rows stay")
     parser.add_argument("--plain", type=Path, nargs=3, metavar=("VIDEOS", "OUT", "LIST"), help="be a plain process")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "jobs-demo-cpu.json")
     options = parser.parse_args()
@@ -58,18 +60,20 @@ def main() -> None:
     if options.plain:
         plain(*options.plain)
         return
-    names = ("videos", "frames", "rounds", "long", "pairs", "lines")
-    given = [f"--{name}={getattr(options, name)}" for name in names]
-    result: dict[str, Any] = {
-        "kind": "jobs", "schema": 1, "command": " ".join(["python -m benchmarks.jobs", *given]),
-        "date": time.strftime("%Y-%m-%d"), "machine": machine(torch.device("cpu")),
-        "model": f"embedded demo model, 256 px, fp32, recipe {RECIPE}, one thread a process",
-    }  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        for part in (driver_memory, engine_share, two_actors):
-            result[part.__name__] = part(Path(folder), options)
+    for part in PARTS:
+        if options.part in (None, part.__name__):
+            with tempfile.TemporaryDirectory() as folder:
+                found = part(Path(folder), options)
+            # Read after the work: parts may run beside each other.
+            result = json.loads(options.out.read_text()) if options.out.exists() else {}
+            result |= {
+                "kind": "jobs", "schema": 1, "command": "python -m benchmarks.jobs", "date": time.strftime("%Y-%m-%d"),
+                "machine": machine(torch.device("cpu")),
+                "model": f"embedded demo model, 256 px, fp32, recipe {RECIPE}, one thread a process",
+                part.__name__: found,
+            }  # fmt: skip
             options.out.write_text(json.dumps(result, indent=1) + "\n")
-            print(json.dumps({part.__name__: result[part.__name__]}), flush=True)
+            print(json.dumps({part.__name__: found}), flush=True)
 
 
 def write_videos(folder: Path, count: int, frames: int) -> list[Task]:
@@ -129,7 +133,7 @@ def two_actors(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     rounds = []
     actors = folder / "actors"
     recipe = Recipe.load(RECIPE)
-    with Pool(TWO, Tracker, Setup("demo", recipe), str(actors), None, False) as pool:
+    with Pool(PoolSettings(options.ray, 2, 1), Tracker, Setup("demo", recipe), str(actors), None, False) as pool:
         made_by = pool.load()
         while len(pool._idle) < 2:
             list(pool._news(deque()))
@@ -172,22 +176,23 @@ def two_actors(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def processor_seconds() -> float:
-    """Of this process and all below it that are there, but for the plain ones."""
-    parents: dict[int, list[int]] = {}
-    spent = {}
+    """Of this process, of Ray's on this machine, and of all below them that are there, but for the plain ones."""
+    below: dict[int, list[int]] = {}
+    spent, family = {}, [os.getpid()]
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(") ")[2].split()
-            plain = b"--plain" in (stat.parent / "cmdline").read_bytes()
+            command = (stat.parent / "cmdline").read_bytes()
         except OSError:
             continue
         number = int(stat.parent.name)
-        if not plain:
-            parents.setdefault(int(fields[1]), []).append(number)
+        if b"--plain" not in command:
+            below.setdefault(int(fields[1]), []).append(number)
             spent[number] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    family = [os.getpid()]
+        if b"/ray/core/src/" in command:
+            family.append(number)
     for each in family:
-        family += parents.get(each, [])
+        family += [child for child in below.get(each, []) if child not in family]
     return sum(spent[each] for each in family)
 
 
@@ -252,7 +257,7 @@ def driver_memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     before = resident_mb()
     tasks = gather([manifest], None, False, lambda done, total: None)
     samples: list[float] = []
-    with Pool(TWO, Stub, Setup("none", device="cpu")) as pool:
+    with Pool(PoolSettings(options.ray, 2, 1), Stub, Setup("none", device="cpu")) as pool:
         made_by = pool.load()
 
         def asked() -> Iterator[Asked]:
@@ -267,6 +272,8 @@ def driver_memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "lines": len(tasks), "before_mb": round(before, 1), "resident_mb": [round(sample, 1) for sample in samples],
     }  # fmt: skip
 
+
+PARTS = (driver_memory, engine_share, two_actors)
 
 if __name__ == "__main__":
     main()
