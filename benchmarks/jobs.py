@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ from benchmarks.long_memory import resident_mb
 from surgery import sparsify
 from surgery.bench.machine import machine
 from surgery.demo.clips import make_clip
-from surgery.jobs import Line, PoolSettings, Prompts, Setup, track
+from surgery.jobs import Line, PoolSettings, Prompts, Setup, job, track
 from surgery.jobs.alone import Alone, Worker, nothing
 from surgery.jobs.folder import JobFolder, VideoRow, key_of
-from surgery.jobs.manifest import Task, gather
+from surgery.jobs.manifest import Task
 from surgery.jobs.pool import Pool
 from surgery.jobs.worker import Asked, Tracker
 from surgery.loading import load_model
@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=100, help="frames of the videos that the engine's share is of")
     parser.add_argument("--pairs", type=int, default=6, help="of these videos, with the engine and without, in turn")
     parser.add_argument("--lines", type=int, default=10_000, help="of the manifest")
-    parser.add_argument("--ray", default="local", help="or the address of a cluster that is there, of no other job")
+    parser.add_argument(
+        "--ray", default="local", help="or the address of a cluster of no other job; none: memory without"
+    )
     parser.add_argument("--part", choices=[part.__name__ for part in PARTS], help="only this; the others' rows stay")
     parser.add_argument("--plain", type=Path, nargs=3, metavar=("VIDEOS", "OUT", "LIST"), help="be a plain process")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "jobs-demo-cpu.json")
@@ -233,43 +235,50 @@ def engine_share(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 class Stub(Worker[Asked, VideoRow]):
     """Tracks nothing, and says what a worker says."""
 
+    def __init__(self, setup: Setup, *_: object) -> None:
+        super().__init__(setup)
+
     def load(self, threads: int | None = None) -> dict[str, Any]:
         return {"host": "none", "device": "cpu"}
 
     def run(self, asked: Asked, step: Callable[[], None] = nothing) -> VideoRow:
         task, key = asked
         return VideoRow(
-            key=key, name=task.name, video=task.video, size=(1, 1), frames=1, objects=1, lost={}, windows_kept=None,
+            key=key, name=task.name, video=task.video, size=(1, 1), frames=1, objects=1, lost={1: 1}, windows_kept=None,
             keys_kept=None, dense_frames={"first frame": 1}, seconds=0.0, model_seconds=0.0,
         )  # fmt: skip
 
 
 def driver_memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Resident MB of the driver of a long manifest, whose actors track nothing: with the manifest read, and after
-    every tenth of its videos."""
-    (task,) = write_videos(folder / "one", 1, 2)
-    assert task.prompts is not None
+    """Resident MB of a job whose workers track nothing: before it, after its first video, and after every tenth of
+    them."""
+    (folder / "video").mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "video/00000.png")
     manifest = folder / "manifest.jsonl"
     with manifest.open("w") as file:
         for number in range(options.lines):
-            line = {"video": task.video, "name": f"v{number:06d}", "prompts": task.prompts.model_dump()}
+            line = {"video": "video", "name": f"v{number:06d}", "prompts": {"boxes": ["2,2,9,9"]}}
             file.write(json.dumps(line) + "\n")
-    before = resident_mb()
-    tasks = gather([manifest], None, False, lambda done, total: None)
-    samples: list[float] = []
-    with Pool(PoolSettings(options.ray, 2, 1), Stub, Setup("none", device="cpu")) as pool:
-        made_by = pool.load()
+    samples = [resident_mb()]
+    count, tracker, done = job._Run._count, job.Tracker, 0
 
-        def asked() -> Iterator[Asked]:
-            for each in tasks:
-                yield each, key_of(each, made_by)
+    def counted(run: Any, outcome: Any) -> None:
+        nonlocal done
+        count(run, outcome)
+        done += 1
+        if done == 1 or done % (options.lines // 10) == 0:
+            samples.append(resident_mb())
 
-        samples.append(resident_mb())
-        for done, _ in enumerate(pool.outcomes(asked()), start=1):
-            if done % max(1, len(tasks) // 10) == 0:
-                samples.append(resident_mb())
+    job._Run._count, job.Tracker = counted, Stub  # type: ignore[method-assign, assignment, misc]
+    try:
+        here = options.ray == "none"
+        pool: dict[str, Any] = {} if here else {"ray": options.ray, "actors": 2, "threads": 1}
+        summary = track(manifest, model="none", recipe="none", out=folder / "out", progress=False, **pool)
+    finally:
+        job._Run._count, job.Tracker = count, tracker  # type: ignore[method-assign, misc]
     return {
-        "lines": len(tasks), "before_mb": round(before, 1), "resident_mb": [round(sample, 1) for sample in samples],
+        "lines": options.lines, "workers": "in this process" if here else "two actors", "done": summary.videos["done"],
+        "resident_mb": [round(sample, 1) for sample in samples],
     }  # fmt: skip
 
 
