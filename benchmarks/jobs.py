@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -40,6 +41,8 @@ from surgery.tracking import track as track_one
 from surgery.video import labels_from_logits, open_video, write_label_png
 
 RECIPE = "faithful"
+MASK = np.zeros((256, 256), dtype=np.uint8)
+MASK[30:90, 20:80] = 1
 
 
 def main() -> None:
@@ -62,6 +65,8 @@ def main() -> None:
     if options.plain:
         plain(*options.plain)
         return
+    names = ("videos", "frames", "rounds", "long", "pairs", "lines", "ray")
+    given = [f"--{name}={getattr(options, name)}" for name in names]
     for part in PARTS:
         if options.part in (None, part.__name__):
             with tempfile.TemporaryDirectory() as folder:
@@ -69,10 +74,9 @@ def main() -> None:
             # Read after the work: parts may run beside each other.
             result = json.loads(options.out.read_text()) if options.out.exists() else {}
             result |= {
-                "kind": "jobs", "schema": 1, "command": "python -m benchmarks.jobs", "date": time.strftime("%Y-%m-%d"),
-                "machine": machine(torch.device("cpu")),
+                "kind": "jobs", "schema": 1, "date": time.strftime("%Y-%m-%d"), "machine": machine(torch.device("cpu")),
                 "model": f"embedded demo model, 256 px, fp32, recipe {RECIPE}, one thread a process",
-                part.__name__: found,
+                part.__name__: {"command": " ".join(["python -m benchmarks.jobs", *given]), **found},
             }  # fmt: skip
             options.out.write_text(json.dumps(result, indent=1) + "\n")
             print(json.dumps({part.__name__: found}), flush=True)
@@ -232,6 +236,41 @@ def engine_share(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     return {"frames": options.long, "ratio": statistics.median(ratios), "ratios": ratios, "processor_seconds": times}
 
 
+class Drawn(Tracker):
+    """Writes the same mask for every frame, without asking the model."""
+
+    def _labels(self, task: Task, video: Any) -> Any:
+        for index, frame in enumerate(video):
+            yield index, frame, MASK, 0.0
+
+
+def engine_alone(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Processor seconds that the engine adds to a video: the same masks written with it and without, in turn."""
+    video = folder / "video"
+    video.mkdir()
+    for index in range(options.long):
+        Image.new("RGB", (256, 256)).save(video / f"{index:05d}.png")
+    task = Task("v", str(video), Prompts(boxes=("20,30,80,90",)), "v", options.long)
+    place = JobFolder(str(folder / "out"), False, False)
+    place.begin()
+    worker = Drawn(Setup("demo"), place.place, None, False)
+    made_by = worker.load()
+    added = []
+    for number in range(10):
+        began = time.process_time()
+        worker.run((task, key_of(task, made_by)))
+        between = time.process_time()
+        opened, masks = open_video(video), folder / f"plain{number}"
+        assert task.prompts is not None
+        task.prompts.read(opened)
+        masks.mkdir()
+        for index, _ in enumerate(opened):
+            write_label_png(masks / f"{opened.name_of(index)}.png", MASK)
+        added.append(between - began - (time.process_time() - between))
+    place.end()
+    return {"frames": options.long, "processor_seconds": statistics.median(added), "runs": added}
+
+
 class Stub(Worker[Asked, VideoRow]):
     """Tracks nothing, and says what a worker says."""
 
@@ -245,7 +284,7 @@ class Stub(Worker[Asked, VideoRow]):
         task, key = asked
         return VideoRow(
             key=key, name=task.name, video=task.video, size=(1, 1), frames=1, objects=1, lost={1: 1}, windows_kept=None,
-            keys_kept=None, dense_frames={"first frame": 1}, seconds=0.0, model_seconds=0.0,
+            keys_kept=None, dense_frames={"first frame": 1}, seconds=1.0, model_seconds=1.0,
         )  # fmt: skip
 
 
@@ -282,7 +321,7 @@ def driver_memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-PARTS = (driver_memory, engine_share, two_actors)
+PARTS = (driver_memory, engine_alone, engine_share, two_actors)
 
 if __name__ == "__main__":
     main()

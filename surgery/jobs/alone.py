@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -23,13 +25,17 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Setup:
-    """The model of every worker of a job. model, host, device: as of `load_model`. recipe: None for the stock model."""
+    """The model of every worker of a job. model, host, device: as of `load_model`. recipe: None for the stock model.
+
+    folder: what relative paths start from.
+    """
 
     model: str
     recipe: Recipe | None = None
     adapter: str | None = None
     host: str | None = None
     device: str | None = None
+    folder: str = field(default_factory=os.getcwd)
 
 
 def nothing() -> None:
@@ -47,14 +53,17 @@ class Worker(ABC, Generic[A, R]):
         """Load the model, operate on it and compile what its recipe compiles.
 
         Args:
-            threads: of PyTorch's operators; None leaves them as they are.
+            threads: of PyTorch's operators, in an actor; None is in the process of the job.
 
         Returns:
             Digests of the weights and of our code, the host and the kind of device: alike in all workers of a job.
         """
+        setup = self.setup
         if threads is not None:
             torch.set_num_threads(threads)
-        setup = self.setup
+            # Not there where only addresses and paths from the root are used.
+            with suppress(OSError):
+                os.chdir(setup.folder)
         model = loading.load_model(setup.model, setup.host, setup.device)
         if setup.recipe is not None or setup.adapter is not None:
             state = sparsify(model, setup.recipe, adapter=setup.adapter)

@@ -112,14 +112,17 @@ def test_a_poisoned_video_is_given_up(videos: Path, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_two_actors_give_the_scores_of_one_process(tmp_path: Path) -> None:
-    root = folder_tree(tmp_path / "clips", ("a", "b", "c"), 4)
+def test_two_actors_give_the_scores_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_tree(tmp_path / "clips", ("a", "b", "c"), 4)
+    # Ray was started elsewhere: relative paths must mean the same to the actors.
+    monkeypatch.chdir(tmp_path)
+    root = Path("clips")
     dataset, chosen = open_dataset("folder", root), Recipe.load("faithful")
     settings: dict[str, Any] = {"dense_too": True, "name": "demo", "record": True}
     alone = surgery.evaluate(load(), dataset, recipe=chosen, out=tmp_path / "alone", **settings)
     seen: list[int] = []
     both = evaluate(
-        dataset, Setup("demo", chosen), TWO, out=tmp_path / "both", progress=lambda done, *_: seen.append(done),
+        dataset, Setup("demo", chosen), TWO, out="both", progress=lambda done, *_: seen.append(done),
         **settings,
     )  # fmt: skip
     assert rows(both) == rows(alone) and seen[-1] == 12
