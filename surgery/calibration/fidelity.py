@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -23,6 +23,11 @@ from surgery.evaluation.metrics import j_and_f
 from surgery.tracking import track
 from surgery.video import Video, labels_from_logits
 
+T = TypeVar("T")
+R = TypeVar("R")
+Step = Callable[[], None]
+Each = Callable[[Callable[[Any, T, Step], R], Any, Sequence[T], Step], list[R]]
+"""Calls a function, one of a module, with (model, item, step) for every item: here, or on models just like it."""
 CLIPS = 3
 """Fewer clips do not say how much clips differ: then the interval is over their segments, and says so."""
 
@@ -60,7 +65,12 @@ class ClipScore:
     truth_drop: float | None = None
 
 
-def reference_of(model: Any, clip: CalibrationClip, step: Callable[[], None] = lambda: None) -> Reference:
+def in_turn(function: Callable[[Any, T, Step], R], model: Any, items: Sequence[T], step: Step) -> list[R]:
+    """One after the other, in this process."""
+    return [function(model, item, step) for item in items]
+
+
+def reference_of(model: Any, clip: CalibrationClip, step: Step = lambda: None) -> Reference:
     """Track a clip with a model under surgery, dense.
 
     Raises:
@@ -74,7 +84,7 @@ def reference_of(model: Any, clip: CalibrationClip, step: Callable[[], None] = l
     return Reference(clip, labels, _against_truth(clip, labels), 1.0 - _score(clip, again, labels))
 
 
-def drift_of(model: Any, clip: CalibrationClip, step: Callable[[], None] = lambda: None) -> ClipScore:
+def drift_of(model: Any, clip: CalibrationClip, step: Step = lambda: None) -> ClipScore:
     """Runs from the dense model's own state, see `drift_free`, of the objects on the first prompted frame."""
     depth = min(max(STEPS), clip.tracked - 1)
     prompts = [prompt for prompt in clip.prompts if prompt.frame == clip.start]
@@ -90,7 +100,7 @@ def drift_of(model: Any, clip: CalibrationClip, step: Callable[[], None] = lambd
     )
 
 
-def score_clip(model: Any, reference: Reference, step: Callable[[], None] = lambda: None) -> ClipScore:
+def score_clip(model: Any, reference: Reference, step: Step = lambda: None) -> ClipScore:
     """Track the clip of `reference` with the model as it is set now, and compare."""
     clip = reference.clip
     found = _tracked(model, clip, step)
@@ -109,7 +119,7 @@ def score_clip(model: Any, reference: Reference, step: Callable[[], None] = lamb
     )
 
 
-def _tracked(model: Any, clip: CalibrationClip, step: Callable[[], None]) -> PackedLabels:
+def _tracked(model: Any, clip: CalibrationClip, step: Step) -> PackedLabels:
     labels = PackedLabels()
     for result in track(model, clip.video, clip.prompts):
         labels.append(labels_from_logits(result.logits))

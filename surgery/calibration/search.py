@@ -11,7 +11,7 @@ import numpy as np
 
 from surgery.adapters.record import Fidelity
 from surgery.calibration.clips import CalibrationClip
-from surgery.calibration.fidelity import ClipScore, Reference, drift_of, score_clip, summarise
+from surgery.calibration.fidelity import ClipScore, Each, Reference, drift_of, in_turn, score_clip, summarise
 from surgery.core.cost import CostModel
 from surgery.core.engine import reconfigure
 from surgery.core.parts import PARTS
@@ -178,26 +178,28 @@ def _count(surgery: Surgery, settings: Sequence[Setting]) -> None:
 
 def search(
     model: Any, settings: list[Setting], references: Sequence[Reference], promise: CalibrationSettings, runs: int,
-    step: Callable[[], None], seed: int = 0,
+    step: Callable[[], None], seed: int = 0, each: Each[Any, ClipScore] = in_turn,
 ) -> SearchResult:  # fmt: skip
     """Run at most `runs` settings for real, guided by the records, and choose.
 
     Anchors come first, the setting with the fewest windows, the one with the fewest keys and the one that rounds most,
     where settings differ in these: they say how much J&F a unit of each risk costs. Then the Pareto front of effort
     against predicted drop is bisected for its cheapest member that meets the promise. All this by runs from the dense
-    model's own state, which do not drift. Whole clips are run of what would be chosen, and may refute it.
+    model's own state, which do not drift. Whole clips are run of what would be chosen, and may refute it. `each` runs
+    the clips.
     """
     surgery = require_surgery(model)
+    clips = [reference.clip for reference in references]
 
     def run(setting: Setting) -> None:
         if setting.from_state is None:
             reconfigure(surgery, setting.recipe)
-            setting.scores = [drift_of(model, reference.clip, step) for reference in references]
+            setting.scores = each(drift_of, model, clips, step)
             setting.from_state = summarise(setting.scores, "dense state", seed)
 
     def run_whole(setting: Setting) -> None:
         reconfigure(surgery, setting.recipe)
-        setting.whole = [score_clip(model, reference, step) for reference in references]
+        setting.whole = each(score_clip, model, references, step)
         setting.against_dense, setting.against_chance, setting.against_truth = (
             summarise(setting.whole, reference, seed) for reference in ("dense masks", "chance", "ground truth")
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch import nn
 from surgery.adapters import record_calibration
 from surgery.adapters.record import CalibrationRecord
 from surgery.calibration.clips import LAYOUTS, CalibrationClip, ClipSource, SkippedClip, gather_clips
-from surgery.calibration.fidelity import Reference, reference_of
+from surgery.calibration.fidelity import Each, Reference, in_turn, reference_of
 from surgery.calibration.fit import FitResult, fit_shortcut, fits
 from surgery.calibration.prompts import automatic_prompts
 from surgery.calibration.report import CalibrationReport
@@ -48,6 +48,7 @@ def calibrate(
     seed: int = 0,
     progress: bool = True,
     name: str = "",
+    each: Each[Any, Any] = in_turn,
 ) -> CalibrationReport:
     """Fit the shortcut and choose the thresholds of `model` on a few clips, without labels.
 
@@ -68,6 +69,7 @@ def calibrate(
         seed: of the clip split and the bootstrap; same seed, same result.
         progress: show on stderr how far each stage is.
         name: of the model, for the report.
+        each: runs the clips, see `surgery.jobs.clips_on`.
 
     Raises:
         CalibrationError: too few usable clips (the unusable are named), features that are not finite, or, with
@@ -78,7 +80,7 @@ def calibrate(
     before = Before(model)
     try:
         with progress_bar(progress) as bars:
-            report = _calibrate(model, clips, recipe, held_out, max_frames, max(1, runs), seed, bars, name)
+            report = _calibrate(model, clips, recipe, held_out, max_frames, max(1, runs), seed, bars, name, each)
     except BaseException:
         before.restore(model)
         raise
@@ -135,6 +137,7 @@ class Before:
 def _calibrate(
     model: Any, sources: Iterable[ClipSource], recipe: str | Path | Recipe | None,
     held_out: Iterable[ClipSource] | None, max_frames: int | None, runs: int, seed: int, bars: Bars, name: str,
+    each: Each[Any, Any],
 ) -> CalibrationReport:  # fmt: skip
     before = current_surgery(model)
     current = before.recipe if before is not None else None
@@ -163,7 +166,7 @@ def _calibrate(
         usable, apart = (prompted(model, each, skipped, bars) for each in (usable, apart))
         if held_out is None:
             usable, apart = _split(usable, seed)
-        references = _references(model, apart, skipped, bars)
+        references = _references(model, apart, skipped, bars, each)
     _require_enough(usable, references, skipped)
     with timed(seconds, "closed form"):
         router = surgery.find(WindowRouter)
@@ -184,7 +187,7 @@ def _calibrate(
         runs = min(runs, len(settings))
         # Dense and sparse from its state; whole clips of what is chosen.
         count = Counter(bars, f"real runs, at most {runs}", frames * (2 * runs + 1))
-        found = search(model, settings, references, promise, runs, count, seed)
+        found = search(model, settings, references, promise, runs, count, seed, each)
         count.finish()
     applied = found.chosen.recipe if operation is None else found.chosen.recipe.with_operation(operation)
     applied = calibrated(applied, chosen.metadata)
@@ -223,16 +226,19 @@ def _split(clips: list[CalibrationClip], seed: int) -> tuple[list[CalibrationCli
 
 
 def _references(
-    model: Any, clips: Sequence[CalibrationClip], skipped: list[SkippedClip], step: Step
+    model: Any, clips: Sequence[CalibrationClip], skipped: list[SkippedClip], step: Step, each: Each[Any, Any]
 ) -> list[Reference]:
-    references = []
     count = Counter(step, "dense masks", 2 * sum(clip.tracked for clip in clips))
-    for clip in clips:
-        try:
-            references.append(reference_of(model, clip, count))
-        except PromptError as error:
-            skipped.append(SkippedClip(clip.name, str(error)))
-    return references
+    found = each(_reference, model, clips, count)
+    skipped += [one for one in found if isinstance(one, SkippedClip)]
+    return [one for one in found if isinstance(one, Reference)]
+
+
+def _reference(model: Any, clip: CalibrationClip, step: Callable[[], None]) -> Reference | SkippedClip:
+    try:
+        return reference_of(model, clip, step)
+    except PromptError as error:
+        return SkippedClip(clip.name, str(error))
 
 
 def _require_enough(

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from surgery.cli.common import Command, OutPath, err, out, print_json
-from surgery.cli.options import Asked, asking, json_option
+from surgery.cli.options import Asked, asking, json_option, on_ray
 from surgery.errors import AdapterError
 from surgery.operations import SparseWindowRouting
 from surgery.progress import progress_bar
@@ -40,11 +41,12 @@ def _shared(function: Any) -> Any:
     "--if-missed", default="raise", show_default=True, type=click.Choice(["raise", "nearest"]),
     help="When no setting keeps the promise: fail, or write the most faithful one.",
 )  # fmt: skip
+@on_ray
 @click.option("--report", "report_to", type=OutPath(file_okay=False), help="Report folder; default OUT-report.")
 @json_option
 def calibrate(
     asked: Asked, clips: tuple[str, ...], folder: str, held_out: tuple[str, ...], report_to: str | None,
-    as_json: bool, **how: Any,
+    as_json: bool, ray: str | None, actors: int | None, threads: int | None, tries: int, **how: Any,
 ) -> None:  # fmt: skip
     """Calibrate MODEL on a few clips and write the result as an adapter.
 
@@ -58,14 +60,21 @@ def calibrate(
     from surgery.adapters import save_adapter
     from surgery.calibration import PromiseError
     from surgery.calibration import calibrate as run
+    from surgery.jobs import PoolSettings, Setup, clips_on
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     target = _target(folder)
     model, chosen = asked.load(), Recipe.load(str(asked.recipe), asked.overrides)
     reports = Path(report_to) if report_to is not None else target.with_name(target.name + "-report")
+    setup = Setup(asked.model, host=asked.host, device=asked.device)
+    pool = None if ray is None else PoolSettings(ray, actors, threads, tries)
     try:
-        report = run(
-            model, clips, chosen, held_out=held_out or None, progress=not as_json, name=asked.model, **how,
-        )  # fmt: skip
+        with clips_on(model, setup, pool) as each:
+            report = run(
+                model, clips, chosen, held_out=held_out or None, progress=not as_json, name=asked.model, each=each,
+                **how,
+            )  # fmt: skip
     except PromiseError as error:
         error.report.save(reports)
         err.print(f"report: {reports}")

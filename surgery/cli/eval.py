@@ -11,7 +11,7 @@ import click
 import torch
 
 from surgery.cli.common import Command, OutPath, counted, err, noted, out, print_json
-from surgery.cli.options import Asked, asking, json_option
+from surgery.cli.options import Asked, asking, json_option, on_ray
 from surgery.cli.tables import SCORES, print_table, score_cells
 from surgery.evaluation import CONVENTIONS, DATASETS, evaluate, open_dataset
 from surgery.progress import progress_bar
@@ -29,7 +29,7 @@ _ERRORS = {"on_object": "on objects", "elsewhere": "elsewhere"}
 @click.option("--compare", "--dense-too", "dense_too", is_flag=True, help="Run the stock model beside it, in turn.")
 @click.option("--max-frames", type=click.IntRange(min=1), help="Only the first frames of every sequence.")
 @click.option("--convention", type=click.Choice(CONVENTIONS), help="Which frames count; default the data set's.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
+@on_ray
 @click.option("--record", is_flag=True, help="Also write a trace of every sequence, for a player.")
 @click.option(
     "--drift-free", is_flag=True, help="Also compare sparse frames with dense ones from the dense model's own state."
@@ -38,12 +38,13 @@ _ERRORS = {"on_object": "on objects", "elsewhere": "elsewhere"}
 @json_option
 def evaluate_command(
     asked: Asked, root: str, dataset: str, split: str | None, sequences: tuple[str, ...], dense_too: bool,
-    threads: int | None, folder: str, as_json: bool, **how: Any,
+    ray: str | None, actors: int | None, threads: int | None, tries: int, folder: str, as_json: bool, **how: Any,
 ) -> None:  # fmt: skip
     """Score MODEL on the annotated data set in ROOT: semi-supervised video object segmentation, J and F.
 
     Without --recipe the model runs under "balanced" (or the adapter's own recipe); "--recipe none" runs it stock.
-    Finished sequences are kept in --out: the same command goes on where it was stopped.
+    Finished sequences are kept in --out: the same command goes on where it was stopped. With --ray sequences run side
+    by side; times are then those of processes that disturb each other.
 
     \b
     surgery eval demo clips/ --dataset folder --recipe balanced --dense-too --out eval
@@ -53,17 +54,24 @@ def evaluate_command(
         torch.set_num_threads(threads)
     opened = open_dataset(dataset, root, split)
     names = [part for text in sequences for part in text.split(",") if part] or None
-    chosen, adapter, model = asked.chosen(), asked.adapter, asked.load()
-    if not dense_too:
-        # Nothing else needs the stock model, so it need not be copied.
-        model, chosen, adapter = asked.operate(model, chosen), None, None
+    chosen = asked.chosen()
+    how |= {
+        "sequences": names, "out": folder, "name": asked.model, "command": shlex.join(["surgery", *sys.argv[1:]]),
+    }  # fmt: skip
     with progress_bar(err.is_terminal) as bars:
-        bars("tracking", 0, None, "reading")
-        scores = evaluate(
-            model, opened, recipe=chosen, adapter=adapter, dense_too=dense_too, sequences=names, out=folder,
-            progress=lambda done, total, name: bars("tracking", done, total, name), name=asked.model,
-            command=shlex.join(["surgery", *sys.argv[1:]]), **how,
-        )  # fmt: skip
+        how["progress"] = lambda done, total, name: bars("tracking", done, total, name)
+        if ray is not None:
+            from surgery import jobs
+
+            setup = jobs.Setup(asked.model, chosen, asked.adapter, asked.host, asked.device)
+            pool = jobs.PoolSettings(ray, actors, threads, tries)
+            scores = jobs.evaluate(opened, setup, pool, dense_too=dense_too, **how)
+        else:
+            model, adapter = asked.load(bars), asked.adapter
+            if not dense_too:
+                # Nothing else needs the stock model, so it need not be copied.
+                model, chosen, adapter = asked.operate(model, chosen), None, None
+            scores = evaluate(model, opened, recipe=chosen, adapter=adapter, dense_too=dense_too, **how)
     if as_json:
         print_json(scores.as_dict())
         return

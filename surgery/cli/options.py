@@ -94,6 +94,21 @@ def asking(recipe: bool = True, adapter: bool = True, stock: bool = False) -> Ca
     return add
 
 
+def on_ray(function: F) -> F:
+    """The options of a Ray cluster: ray, actors, threads and tries."""
+    for option in (
+        click.option("--tries", type=click.IntRange(min=1), default=3, show_default=True,
+                     help="With --ray: how often work is begun whose process died."),
+        click.option("--threads", type=click.IntRange(min=1),
+                     help="CPU threads of torch; with --ray of each process, default cores / actors."),
+        click.option("--actors", type=click.IntRange(min=1),
+                     help="With --ray: models at once; default one a GPU, or a core where there is none."),
+        click.option("--ray", metavar="local|ADDRESS", help="Work on a Ray cluster, or this machine as one."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 def listed(option: str, text: str, read: Callable[[str], T], expected: str) -> list[T]:
     """The values between the commas of an option; `read` raises ValueError for one that is not what is expected."""
     found = []

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from surgery.cli.common import Command, OutPath, out, print_json
-from surgery.cli.options import SAVED, Asked, asking, json_option
+from surgery.cli.options import SAVED, Asked, asking, json_option, on_ray
 from surgery.cli.run_folder import RunFolder
-from surgery.cli.track_many import job_options, track_many
+from surgery.cli.track_many import track_many
 from surgery.cli.track_run import TrackRun
 from surgery.jobs.manifest import Prompts, are_many
+from surgery.jobs.remote import is_url
 from surgery.progress import progress_bar
 from surgery.video import open_video
 
@@ -38,7 +40,7 @@ from surgery.video import open_video
 @click.option("--fps", type=click.FloatRange(min=0.1), help="Overlay frame rate; default the video's, else 24.")
 @click.option("--show-windows", is_flag=True, help="Darken the windows that were not computed in the overlay.")
 @click.option("--overlay/--no-overlay", default=None, help="Write overlay.mp4; default: of one video, not of many.")
-@job_options
+@on_ray
 @json_option
 def track(
     videos: tuple[str, ...], asked: Asked, masks: tuple[str, ...], boxes: tuple[str, ...], points: tuple[str, ...],
@@ -63,8 +65,10 @@ def track(
     started = time.perf_counter()
     if resume and overwrite:
         raise click.UsageError("--resume goes on and --overwrite starts over: expected one of them")
+    if cluster["threads"] is not None:
+        torch.set_num_threads(cluster["threads"])
     given = Prompts(boxes=boxes, points=points, masks=masks)
-    if len(videos) > 1 or are_many(videos[0]) or cluster["ray"] is not None:
+    if len(videos) > 1 or are_many(videos[0]) or is_url(folder) or cluster["ray"] is not None:
         if fps is not None or show_windows:
             raise click.UsageError("--fps and --show-windows are for one video, here are many")
         track_many(

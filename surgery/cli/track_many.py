@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from surgery.cli.common import counted, out, print_json
 from surgery.cli.options import Asked
 from surgery.jobs import Prompts, track
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def job_options(function: F) -> F:
-    """The options that only a job has."""
-    for option in (
-        click.option("--tries", type=click.IntRange(min=1), default=3, show_default=True,
-                     help="With --ray: how often a video is begun whose process died."),
-        click.option("--threads", type=click.IntRange(min=1), help="With --ray: of each; default cores / actors."),
-        click.option("--actors", type=click.IntRange(min=1),
-                     help="With --ray: models at once; default one a GPU, or a core where there is none."),
-        click.option("--ray", metavar="local|ADDRESS", help="Many videos: on a Ray cluster, or this machine as one."),
-    ):  # fmt: skip
-        function = option(function)
-    return function
 
 
 def track_many(

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import datetime
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import PIL
-
-from surgery.api import sparsify, status
-from surgery.bench.machine import machine
-from surgery.digests import code_digest, weights_digest
-from surgery.engine import current_surgery, desparsify
 from surgery.errors import DatasetError
+from surgery.evaluation.arms import Arms, Asked, Found
 from surgery.evaluation.dataset import Dataset, Sequence
 from surgery.evaluation.drift_free import STEPS
 from surgery.evaluation.layouts import open_dataset
 from surgery.evaluation.metrics import TOLERANCE
 from surgery.evaluation.scores import Scores
 from surgery.evaluation.scoring import convention_named
-from surgery.evaluation.sequence_run import SequenceRun
 from surgery.evaluation.store import RunStore
-from surgery.hosts import view_of
 from surgery.recipe import Recipe
 
 Progress = Callable[[int, int, str], None]
+Run = Callable[[Iterable[Asked], Callable[[], None]], Iterator[tuple[Asked, Found]]]
 
 
 def evaluate(
@@ -74,27 +67,47 @@ def evaluate(
         DatasetError: the data set, a mask, the convention, or the folder `out`.
         UnsupportedModelError, RecipeError, AdapterError: see `sparsify`.
     """
-    chosen = _open(dataset, root, split).choose(sequences)
+    opened = _open(dataset, root, split)
+    arms = Arms(model, recipe, adapter, dense_too)
+    return score(
+        arms.found, arms.facts(), opened, sequences=sequences, max_frames=max_frames, convention=convention,
+        tolerance=tolerance, out=out, record=record, drift_free=drift_free, progress=progress, name=name,
+        command=command,
+    )  # fmt: skip
+
+
+def score(
+    run: Run, facts: dict[str, Any], dataset: Dataset, *, sequences: Iterable[str] | None = None,
+    max_frames: int | None = None, convention: str | None = None, tolerance: float = TOLERANCE,
+    out: str | Path | None = None, record: bool = False, drift_free: bool = False, progress: Progress | None = None,
+    name: str | None = None, command: str | None = None,
+) -> Scores:  # fmt: skip
+    """`evaluate` by whatever runs sequences, in this process or elsewhere.
+
+    Args:
+        run: as `Arms.found`, in any order. facts: of `Arms.facts` where the models are. The rest as of `evaluate`.
+    """
+    chosen = dataset.choose(sequences)
     rule = convention or chosen.convention
     convention_named(rule)
     _check_numbers(max_frames, tolerance, record, out)
-    arms = _arms(model, recipe, adapter, dense_too)
-    if drift_free and "sparse" not in arms:
+    if drift_free and "sparse" not in facts["arms"]:
         raise DatasetError("drift_free compares sparse frames with dense ones: expected a recipe or an adapter")
-    settings = _settings(arms, chosen, name, max_frames, rule, tolerance, record)
+    facts = {**facts, "model": name or facts["model"]}
+    settings = _settings(facts, chosen, max_frames, rule, tolerance, record)
     if drift_free:
         settings["drift_free"] = list(STEPS)
     store = RunStore(Path(out), settings, chosen.tree) if out is not None else None
+    asked = partial(
+        Asked, convention=rule, tolerance=tolerance, max_frames=max_frames, drift_free=drift_free, record=record
+    )
     try:
         shown = progress or (lambda done, total, sequence: None)
-        one = partial(
-            SequenceRun, arms=arms, convention=rule, tolerance=tolerance, max_frames=max_frames, drift_free=drift_free
-        )
-        rows, not_scored = _run_all(one, arms, chosen, max_frames, record, store, shown)
+        rows, not_scored = _run_all(run, asked, facts["arms"], chosen, record, store, shown)
     finally:
         if store is not None:
             store.close()
-    scores = Scores(_head(settings, chosen, arms, store, command), rows, not_scored)
+    scores = Scores(_head(settings, chosen, facts, store, command), rows, not_scored)
     if out is not None:
         scores.write(Path(out))
     return scores
@@ -121,57 +134,28 @@ def _check_numbers(max_frames: int | None, tolerance: float, record: bool, out: 
         raise DatasetError("record writes files: expected `out`, the folder for them")
 
 
-def _arms(model: Any, recipe: Any, adapter: Any, dense_too: bool) -> dict[str, Any]:
-    """The models to run. Stock goes first; nothing the caller holds is changed."""
-    if recipe is None and adapter is None:
-        if current_surgery(model) is None:
-            return {"dense": model}
-        sparse = model
-    else:
-        sparse = sparsify(copy.deepcopy(model), recipe, adapter=adapter)
-    if not dense_too:
-        return {"sparse": sparse}
-    return {"dense": model if current_surgery(model) is None else desparsify(copy.deepcopy(model)), "sparse": sparse}
-
-
 def _settings(
-    arms: dict[str, Any], dataset: Dataset, name: str | None, max_frames: int | None, convention: str, tolerance: float,
-    record: bool,
-) -> dict[str, Any]:  # fmt: skip
+    facts: dict[str, Any], dataset: Dataset, max_frames: int | None, convention: str, tolerance: float, record: bool
+) -> dict[str, Any]:
     """Everything that can change a result, as plain data; also the head of eval.json."""
-    some = next(iter(arms.values()))
-    reference = next(some.parameters())
-    state = status(arms["sparse"]) if "sparse" in arms else None
-    recipe = state.recipe.to_dict() if state is not None and state.recipe is not None else None
-    facts = machine(reference.device)
+    machine = facts["machine"]
     return {
-        "model": name or type(some).__name__,
-        "host": view_of(some).name,
-        "dtype": str(reference.dtype).removeprefix("torch."),
-        "device": facts["device"],
-        "cpu": facts["cpu"],
-        "threads": facts["threads"],
-        "arms": list(arms),
-        "weights": {arm: weights_digest(model.state_dict()) for arm, model in arms.items()},
-        "recipe": recipe,
-        "adapter": state.adapter if state is not None else None,
+        **{name: value for name, value in facts.items() if name != "machine"},
+        **{name: machine[name] for name in ("device", "cpu", "threads", "versions")},
         "dataset": dataset.name,
         "split": dataset.split,
         "max_frames": max_frames,
         "convention": convention,
         "tolerance": tolerance,
         "record": record,
-        "versions": {**facts["versions"], "pillow": PIL.__version__},  # decodes the frames
-        "code": code_digest(),
     }
 
 
 def _run_all(
-    made: Callable[[Sequence], SequenceRun], arms: dict[str, Any], dataset: Dataset, max_frames: int | None,
+    run: Run, asked: Callable[[Sequence, dict[str, Path] | None], Asked], names: list[str], dataset: Dataset,
     record: bool, store: RunStore | None, progress: Progress,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
-    names = list(arms)
-    results: dict[str, dict[str, Any]] = {}
+) -> tuple[list[Found], list[dict[str, Any]]]:  # fmt: skip
+    results: dict[str, Found] = {}
     digests: dict[str, str] = {}
     for sequence in dataset.sequences:
         if store is not None:
@@ -180,37 +164,46 @@ def _run_all(
             if known is not None:
                 results[sequence.name] = known
     left = [sequence for sequence in dataset.sequences if sequence.name not in results]
-    total = sum(min(len(sequence.frames), max_frames or len(sequence.frames)) for sequence in left)
-    done = 0
+    total = sum(asked(sequence, None).frames for sequence in left)
+    shown, done, running = 0, 0, ""
 
-    def step(sequence: Sequence) -> None:
-        nonlocal done
-        done += 1
-        progress(done, total, sequence.name)
+    def begun() -> Iterator[Asked]:
+        nonlocal running
+        for sequence in left:
+            running = sequence.name
+            progress(shown, total, running)
+            yield asked(sequence, store.start(running, names) if store is not None else None)
 
-    for sequence in left:
-        progress(done, total, sequence.name)
-        one = made(sequence)
-        places = store.start(sequence.name, names) if store is not None else None
-        found = one.run(places, record, lambda sequence=sequence: step(sequence))  # type: ignore[misc]
-        found["row"]["digest"] = digests.get(sequence.name) or sequence.digest()
+    def step() -> None:
+        nonlocal shown
+        shown += 1
+        progress(shown, total, running)
+
+    for one, found in run(begun(), step):
+        name = one.sequence.name
+        done += one.frames
+        if shown < done:
+            # Elsewhere frames are not counted while they are tracked.
+            shown = done
+            progress(shown, total, name)
+        found["row"]["digest"] = digests.get(name) or one.sequence.digest()
         trace = found.pop("trace")
         if store is not None:
-            store.finish(sequence.name, names, found, trace)
-        results[sequence.name] = found
+            store.finish(name, names, found, trace)
+        results[name] = found
     ordered = [results[sequence.name] for sequence in dataset.sequences]
     return [item["row"] for item in ordered], [reason for item in ordered for reason in item["not_scored"]]
 
 
 def _head(
-    settings: dict[str, Any], dataset: Dataset, arms: dict[str, Any], store: RunStore | None, command: str | None
+    settings: dict[str, Any], dataset: Dataset, facts: dict[str, Any], store: RunStore | None, command: str | None
 ) -> dict[str, Any]:
     head = {
         "kind": "eval",
         "schema": 1,
         "command": command,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": machine(next(next(iter(arms.values())).parameters()).device),
+        "machine": facts["machine"],
         "key": store.key if store is not None else None,
         "settings": settings,
         "dataset_root": str(dataset.root),
@@ -220,5 +213,5 @@ def _head(
     if store is not None:
         if settings["record"]:
             head["traces"] = str(store.traces.relative_to(store.out))
-        head["predictions"] = {arm: str(store.predictions(arm).relative_to(store.out)) for arm in arms}
+        head["predictions"] = {arm: str(store.predictions(arm).relative_to(store.out)) for arm in facts["arms"]}
     return head

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from surgery.errors import JobError
 from surgery.files import hold, write_whole
 from surgery.jobs.manifest import Task
-from surgery.validation import read_as
+from surgery.jobs.remote import is_url, matches, read, stamp, upload, write
+from surgery.report.job import write_job
 from surgery.video.prompt_text import mask_path
 
 NOTE = "video.json"
-SUMMARY = "summary.json"
+SUMMARY, REPORT = "summary.json", "report.html"
 
 
 class VideoRow(BaseModel):
@@ -55,39 +57,43 @@ class _PastJob(BaseModel):
 
 
 class JobFolder:
-    """The folder of one job, held for this process. Nothing is written before `begin`.
+    """The folder of one job, held for this process where it is on a disk. Nothing is written before `begin`.
 
     Args:
-        resume: videos that are done under the same key stay. overwrite: all are tracked again.
+        place: path or address. resume: videos that are done under the same key stay. overwrite: all are tracked again.
 
     Raises:
         JobError: not empty and neither is asked for, something else than a job in it, or no permission.
     """
 
-    def __init__(self, path: Path, resume: bool, overwrite: bool) -> None:
-        self.path, self.resume = path, resume
+    def __init__(self, place: str, resume: bool, overwrite: bool) -> None:
+        self.place, self.resume = place, resume
+        self._path = None if is_url(place) else Path(place)
         self._lock: int | None = None
-        if path.is_dir() and any(path.iterdir()):
+        path = self._path
+        if matches(f"{place}/*") if path is None else path.is_dir() and any(path.iterdir()):
             if not (resume or overwrite):
                 raise JobError(
-                    f"{path}: not empty; --resume goes on with the job in it, --overwrite tracks all videos again, or "
+                    f"{place}: not empty; --resume goes on with the job in it, --overwrite tracks all videos again, or "
                     "choose a new folder"
                 )
             try:
-                read_as(path / SUMMARY, _PastJob, JobError)
-            except JobError as error:
-                raise JobError(f"{path}: holds no job of many videos; choose a new folder ({error})") from error
+                _PastJob.model_validate_json(self._read(SUMMARY))
+            except ValidationError as error:
+                raise JobError(f"{place}: holds no job of many videos; choose a new folder") from error
 
     def begin(self) -> None:
         """Make the folder and hold it for this process."""
+        if self._path is None:
+            return
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path, os.O_RDONLY)
+            self._path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self._path, os.O_RDONLY)
         except OSError as error:
             raise JobError(
-                f"{self.path}: cannot be written ({error.strerror}), expected a folder to write to"
+                f"{self.place}: cannot be written ({error.strerror}), expected a folder to write to"
             ) from error
-        hold(self._lock, JobError(f"{self.path}: another job is writing there, expected none: wait for it"))
+        hold(self._lock, JobError(f"{self.place}: another job is writing there, expected none: wait for it"))
         self.clear()
 
     def end(self) -> None:
@@ -98,7 +104,7 @@ class JobFolder:
 
     def clear(self) -> None:
         """Remove what processes that were killed left behind. Nobody else may be writing."""
-        for left in self.path.glob(".*.part"):
+        for left in self._path.glob(".*.part") if self._path is not None else ():
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
     def done(self, task: Task, key: str) -> bool:
@@ -106,26 +112,45 @@ class JobFolder:
         if not self.resume:
             return False
         try:
-            return VideoRow.model_validate_json((self.path / task.name / NOTE).read_bytes()).key == key
-        except (OSError, ValidationError):
+            return VideoRow.model_validate_json(self._read(f"{task.name}/{NOTE}")).key == key
+        except ValidationError:
             return False
 
-    def write_summary(self, summary: BaseModel) -> None:
-        """Write summary.json."""
+    def write(self, summary: BaseModel) -> None:
+        """Write report.html and summary.json."""
         try:
-            write_whole(self.path / SUMMARY, summary.model_dump_json(indent=2) + "\n")
+            with tempfile.TemporaryDirectory() as folder:
+                path = self._path or Path(folder)
+                write_job(path / REPORT, summary.model_dump(mode="json"))
+                write_whole(path / SUMMARY, summary.model_dump_json(indent=2) + "\n")
+                for name in (REPORT, SUMMARY) if self._path is None else ():
+                    write(f"{self.place}/{name}", (path / name).read_bytes())
         except OSError as error:
-            raise JobError(
-                f"{self.path / SUMMARY}: cannot be written ({error}), expected room and permission"
-            ) from error
+            raise JobError(f"{self.place}: cannot be written ({error}), expected room and permission") from error
+
+    def _read(self, name: str) -> bytes:
+        """Nothing of a file that is not there."""
+        if self._path is None:
+            return read(f"{self.place}/{name}") or b""
+        try:
+            return (self._path / name).read_bytes()
+        except OSError:
+            return b""
 
 
 @contextmanager
-def published(folder: Path, name: str) -> Iterator[Path]:
-    """Yield a new folder to write to; it becomes `folder/name` when the block ends, and is removed if it fails.
+def published(place: str, name: str) -> Iterator[Path]:
+    """Yield a new folder to write to; it becomes `place/name` when the block ends, and is removed if it fails.
 
-    Whatever ends the process or the machine, `folder/name` is what it was before, gone, or whole.
+    Whatever ends the process or the machine, `place/name` is what it was before, gone, or whole; at an address a folder
+    without video.json counts as gone.
     """
+    if is_url(place):
+        with tempfile.TemporaryDirectory(prefix="surgery-") as copy:
+            yield Path(copy)
+            upload(Path(copy), f"{place}/{name}", last=NOTE)
+        return
+    folder = Path(place)
     part = folder / f".{name}.{uuid.uuid4().hex[:12]}.part"
     old = part.with_suffix(".old.part")
     final = folder / name
@@ -154,17 +179,19 @@ def key_of(task: Task, made_by: dict[str, Any]) -> str:
     Raises:
         OSError: a file is not there any more.
     """
-    video = task.video
-    files = sorted(each for each in video.iterdir() if each.is_file()) if video.is_dir() else [video]
-    stats = [(each.name, each.stat()) for each in files]
     masks = [mask_path(text) for text in task.prompts.masks] if task.prompts is not None else []
     told = {
         **made_by,
-        "video": [str(video), *([name, stat.st_size, stat.st_mtime_ns] for name, stat in stats)],
+        "video": [task.video, stamp(task.video) if is_url(task.video) else _stats(Path(task.video))],
         "prompts": None if task.prompts is None else task.prompts.model_dump(),
         "masks": [hashlib.sha256(Path(mask).read_bytes()).hexdigest() for mask in masks],
     }
     return f"sha256:{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()}"
+
+
+def _stats(video: Path) -> list[tuple[str, int, int]]:
+    files = sorted(each for each in video.iterdir() if each.is_file()) if video.is_dir() else [video]
+    return [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files]
 
 
 def _sync(path: str | Path) -> None:

@@ -16,16 +16,17 @@ from surgery import __version__
 from surgery.adapters import open_adapter
 from surgery.api import DEFAULT_RECIPE
 from surgery.errors import JobError
-from surgery.jobs.alone import Alone, Asked, Outcome, told
+from surgery.jobs.alone import Alone, Outcome, Setup, told
 from surgery.jobs.folder import JobFolder, VideoRow, key_of
-from surgery.jobs.manifest import Line, Prompts, Source, Task, gather
+from surgery.jobs.manifest import Line, Prompts, Source, Task, gather, located
 from surgery.jobs.pool import Pool, PoolSettings
-from surgery.jobs.worker import Setup
+from surgery.jobs.worker import Asked, Tracker
 from surgery.operations import SegmentEverything
 from surgery.progress import Bars, progress_bar
 from surgery.recipe import Recipe
 
 _WORST = 10
+Engine = Alone[Asked, VideoRow] | Pool[Asked, VideoRow]
 
 
 class Failure(BaseModel):
@@ -95,9 +96,10 @@ def track(
     A video's folder appears whole or not at all. A video that fails is listed and stops nothing.
 
     Args:
-        manifest: a `.jsonl` manifest, a folder of videos, a pattern, a video, a `Line`, or several of these.
+        manifest: a `.jsonl` manifest, a folder of videos, a pattern, a video, a `Line`, or several of these. Videos and
+            patterns may be addresses that fsspec reads.
         model: by name, see `surgery.loading.load_model`. host, device: likewise.
-        out: the job's folder.
+        out: the job's folder, or an address that fsspec writes to.
         recipe: name, path or `Recipe`; "none" is the stock model; default the adapter's, else "balanced".
         prompts: of the videos that have none of their own. Without any, a recipe with segment_everything finds all.
         resume: leave out videos that are done with the same input, prompts, model, recipe and settings.
@@ -123,27 +125,30 @@ def track(
         raise JobError("recipe 'none' is the stock model, expected no adapter with it")
     default = open_adapter(adapter).recipe if adapter is not None and recipe is None else DEFAULT_RECIPE
     chosen = None if stock else Recipe.load(default if recipe is None else recipe)
-    setup = Setup(model, chosen, None if adapter is None else str(adapter), host, device, max_frames, overlay)
-    place = JobFolder(Path(os.path.abspath(out)), resume, overwrite)
+    setup = Setup(model, chosen, None if adapter is None else str(adapter), host, device)
+    place = JobFolder(located(out), resume, overwrite)
     with progress_bar(progress) as bars:
         finds_all = chosen is not None and chosen.find(SegmentEverything) is not None
         tasks = gather(sources, prompts, finds_all, lambda done, total: bars("looking at videos", done, total))
         place.begin()
         try:
             pool = None if ray is None else PoolSettings(ray, actors, threads, tries)
-            return _Run(place, setup, tasks, bars, pool).track()
+            return _Run(place, setup, tasks, bars, pool, max_frames, overlay).track()
         finally:
             place.end()
 
 
 class _Run:
     def __init__(
-        self, place: JobFolder, setup: Setup, tasks: list[Task], bars: Bars, pool: PoolSettings | None
-    ) -> None:
-        self.place, self.setup, self.tasks, self.bars = place, setup, tasks, bars
-        self.engine: Alone | Pool = (
-            Alone(setup, place.path, self._frame) if pool is None else Pool(pool, setup, place.path)
+        self, place: JobFolder, setup: Setup, tasks: list[Task], bars: Bars, pool: PoolSettings | None,
+        max_frames: int | None, overlay: bool,
+    ) -> None:  # fmt: skip
+        self.place, self.setup, self.tasks, self.bars, self.max_frames = place, setup, tasks, bars, max_frames
+        how = place.place, max_frames, overlay
+        self.engine: Engine = (
+            Alone(Tracker(setup, *how), self._frame) if pool is None else Pool(pool, Tracker, setup, *how)
         )
+        self.settings = {"max_frames": max_frames, "overlay": overlay}
         recipe = setup.recipe.to_dict() if setup.recipe is not None else None
         counts = {"asked": len(tasks), "done": 0, "skipped": 0, "failed": 0}
         self.summary = JobSummary(
@@ -165,8 +170,8 @@ class _Run:
                     made_by = self.engine.load()
                 self.summary.host, self.summary.device = made_by["host"], made_by["device"]
                 self.started = time.perf_counter()
-                settings = {"max_frames": self.setup.max_frames, "overlay": self.setup.overlay}
-                for outcome in self.engine.outcomes(self._todo({**made_by, "recipe": self.summary.recipe, **settings})):
+                told_of = {**made_by, "recipe": self.summary.recipe, **self.settings}
+                for outcome in self.engine.outcomes(self._todo(told_of)):
                     self._count(outcome)
             self.summary.complete = True
         except BaseException as error:
@@ -182,7 +187,7 @@ class _Run:
             try:
                 key = key_of(task, made_by)
             except OSError as error:
-                self._count(Outcome(task, None, told(error), 0))
+                self._count(Outcome((task, ""), None, error, 0))
                 continue
             if self.place.done(task, key):
                 self.summary.videos["skipped"] += 1
@@ -190,12 +195,13 @@ class _Run:
             else:
                 yield task, key
 
-    def _count(self, outcome: Outcome) -> None:
-        task, row, summary = outcome.task, outcome.row, self.summary
+    def _count(self, outcome: Outcome[Asked, VideoRow]) -> None:
+        (task, _), row, summary = outcome.asked, outcome.result, self.summary
         if row is None:
             summary.videos["failed"] += 1
-            error = outcome.error or "unknown"
-            summary.failed.append(Failure(name=task.name, video=str(task.video), error=error, tries=outcome.tries))
+            assert outcome.error is not None
+            error = told(outcome.error)
+            summary.failed.append(Failure(name=task.name, video=task.video, error=error, tries=outcome.tries))
             self.bars.say(f"{task.name}: not tracked: {error}")
         else:
             summary.videos["done"] += 1
@@ -211,7 +217,7 @@ class _Run:
             _keep(self.lost, (sum(row.lost.values()), row.name, len(row.lost)))
 
     def _frames(self, task: Task) -> int:
-        return min(task.frames, self.setup.max_frames or task.frames)
+        return min(task.frames, self.max_frames or task.frames)
 
     def _frame(self) -> None:
         self.shown += 1
@@ -237,7 +243,7 @@ class _Run:
         summary.most_lost = [
             Lost(name=name, objects=many, frames=count) for count, name, many in sorted(self.lost)[::-1]
         ]
-        self.place.write_summary(summary)
+        self.place.write(summary)
 
 
 def _keep(worst: list[Any], one: Any) -> None:

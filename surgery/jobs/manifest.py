@@ -12,7 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from surgery.errors import ManifestError, PromptError, VideoError, about
+from surgery.errors import JobError, ManifestError, PromptError, VideoError, about
+from surgery.jobs.remote import exists, is_url, matches
 from surgery.validation import explain
 from surgery.video import Prompt, Video, check, merge_points, open_video, parse_box, parse_mask, parse_point
 from surgery.video.folder import KINDS
@@ -44,7 +45,7 @@ class Prompts(BaseModel):
 
 
 class Line(BaseModel):
-    """One line of a manifest. Paths are relative to the manifest's folder."""
+    """One line of a manifest. Paths are relative to the manifest's folder; addresses are taken as they are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     video: str = Field(min_length=1, description="video file or folder of pictures")
@@ -57,12 +58,12 @@ class Task:
     """One video to track.
 
     Attributes:
-        where: the line, as errors call it. prompts: None tracks everything. frames: how many, as far as its file tells;
-            0 where it does not, or cannot be opened.
+        video: a path from the root, or an address. prompts: None tracks everything. where: the line, as errors call
+            it. frames: how many, as far as its file tells; 0 where it does not, or was not opened.
     """
 
     name: str
-    video: Path
+    video: str
     prompts: Prompts | None
     where: str
     frames: int = 0
@@ -72,8 +73,10 @@ Source = str | os.PathLike[str] | Line
 
 
 def are_many(source: str | os.PathLike[str]) -> bool:
-    """Whether this is a manifest, a pattern or a folder of videos, and not one video."""
+    """Whether this is a manifest, a pattern, an address or a folder of videos, and not one video."""
     path = Path(source)
+    if is_url(source):
+        return True
     if path.is_dir():
         return not _is_frames(path) and bool(_videos_in(path))
     return path.suffix == ".jsonl" or (not path.exists() and glob.has_magic(str(source)))
@@ -100,11 +103,11 @@ def gather(
     for where, line in _lines(sources, problems):
         found = line.prompts if line.prompts is not None else prompts
         name = line.name if line.name is not None else _name(line.video)
-        if not name or name != Path(name).name or name.startswith(".") or name == "summary.json":
+        if not name or name != Path(name).name or name.startswith(".") or name in ("summary.json", "report.html"):
             problems.append(
                 f"{where}: the name {name!r}, expected one that a folder can have and that has no dot first"
             )
-        elif not os.path.exists(line.video):
+        elif not is_url(line.video) and not os.path.exists(line.video):
             problems.append(f"{where}: no such file or folder: {line.video}")
         elif not found and not everything:
             problems.append(f"{where}: no prompt, expected boxes, points or masks, or a recipe with segment_everything")
@@ -112,7 +115,7 @@ def gather(
             problems.append(f"{where}: the prompt is everything, and the recipe has no segment_everything")
         else:
             asked = found if isinstance(found, Prompts) and found else None
-            tasks.append(Task(name, Path(os.path.abspath(line.video)), asked, where))
+            tasks.append(Task(name, located(line.video), asked, where))
     first: dict[str, Task] = {}
     for task in tasks:
         other = first.setdefault(task.name, task)
@@ -131,13 +134,15 @@ def gather(
 
 
 def _looked_at(task: Task) -> Task | str:
-    """The task with its length, or what is wrong with its prompts."""
+    """The task with its length, or what is wrong with it. What lies elsewhere is not fetched for that."""
     try:
+        if is_url(task.video):
+            return task if exists(task.video) else f"{task.where}: no such file or folder: {task.video}"
         video = open_video(task.video)
         if task.prompts is not None:
             task.prompts.read(video)
         return replace(task, frames=video.num_frames or 0)
-    except PromptError as error:
+    except (PromptError, JobError) as error:
         return f"{task.where}: {about(task.name, error)}"
     except (VideoError, OSError):
         return task
@@ -156,13 +161,13 @@ def _lines(sources: Sequence[Source], problems: list[str]) -> Iterator[tuple[str
             yield from ((str(each), Line(video=str(each))) for each in found)
             if not found:
                 problems.append(f"{path}: no videos and no pictures in this folder")
-        elif not path.exists() and glob.has_magic(str(source)):
-            matches = sorted(glob.glob(str(source), recursive=True))
-            yield from ((each, Line(video=each)) for each in matches)
-            if not matches:
-                problems.append(f"{path}: nothing is called so")
+        elif not path.exists() and glob.has_magic(text := str(source)):
+            names = matches(text) if is_url(text) else sorted(glob.glob(text, recursive=True))
+            yield from ((each, Line(video=each)) for each in names)
+            if not names:
+                problems.append(f"{text}: nothing is called so")
         else:
-            yield str(path), Line(video=str(path))
+            yield str(source), Line(video=str(source))
 
 
 def _manifest(path: Path, problems: list[str]) -> Iterator[tuple[str, Line]]:
@@ -186,7 +191,8 @@ def _placed(line: Line, folder: Path) -> Line:
     prompts = line.prompts
     if isinstance(prompts, Prompts):
         prompts = prompts.model_copy(update={"masks": tuple(str(folder / text) for text in prompts.masks)})
-    return line.model_copy(update={"video": str(folder / line.video), "prompts": prompts})
+    video = line.video if is_url(line.video) else str(folder / line.video)
+    return line.model_copy(update={"video": video, "prompts": prompts})
 
 
 def _is_frames(folder: Path) -> bool:
@@ -203,6 +209,12 @@ def _videos_in(folder: Path) -> list[Path]:
     )
 
 
+def located(place: str | os.PathLike[str]) -> str:
+    """An address as it is, and a path from the root."""
+    return str(place) if is_url(place) else os.path.abspath(place)
+
+
 def _name(video: str) -> str:
     path = Path(os.path.abspath(video))
-    return path.name if path.is_dir() else path.stem
+    is_folder = path.suffix.lower() not in SUFFIXES if is_url(video) else path.is_dir()
+    return path.name if is_folder else path.stem

@@ -1,4 +1,4 @@
-"""The videos of a job on a Ray cluster: an actor for every GPU or core, and a new one for every one that dies."""
+"""A job on a Ray cluster: an actor for every GPU or core, and a new one for every one that dies."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from surgery.errors import JobError, SurgeryError
-from surgery.jobs.alone import Asked, Outcome, told
-from surgery.jobs.manifest import Task
-from surgery.jobs.worker import Setup, Worker
+from surgery.jobs.alone import A, Outcome, R, Setup, Worker, told
 from surgery.missing import require
 
 LOCAL = "local"
@@ -26,8 +23,8 @@ _PAUSE = 1.0
 @dataclass(frozen=True)
 class PoolSettings:
     """address: "local" for this machine, or that of a cluster, as of `ray.init`. actors: models at once; default one
-    for every GPU, or core where there is none. threads: of each, default the cores over the actors. tries: how often a
-    video is begun whose actor died.
+    for every GPU, or core where there is none. threads: of each, default the cores over the actors. tries: how often
+    what an actor died of is begun.
     """
 
     address: str
@@ -37,37 +34,36 @@ class PoolSettings:
 
 
 @dataclass
-class _Job:
-    task: Task
-    key: str
+class _Job(Generic[A]):
+    asked: A
     tries: int = 0
 
 
-class Pool:
-    """Context manager: actors that each load the model once, and are handed videos as they become free.
+class Pool(Generic[A, R]):
+    """Context manager: actors that each load the model once, and are handed work as they become free.
 
-    A video whose actor died, or that failed by anything but a `SurgeryError`, is begun again on a fresh actor.
+    What an actor died of, or what failed by anything but a `SurgeryError`, is begun again on a fresh actor.
 
     Args:
-        worker: what an actor runs.
+        worker: what an actor is, made of `setup` and `more`.
 
     Raises:
         MissingLibraryError: no Ray.
         JobError: no cluster at the address.
     """
 
-    def __init__(self, settings: PoolSettings, setup: Setup, folder: Path, worker: type[Worker] = Worker) -> None:
+    def __init__(self, settings: PoolSettings, worker: type[Worker[A, R]], setup: Setup, *more: Any) -> None:
         require("ray")
         self._ray: Any = import_module("ray")
-        self._settings, self._setup, self._folder, self._worker = settings, setup, folder, worker
-        self._doing: dict[Any, tuple[Any, _Job | None]] = {}
+        self._settings, self._worker, self._setup, self._more = settings, worker, setup, more
+        self._doing: dict[Any, tuple[Any, _Job[A] | None]] = {}
         self._idle: list[Any] = []
         self._alike: dict[str, Any] | None = None
         self._stillborn = 0
         self._owned = False
         self.size = 1
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Pool[A, R]:
         self._connect()
         have = self._ray.cluster_resources()
         gpus = 0 if self._setup.device == "cpu" else int(have.get("GPU", 0))
@@ -97,19 +93,20 @@ class Pool:
         """
         for _ in range(self.size):
             self._hire()
-        while self._alike is None:
+        while not self._idle:
             list(self._news(deque()))
+        assert self._alike is not None
         return self._alike
 
-    def outcomes(self, asked: Iterator[Asked]) -> Iterator[Outcome]:
-        """Track them, as many at once as there are actors, in the order in which they end."""
-        again: deque[_Job] = deque()
-        coming = (_Job(task, key) for task, key in asked)
+    def outcomes(self, asked: Iterator[A]) -> Iterator[Outcome[A, R]]:
+        """Do them, as many at once as there are actors, in the order in which they end."""
+        again: deque[_Job[A]] = deque()
+        coming = map(_Job, asked)
         while True:
             while self._idle and (job := again.popleft() if again else next(coming, None)) is not None:
                 actor = self._idle.pop()
                 job.tries += 1
-                self._doing[actor.track.remote(job.task, job.key, str(self._folder))] = actor, job
+                self._doing[actor.run.remote(job.asked)] = actor, job
             if not again and not any(job for _, job in self._doing.values()) and self._idle:
                 return
             yield from self._news(again)
@@ -137,10 +134,10 @@ class Pool:
         self._owned = True
 
     def _hire(self) -> None:
-        actor = self._actor.remote(self._setup)
+        actor = self._actor.remote(self._setup, *self._more)
         self._doing[actor.load.remote(self._threads)] = actor, None
 
-    def _news(self, again: deque[_Job]) -> Iterator[Outcome]:
+    def _news(self, again: deque[_Job[A]]) -> Iterator[Outcome[A, R]]:
         """Wait a little, and take in what has come; jobs to be begun anew go to `again`."""
         ready, _ = self._ray.wait([*self._doing], num_returns=1, timeout=_PAUSE)
         for reference in ready:
@@ -153,7 +150,7 @@ class Pool:
                     if job is None:
                         raise cause from error
                     self._idle.append(actor)
-                    yield Outcome(job.task, None, told(cause), job.tries)
+                    yield Outcome(job.asked, None, cause, job.tries)
                     continue
                 # Dead, or not to be trusted: a GPU that failed once fails with every video.
                 self._ray.kill(actor)
@@ -163,7 +160,8 @@ class Pool:
                 elif job.tries < self._settings.tries:
                     again.append(job)
                 else:
-                    yield Outcome(job.task, None, f"given up after {job.tries} tries, the last: {reason}", job.tries)
+                    lost = JobError(f"given up after {job.tries} tries, the last: {reason}")
+                    yield Outcome(job.asked, None, lost, job.tries)
                 if self._stillborn < self._settings.tries:
                     self._hire()
                 elif not self._doing and not self._idle:
@@ -171,12 +169,13 @@ class Pool:
                 continue
             self._idle.append(actor)
             if job is not None:
-                yield Outcome(job.task, result, None, job.tries)
+                yield Outcome(job.asked, result, None, job.tries)
             else:
                 self._stillborn = 0
-                self._check(result)
+                self.check(result)
 
-    def _check(self, made_by: dict[str, Any]) -> None:
+    def check(self, made_by: dict[str, Any]) -> None:
+        """Actors must be as this says, or, if nothing was said, as the first of them. Raises JobError."""
         self._alike = self._alike or made_by
         other = [name for name, value in made_by.items() if value != self._alike[name]]
         if other:

@@ -1,4 +1,4 @@
-"""One model that tracks video after video: in this process, or as the actor of a cluster."""
+"""A model that tracks video after video."""
 
 from __future__ import annotations
 
@@ -6,103 +6,60 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from surgery import loading
-from surgery.api import sparsify, status
-from surgery.digests import code_digest, weights_digest
+from surgery.api import status
 from surgery.errors import VideoError
 from surgery.files import write_whole
-from surgery.hosts import view_of
+from surgery.jobs.alone import Setup, Worker, nothing
 from surgery.jobs.folder import NOTE, VideoRow, published
 from surgery.jobs.manifest import Task
-from surgery.operations import CompileParts
-from surgery.recipe import Recipe
+from surgery.jobs.remote import fetched
 from surgery.tracking import track
 from surgery.tracking_everything import track_everything
 from surgery.video import Video, VideoWriter, draw_ids, draw_masks, labels_from_logits, open_video, write_label_png
 from surgery.video.masks import Labels
 from surgery.video.rgb import Frame
-from surgery.warm import warm_up
+
+Asked = tuple[Task, str]
+"""A video and its key, of `key_of`."""
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What every worker of a job does. model, host, device: as of `load_model`. recipe: None for the stock model.
+class Tracker(Worker[Asked, VideoRow]):
+    """Tracks videos and publishes their folders.
 
-    max_frames: tracked at most of a video. overlay: write overlay.mp4.
+    Args:
+        folder: the job's. max_frames: tracked at most of a video. overlay: write overlay.mp4.
     """
 
-    model: str
-    recipe: Recipe | None
-    adapter: str | None = None
-    host: str | None = None
-    device: str | None = None
-    max_frames: int | None = None
-    overlay: bool = False
+    def __init__(self, setup: Setup, folder: str, max_frames: int | None, overlay: bool) -> None:
+        super().__init__(setup)
+        self._folder, self._max_frames, self._overlay = folder, max_frames, overlay
 
-
-class Worker:
-    """Loads the model once. `load` comes before `track`; making one costs nothing."""
-
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-        self._model: Any = None
-
-    def load(self, threads: int | None = None) -> dict[str, Any]:
-        """Load the model, operate on it and compile what its recipe compiles.
-
-        Args:
-            threads: of PyTorch's operators; None leaves them as they are.
-
-        Returns:
-            Digests of the weights and of our code, the host and the kind of device: alike in all workers of a job.
-        """
-        if threads is not None:
-            torch.set_num_threads(threads)
-        setup = self.setup
-        model = loading.load_model(setup.model, setup.host, setup.device)
-        if setup.recipe is not None:
-            sparsify(model, setup.recipe, adapter=setup.adapter)
-            if setup.recipe.find(CompileParts) is not None:
-                warm_up(model)
-        self._model = model
-        return {
-            "weights": weights_digest(model.state_dict()),
-            "code": code_digest(),
-            "host": view_of(model).name,
-            "device": next(model.parameters()).device.type,
-            "torch": torch.__version__,
-        }
-
-    def track(self, task: Task, key: str, folder: str, step: Callable[[], None] = lambda: None) -> VideoRow:
-        """Track a video and publish its folder.
-
-        Args:
-            key: of `key_of`. folder: the job's. step: called after every frame.
+    def run(self, asked: Asked, step: Callable[[], None] = nothing) -> VideoRow:
+        """Track one; nothing is left in the folder if that fails.
 
         Raises:
-            SurgeryError: the video or its prompts; whatever the model raises. Nothing is left in the folder then.
+            SurgeryError: the video or its prompts; and whatever the model raises.
         """
         started = time.perf_counter()
-        video = open_video(task.video)
+        with fetched(asked[0].video) as path:
+            return self._track(*asked, open_video(path), started, step)
+
+    def _track(self, task: Task, key: str, video: Video, started: float, step: Callable[[], None]) -> VideoRow:
         seen: set[int] = set()
         lost: Counter[int] = Counter()
         frames, seconds = 0, 0.0
-        with published(Path(folder), task.name) as part:
+        with published(self._folder, task.name) as part:
             masks = part / "masks"
             masks.mkdir()
             with ExitStack() as stack:
                 writer: VideoWriter | None = None
-                if self.setup.overlay:
+                if self._overlay:
                     writer = stack.enter_context(VideoWriter(part / "overlay.mp4", video.fps or 24.0))
-                for index, frame, labels, spent in islice(self._labels(task, video), self.setup.max_frames):
+                for index, frame, labels, spent in islice(self._labels(task, video), self._max_frames):
                     write_label_png(masks / f"{video.name_of(index)}.png", labels)
                     there = {int(label) for label in np.unique(labels) if label}
                     seen |= there
@@ -113,9 +70,9 @@ class Worker:
                     step()
                 if not frames:
                     raise VideoError(f"{video.name}: no frame was tracked")
-            state = status(self._model)
+            state = status(self.model)
             row = VideoRow(
-                key=key, name=task.name, video=str(task.video), size=video.size, frames=frames, objects=len(seen),
+                key=key, name=task.name, video=task.video, size=video.size, frames=frames, objects=len(seen),
                 lost=dict(lost), windows_kept=state.windows_kept, keys_kept=state.keys_kept,
                 dense_frames=state.dense_frames, seconds=time.perf_counter() - started, model_seconds=seconds,
             )  # fmt: skip
@@ -124,8 +81,8 @@ class Worker:
 
     def _labels(self, task: Task, video: Video) -> Iterator[tuple[int, Frame, Labels, float]]:
         if task.prompts is None:
-            for found in track_everything(self._model, video):
+            for found in track_everything(self.model, video):
                 yield found.index, found.frame, found.labels, found.seconds
             return
-        for result in track(self._model, video, task.prompts.read(video)):
+        for result in track(self.model, video, task.prompts.read(video)):
             yield result.index, result.frame, labels_from_logits(result.logits), result.seconds

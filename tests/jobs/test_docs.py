@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 import yaml
 
-from surgery.cli.track import track
+from surgery.cli.main import main
 from surgery.jobs import Line
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/jobs.md").read_text(encoding="utf-8")
-COMMANDS = [text.rstrip('"') for text in re.findall(r"surgery track [^#\n]*--out [^#\n]*", PAGE)]
+COMMANDS = [text.rstrip('"') for text in re.findall(r"surgery (?:track|eval|calibrate) [^#\n]*--out [^#\n]*", PAGE)]
 
 
 def snippet(first: str) -> object:
@@ -27,10 +27,12 @@ def test_the_lines_of_the_manifest_are_lines() -> None:
 
 
 def test_the_commands_are_taken() -> None:
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 7
     for command in COMMANDS:
-        with click.Context(track) as context:
-            track.parse_args(context, shlex.split(command)[2:])
+        _, name, *arguments = shlex.split(command)
+        asked = main.commands[name]
+        with click.Context(asked) as context:
+            asked.parse_args(context, arguments)
 
 
 def test_rays_cluster_file() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from surgery.demo import load
 from surgery.errors import JobError, ManifestError
 from surgery.jobs import JobSummary, Line, Prompts, track
 from surgery.jobs.folder import published
-from surgery.jobs.worker import Worker
+from surgery.jobs.worker import Tracker
 from surgery.recipe import Recipe
 from surgery.tracking import track as track_one
 from surgery.video import BoxPrompt, labels_from_logits, open_video, read_label_png
@@ -38,7 +39,7 @@ def test_the_masks_are_those_of_each_video_alone(videos: Path, tmp_path: Path) -
     summary = run(videos, out)
     assert summary.complete and summary.videos == {"asked": 4, "done": 4, "skipped": 0, "failed": 0}
     assert summary.frames == 3 + 4 + 5 + 6 and [one.frames for one in summary.slowest]
-    assert sorted(path.name for path in out.iterdir()) == ["summary.json", "v0", "v1", "v2", "v3"]
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "summary.json", "v0", "v1", "v2", "v3"]
     model = load()
     for name in ("v0", "v3"):
         video = open_video(videos / name)
@@ -87,13 +88,16 @@ def test_broken_videos_are_listed_and_stop_nothing(videos: Path, tmp_path: Path)
     errors = {one.name: one.error for one in summary.failed}
     assert "00002.png" in errors["v1"] and "torn.mp4" in errors["torn"]
     assert not (out / "v1").exists() and not list(out.glob(".*"))
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<strong>3 of 5</strong>" in page and "0 done before, 2 failed" in page and "came to its end" in page
+    assert errors["torn"] in html.unescape(page) and "Slowest videos" in page
     assert run(videos, out, resume=True).videos["failed"] == 2
 
 
 def test_ctrl_c_leaves_what_goes_on(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
     run(videos, whole)
-    tracked: Callable[..., Any] = Worker.track
+    tracked: Callable[..., Any] = Tracker.run
     count = 0
 
     def stop() -> None:
@@ -102,14 +106,14 @@ def test_ctrl_c_leaves_what_goes_on(videos: Path, tmp_path: Path, monkeypatch: p
         if count == 8:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Worker, "track", lambda self, task, key, folder, step: tracked(self, task, key, folder, stop))
+    monkeypatch.setattr(Tracker, "run", lambda self, asked, step: tracked(self, asked, stop))
     with pytest.raises(KeyboardInterrupt):
         run(videos, out)
-    monkeypatch.setattr(Worker, "track", tracked)
+    monkeypatch.setattr(Tracker, "run", tracked)
     told = json.loads((out / "summary.json").read_text())
     assert (told["complete"], told["stopped"], told["videos"]["done"]) == (False, "KeyboardInterrupt", 1)
     # The longest came first; of the one begun nothing is left.
-    assert sorted(path.name for path in out.iterdir()) == ["summary.json", "v3"]
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "summary.json", "v3"]
     assert run(videos, out, resume=True).videos["skipped"] == 1
     assert masks(out) == masks(whole)
 
@@ -170,11 +174,11 @@ def test_everything_in_many_videos(videos: Path, tmp_path: Path) -> None:
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     for text in ("old", "new"):
-        with published(tmp_path, "a") as part:
+        with published(str(tmp_path), "a") as part:
             (part / "file").write_text(text)
 
     def fail() -> None:
-        with published(tmp_path, "a") as part:
+        with published(str(tmp_path), "a") as part:
             (part / "file").write_text("half")
             raise ZeroDivisionError
 
