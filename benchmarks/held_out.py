@@ -3,6 +3,7 @@
     python -m benchmarks.held_out --workers 2                                  # held-out-demo.json
     python -m benchmarks.held_out --real CLIPS --recipes faithful balanced fast turbo     # held-out-real-demo.json
     python -m benchmarks.held_out --plot benchmarks/images/held-out.svg                   # of both files
+    python -m benchmarks.held_out --model sam3 --recipes balanced          # held-out-sam3.json, the SAM 3 miniature
 
 Synthetic clips are those of seeds that chose nothing: no weights, thresholds or recipes. Of real clips (one folder each
 with `frames/` and `masks/`) only numbers are written. Mask prompts; the prompted frame is not scored.
@@ -25,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-import surgery.demo as demo
-from benchmarks.demo_adapters import ROOT, clip_of
+from benchmarks.demo_adapters import clip_of
+from benchmarks.miniatures import MINIATURES, ROOT
 from surgery import load_adapter, status
 from surgery.bench.machine import machine
 from surgery.calibration import CalibrationClip, gather_clips
@@ -39,19 +40,20 @@ from surgery.video import labels_from_logits
 FIRST = {"easy": 800_000, "medium": 810_000, "hard": 820_000}
 """First of the held-out seeds by difficulty: drawn for these figures and used for nothing else."""
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = {"synthetic": "held-out-demo.json", "real": "held-out-real-demo.json"}
+FILES = {"synthetic": "held-out-{}.json", "real": "held-out-real-{}.json"}
 LARGE = 0.2
 """Change of an object's J&F that is counted by itself."""
 _models: dict[str, Any] = {}
 
 
-def start(recipes: Sequence[str], host: str) -> None:
+def start(recipes: Sequence[str], name: str, host: str) -> None:
     """Load the stock model and one under each recipe."""
     torch.set_num_threads(1)
-    _models["dense"] = demo.load(host)
+    miniature = MINIATURES[name]
+    _models["dense"] = miniature.load(host)
     for recipe in recipes:
-        _models[recipe] = demo.load(host)
-        load_adapter(_models[recipe], ROOT / "adapters" / f"demo-{recipe}")
+        _models[recipe] = miniature.load(host)
+        load_adapter(_models[recipe], miniature.adapter(recipe))
 
 
 def synthetic(number: int, difficulty: Any, frames: int) -> dict[str, Any]:
@@ -103,7 +105,8 @@ def plot(path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = {name: json.loads((RESULTS / file).read_text(encoding="utf-8"))["rows"] for name, file in FILES.items()}
+    files = {name: RESULTS / file.format("demo") for name, file in FILES.items()}
+    rows = {name: json.loads(file.read_text(encoding="utf-8"))["rows"] for name, file in files.items()}
     marks: dict[str, dict[str, Any]] = {
         "synthetic": {"s": 10, "alpha": 0.4, "color": "tab:blue"},
         "real": {"marker": "D", "color": "tab:red"},
@@ -158,17 +161,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=24, help="of a synthetic clip")
     parser.add_argument("--difficulties", nargs="+", default=list(FIRST), choices=list(FIRST))
     parser.add_argument("--real", type=Path, help="real clips instead")
-    parser.add_argument("--host", default="sam2", choices=["sam2", "transformers"])
+    parser.add_argument("--model", default="demo", choices=list(MINIATURES))
+    parser.add_argument("--host", help="default: the first that builds the model")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/held-out[-real]-demo.json")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/held-out[-real]-MODEL.json")
     parser.add_argument("--plot", type=Path, help="draw what was measured, and measure nothing")
     given = parser.parse_args(arguments)
     if given.plot is not None:
         plot(given.plot)
         return
     torch.set_num_threads(1)
+    miniature = MINIATURES[given.model]
+    host = miniature.host(given.host)
     with ProcessPoolExecutor(
-        given.workers, get_context("spawn"), initializer=start, initargs=(given.recipes, given.host)
+        given.workers, get_context("spawn"), initializer=start, initargs=(given.recipes, given.model, host)
     ) as pool:
         if given.real is not None:
             clips, _ = gather_clips([given.real], None)
@@ -193,12 +199,12 @@ def main(arguments: list[str] | None = None) -> None:
         "command": f"python -m benchmarks.held_out {shlex.join(words)}".strip(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": machine(torch.device("cpu")),
-        "weights": weights_digest(demo.load(given.host).state_dict()),
+        "weights": weights_digest(miniature.load(host).state_dict()),
         "summary": {each: {kind: summary(some, each) for kind, some in kinds.items()} for each in given.recipes},
         "rows": rows,
     }
     print(json.dumps(result["summary"], indent=1))
-    out = given.out or RESULTS / FILES["synthetic" if given.real is None else "real"]
+    out = given.out or RESULTS / FILES["synthetic" if given.real is None else "real"].format(miniature.name)
     out.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
