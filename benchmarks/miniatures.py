@@ -26,7 +26,7 @@ class Miniature:
     hosts: tuple[str, ...]
     load: Callable[[str], Any]
     folder: str
-    search: Mapping[str, list[Any]] = field(default_factory=dict)
+    search: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def recipe(self, name: str) -> Recipe:
         """A built-in recipe, with what calibration may try on this model."""
@@ -58,7 +58,7 @@ MINIATURES = {
             ("transformers_sam3",),
             lambda _: sam3_miniature.load(),
             "benchmarks/adapters",
-            {"retrieval.keep": [0.02, 0.05, 0.1, 1.0], "retrieval.keep_conditioning": [0.1, 0.2, 0.4, 1.0]},
+            {"retrieval.keep": (0.02, 0.05, 0.1, 1.0), "retrieval.keep_conditioning": (0.1, 0.2, 0.4, 1.0)},
         ),
     )
 }

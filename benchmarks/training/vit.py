@@ -21,6 +21,9 @@ OURS, THEIRS = "image_encoder.vision.", "vision_encoder."
 class Encoder(torch.nn.Module):
     """Takes pictures normalised as SAM 2 expects and gives what its `image_encoder` gives, of three levels."""
 
+    gain: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(self, vision: Any, neck: Any) -> None:
         super().__init__()
         self.vision = vision
