@@ -9,6 +9,7 @@ from typing import Any
 
 import surgery.demo as demo
 from benchmarks import sam3_miniature
+from surgery.core.promise import CalibrationSettings
 from surgery.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,24 +20,23 @@ class Miniature:
     """A trained model.
 
     name: in the names of files. hosts: that build it. load: by host. folder: of its adapters, in the repository.
-    search: what its calibration may try besides what a recipe has to try.
+    values: put in a recipe before calibration, which then searches nothing and only measures. max_drop: its promise.
     """
 
     name: str
     hosts: tuple[str, ...]
     load: Callable[[str], Any]
     folder: str
-    search: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    max_drop: float = 0.02
 
     def recipe(self, name: str) -> Recipe:
-        """A built-in recipe, with what calibration may try on this model."""
+        """What is calibrated under the name of a built-in recipe."""
         recipe = Recipe.load(name)
-        plan = recipe.calibration
-        if plan is None:
+        if not self.values:
             return recipe
-        return recipe.model_copy(
-            update={"calibration": plan.model_copy(update={"search": {**plan.search, **self.search}})}
-        )
+        plan = CalibrationSettings(max_drop=self.max_drop, max_clip_drop=2 * self.max_drop)
+        return recipe.with_values(dict(self.values)).model_copy(update={"calibration": plan})
 
     def adapter(self, recipe: str, root: Path = ROOT) -> Path:
         """Where its adapter of a recipe is."""
@@ -58,7 +58,15 @@ MINIATURES = {
             ("transformers_sam3",),
             lambda _: sam3_miniature.load(),
             "benchmarks/adapters",
-            {"retrieval.keep": (0.02, 0.05, 0.1, 1.0), "retrieval.keep_conditioning": (0.1, 0.2, 0.4, 1.0)},
+            {
+                "routing.stages.globals": "dense",
+                "routing.budget": 0.33,
+                "routing.object.unsure": 0.5,
+                "retrieval.keep": 0.1,
+                "retrieval.keep_conditioning": 0.15,
+                "retrieval.unsure": 0.7,
+            },
+            0.04,
         ),
     )
 }
