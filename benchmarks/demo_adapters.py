@@ -1,5 +1,7 @@
 """Make the adapters that ship with the demo model: `python -m benchmarks.demo_adapters`.
 
+`--model sam3 --recipes balanced` makes one of the SAM 3 miniature, which does not ship.
+
 Each is calibrated on 8 synthetic clips of medium difficulty that are neither trained on nor among the held-out clips of
 `surgery demo-eval`. Writes `adapters/demo-<recipe>/` and `benchmarks/results/calibration-demo-<recipe>/`. The proposal
 head of `everything` is fitted without labels on frames of such clips, of all difficulties.
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 
 import surgery.demo as demo
+from benchmarks.miniatures import MINIATURES, ROOT
 from surgery import calibrate, fit_everything, save_adapter
 from surgery.bench.machine import machine
 from surgery.calibration import CalibrationClip
@@ -26,7 +29,6 @@ from surgery.demo.show import prompt_for
 from surgery.recipe import Recipe
 from surgery.video import open_video
 
-ROOT = Path(__file__).resolve().parent.parent
 FIRST = 200_000
 """Offset of the calibration clips among the held-out seeds: the score uses 0.., the choice of weights 100,000.."""
 RECIPES = ("faithful", "balanced", "fast", "turbo")
@@ -80,21 +82,24 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--pictures", type=int, default=240, help="that the proposal head is fitted and measured on")
-    parser.add_argument("--host", default="sam2", choices=["sam2", "transformers"])
+    parser.add_argument("--model", default="demo", choices=list(MINIATURES))
+    parser.add_argument("--host", help="default: the first that builds the model")
     parser.add_argument("--out", type=Path, default=ROOT)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    miniature = MINIATURES[options.model]
+    host = miniature.host(options.host)
     routed = {*options.recipes} - {"everything"}
     clips = [clip_of(FIRST + number, options.frames) for number in range(options.clips) if routed]
     for recipe in options.recipes:
         if recipe == "everything":
-            fit_head(options.host, options.out, options.pictures)
+            fit_head(host, options.out, options.pictures)
             continue
         began = time.perf_counter()
-        model = demo.load(host=options.host)
-        report = calibrate(model, clips, recipe, name="demo")
-        save_adapter(model, options.out / "adapters" / f"demo-{recipe}")
-        report.save(options.out / "benchmarks" / "results" / f"calibration-demo-{recipe}")
+        model = miniature.load(host)
+        report = calibrate(model, clips, miniature.recipe(recipe), name=miniature.name)
+        save_adapter(model, miniature.adapter(recipe, options.out))
+        report.save(options.out / "benchmarks" / "results" / f"calibration-{miniature.name}-{recipe}")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(report.as_markdown())
         print(f"{recipe}: {time.perf_counter() - began:.0f} s, peak memory {peak:.0f} MB\n", flush=True)

@@ -3,7 +3,8 @@
     python -m benchmarks.held_out --workers 2                                  # held-out-demo.json
     python -m benchmarks.held_out --real CLIPS --recipes faithful balanced fast turbo     # held-out-real-demo.json
     python -m benchmarks.held_out --real CLIPS --fit blackswan rollerblade                # held-out-fitted-demo.json
-    python -m benchmarks.held_out --plot benchmarks/images/held-out.svg                   # of the first two files
+    python -m benchmarks.held_out --model sam3 --recipes balanced          # held-out-sam3.json, the SAM 3 miniature
+    python -m benchmarks.held_out --plot benchmarks/images/held-out.svg    # of the first two files
 
 Synthetic clips are those of seeds that chose nothing: no weights, thresholds or recipes. Of real clips (one folder each
 with `frames/` and `masks/`) only numbers are written. Mask prompts; the prompted frame is not scored. `--fit`: each
@@ -27,8 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
-import surgery.demo as demo
-from benchmarks.demo_adapters import ROOT, clip_of
+from benchmarks.demo_adapters import clip_of
+from benchmarks.miniatures import MINIATURES, ROOT, Miniature
 from surgery import calibrate, load_adapter, sparsify, status
 from surgery.bench.machine import machine
 from surgery.calibration import CalibrationClip, gather_clips
@@ -41,28 +42,30 @@ from surgery.video import labels_from_logits
 FIRST = {"easy": 800_000, "medium": 810_000, "hard": 820_000}
 """First of the held-out seeds by difficulty: drawn for these figures and used for nothing else."""
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = {"synthetic": "held-out-demo.json", "real": "held-out-real-demo.json"}
-FITTED = "held-out-fitted-demo.json"
+FILES = {"synthetic": "held-out-{}.json", "real": "held-out-real-{}.json", "fitted": "held-out-fitted-{}.json"}
 LARGE = 0.2
 """Change of an object's J&F that is counted by itself."""
 _models: dict[str, Any] = {}
 
 
-def start(recipes: Sequence[str], host: str) -> None:
+def start(recipes: Sequence[str], name: str, host: str) -> None:
     """Load the stock model and one under each recipe."""
     torch.set_num_threads(1)
-    _models["dense"] = demo.load(host)
+    miniature = MINIATURES[name]
+    _models["dense"] = miniature.load(host)
     for recipe in recipes:
-        _models[recipe] = demo.load(host)
-        load_adapter(_models[recipe], ROOT / "adapters" / f"demo-{recipe}")
+        _models[recipe] = miniature.load(host)
+        load_adapter(_models[recipe], miniature.adapter(recipe))
 
 
-def fit(clips: Sequence[CalibrationClip], recipes: Sequence[str], host: str, frames: int) -> dict[str, Any]:
+def fit(
+    clips: Sequence[CalibrationClip], recipes: Sequence[str], miniature: Miniature, host: str, frames: int
+) -> dict[str, Any]:
     """Load the stock model, each recipe as it is and each calibrated on `clips`; what calibration says, by recipe."""
-    _models["dense"], reports = demo.load(host), {}
+    _models["dense"], reports = miniature.load(host), {}
     for recipe in recipes:
-        _models[recipe] = sparsify(demo.load(host), recipe)
-        mine = _models[f"{recipe}, calibrated"] = demo.load(host)
+        _models[recipe] = sparsify(miniature.load(host), recipe)
+        mine = _models[f"{recipe}, calibrated"] = miniature.load(host)
         done = calibrate(mine, clips, recipe, if_missed="nearest", max_frames=frames)
         chosen = status(mine).recipe
         reports[recipe] = {"kept": done.kept, "recipe": chosen.to_dict() if chosen is not None else None}
@@ -118,7 +121,8 @@ def plot(path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = {name: json.loads((RESULTS / file).read_text(encoding="utf-8"))["rows"] for name, file in FILES.items()}
+    files = {name: RESULTS / FILES[name].format("demo") for name in ("synthetic", "real")}
+    rows = {name: json.loads(file.read_text(encoding="utf-8"))["rows"] for name, file in files.items()}
     marks: dict[str, dict[str, Any]] = {
         "synthetic": {"s": 10, "alpha": 0.4, "color": "tab:blue"},
         "real": {"marker": "D", "color": "tab:red"},
@@ -165,11 +169,11 @@ def summary(rows: Sequence[dict[str, Any]], recipe: str) -> dict[str, Any]:
     }
 
 
-def _in_processes(given: argparse.Namespace, clips: Sequence[CalibrationClip]) -> list[dict[str, Any]]:
+def _in_processes(given: argparse.Namespace, host: str, clips: Sequence[CalibrationClip]) -> list[dict[str, Any]]:
     """Scores of real clips, or else of synthetic ones, under the adapters that ship."""
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(
-        given.workers, get_context("spawn"), initializer=start, initargs=(given.recipes, given.host)
+        given.workers, get_context("spawn"), initializer=start, initargs=(given.recipes, given.model, host)
     ) as pool:
         if clips:
             jobs = [pool.submit(scored, clip) for clip in clips if clip.truth is not None]
@@ -195,39 +199,43 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--difficulties", nargs="+", default=list(FIRST), choices=list(FIRST))
     parser.add_argument("--real", type=Path, help="real clips instead")
     parser.add_argument("--fit", nargs="+", help="names of real clips to calibrate on; the others are measured")
-    parser.add_argument("--host", default="sam2", choices=["sam2", "transformers"])
+    parser.add_argument("--model", default="demo", choices=list(MINIATURES))
+    parser.add_argument("--host", help="default: the first that builds the model")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/held-out[-real]-demo.json")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/held-out[-real]-MODEL.json")
     parser.add_argument("--plot", type=Path, help="draw what was measured, and measure nothing")
     given = parser.parse_args(arguments)
     if given.plot is not None:
         plot(given.plot)
         return
     torch.set_num_threads(1)
+    miniature = MINIATURES[given.model]
+    host = miniature.host(given.host)
     clips = gather_clips([given.real], None)[0] if given.real is not None else []
-    arms, reports = list(given.recipes), None
+    kind, arms, reports = "synthetic" if given.real is None else "real", list(given.recipes), None
     if given.fit:
-        reports = fit([clip for clip in clips if clip.name in given.fit], given.recipes, given.host, given.frames)
+        chosen = [clip for clip in clips if clip.name in given.fit]
+        kind, reports = "fitted", fit(chosen, given.recipes, miniature, host, given.frames)
         arms = [arm for arm in _models if arm != "dense"]
         rows = [scored(clip) for clip in clips if clip.name not in given.fit and clip.truth is not None]
     else:
-        rows = _in_processes(given, clips)
+        rows = _in_processes(given, host, clips)
     words = sys.argv[1:] if arguments is None else arguments
     kinds = {"all": rows} | {
-        kind: [row for row in rows if row["difficulty"] == kind] for kind in given.difficulties if given.real is None
+        each: [row for row in rows if row["difficulty"] == each] for each in given.difficulties if given.real is None
     }
     result = {
         "kind": "held-out clips",
         "command": f"python -m benchmarks.held_out {shlex.join(words)}".strip(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": machine(torch.device("cpu")),
-        "weights": weights_digest(demo.load(given.host).state_dict()),
+        "weights": weights_digest(miniature.load(host).state_dict()),
         "calibrated": reports,
-        "summary": {each: {kind: summary(some, each) for kind, some in kinds.items()} for each in arms},
+        "summary": {each: {name: summary(some, each) for name, some in kinds.items()} for each in arms},
         "rows": rows,
     }
     print(json.dumps(result["summary"], indent=1))
-    out = given.out or RESULTS / (FITTED if given.fit else FILES["synthetic" if given.real is None else "real"])
+    out = given.out or RESULTS / FILES[kind].format(miniature.name)
     out.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ which stops their gradient, and it decodes either one mask or three. Here one de
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.training.feed import Batch, Practice
+
+Encoder = Callable[[Any, torch.Tensor], list[torch.Tensor]]
 
 PROMPT_SPAN = 24
 """Clip length told to the model; from 16 frames on, SAM 2 scales the time code of its object pointers the same."""
@@ -81,10 +84,10 @@ def _two_convolutions(x: torch.Tensor, first: torch.nn.Conv2d, second: torch.nn.
 class Features:
     """Image features of a batch, encoded at once and handed out frame by frame, one row per object."""
 
-    def __init__(self, model: Any, images: torch.Tensor, clip_of: torch.Tensor) -> None:
+    def __init__(self, model: Any, images: torch.Tensor, clip_of: torch.Tensor, encoder: Encoder = encode) -> None:
         self._frames = images.shape[1]
         self._clip_of = clip_of
-        self._maps = encode(model, images.flatten(0, 1))
+        self._maps = encoder(model, images.flatten(0, 1))
         self._codes = [model.image_encoder.neck.position_encoding(m[:1]) for m in self._maps]
 
     def pick(self, rows: torch.Tensor, frames: torch.Tensor) -> list[torch.Tensor]:
@@ -132,7 +135,12 @@ def decode(
 
 
 def roll(
-    model: Any, batch: Batch, forcing: float, weights: Weights, generator: torch.Generator
+    model: Any,
+    batch: Batch,
+    forcing: float,
+    weights: Weights,
+    generator: torch.Generator,
+    encoder: Encoder = encode,
 ) -> dict[str, torch.Tensor]:
     """Track a batch with gradients and return its losses and scores, each a 0-d tensor.
 
@@ -141,13 +149,14 @@ def roll(
         forcing: chance in [0, 1] that the memory of an object on a frame is made from the true mask; 2.5 times that on
             the prompted frame.
         generator: draws the forced frames.
+        encoder: gives the maps of images, as `encode` does.
 
     Returns:
         `loss` (the weighted sum), `focal`, `dice`, `iou`, `score`, and without gradient `j` (IoU of the mask the model
         would give, over tracked frames that show the object), `practice_j` (of single images) and `score_accuracy`.
     """
     device = batch.images.device
-    features = Features(model, batch.images, batch.clip_of)
+    features = Features(model, batch.images, batch.clip_of, encoder)
     frames = batch.images.shape[1]
     visible = batch.masks.flatten(2).any(-1)
     memory: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
