@@ -57,7 +57,7 @@ class TileRoute:
     """The tiles of one frame: index tensors in, stage outputs out.
 
     across: pieces on a side of the map. pieces: int64 [n], rising ids `row * across + column` of those that are
-    computed; None on a dense frame, where outputs are noted and nothing else. lines: int64 [n * s] by s, the side of a
+    computed; None on a dense frame, where outputs are noted and nothing else. lines: int64 [n, s] by s, the side of a
     piece in tokens of a map: which lines of s tokens are the pieces'. tokens: int64 [n * s * s], their span tokens.
     order: int64 [N], where the span's chosen tokens lie among `tokens`; None when the span is entered with a
     whole map. memory: see `TileMemory`. kept: stage outputs of this frame, less what their corrections made of their
@@ -87,14 +87,14 @@ class TileRoute:
         """The computed pieces of a map: [1, H, W, C] -> [n, s, s, C] with s = H / across."""
         side, channels = feature_map.shape[1] // self.across, feature_map.shape[-1]
         lines = feature_map.reshape(-1, side * channels)
-        return lines.index_select(0, self.lines[side]).reshape(-1, side, side, channels)
+        return lines.index_select(0, self.lines[side].flatten()).reshape(-1, side, side, channels)
 
     def merge(self, pieces: Tensor, level: int, correction: StageCorrection | None = None) -> Tensor:
         """Computed pieces [n, s, s, C] of the stage that ends as number `level` -> its whole map [1, H, W, C]."""
         assert self.memory is not None
         last = self.memory.levels[level]
         _, side, _, channels = pieces.shape
-        where, new = self.lines[side], pieces.reshape(-1, side * channels).to(last.dtype)
+        where, new = self.lines[side].flatten(), pieces.reshape(-1, side * channels).to(last.dtype)
         lines = last.reshape(-1, side * channels)
         if correction is None or self.entering is None:
             merged = lines.index_copy(0, where, new).reshape(last.shape)
@@ -212,7 +212,8 @@ class TileGrid:
             place = place.index_copy(0, tokens, steps(self.grid.tokens, device)[: tokens.shape[0]])
             order = place.index_select(0, sent(self.grid.token_ids(windows), device))
         sides = {width // self.across for width, _ in self.levels}
-        lines = {each: self._lines(each, device).index_select(0, pieces).flatten() for each in sorted(sides)}
+        # Not flattened: a compiled graph sees one n in all of them, where products of it would be sizes of their own.
+        lines = {each: self._lines(each, device).index_select(0, pieces) for each in sorted(sides)}
         return TileRoute(self.across, pieces, lines, tokens, order, memory, kept=[None] * len(self.levels))
 
     def _lines(self, side: int, device: torch.device) -> Tensor:
