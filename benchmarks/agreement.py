@@ -10,10 +10,7 @@ intervals from drawing clips anew.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,8 @@ import torch
 
 import surgery.demo as demo
 from benchmarks.demo_adapters import ROOT, clip_of
+from benchmarks.head import head
 from surgery import Recipe, sparsify
-from surgery.bench.machine import machine
 from surgery.calibration.fidelity import Reference, drift_of, reference_of, score_clip
 from surgery.digests import weights_digest
 
@@ -86,12 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
         rows.append({"values": values, **found})
         print(values, {name: round(float(np.mean(np.asarray(found[name]))), 4) for name in MEASURES}, flush=True)
     table = {name: np.asarray([each[name] for each in rows], dtype=float) for name in MEASURES}
-    words = sys.argv[1:] if arguments is None else arguments
     result = {
-        "kind": "agreement of measures",
-        "command": f"python -m benchmarks.agreement {shlex.join(words)}".strip(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": machine(torch.device("cpu")),
+        **head("agreement of measures", "agreement", arguments),
         "weights": digest,
         "clips": [each.clip.name for each in references],
         "rows": rows,

@@ -14,11 +14,8 @@ recipe as it is and calibrated on these clips (their first frames, without label
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import shlex
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -29,9 +26,9 @@ import numpy as np
 import torch
 
 from benchmarks.demo_adapters import clip_of
+from benchmarks.head import head
 from benchmarks.miniatures import MINIATURES, ROOT, Miniature
 from surgery import calibrate, load_adapter, sparsify, status
-from surgery.bench.machine import machine
 from surgery.calibration import CalibrationClip, gather_clips
 from surgery.digests import weights_digest
 from surgery.evaluation.bootstrap import mean_interval
@@ -220,15 +217,11 @@ def main(arguments: list[str] | None = None) -> None:
         rows = [scored(clip) for clip in clips if clip.name not in given.fit and clip.truth is not None]
     else:
         rows = _in_processes(given, host, clips)
-    words = sys.argv[1:] if arguments is None else arguments
     kinds = {"all": rows} | {
         each: [row for row in rows if row["difficulty"] == each] for each in given.difficulties if given.real is None
     }
     result = {
-        "kind": "held-out clips",
-        "command": f"python -m benchmarks.held_out {shlex.join(words)}".strip(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": machine(torch.device("cpu")),
+        **head("held-out clips", "held_out", arguments),
         "weights": weights_digest(miniature.load(host).state_dict()),
         "calibrated": reports,
         "summary": {each: {name: summary(some, each) for name, some in kinds.items()} for each in arms},

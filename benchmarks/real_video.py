@@ -11,10 +11,7 @@ are written.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,8 +21,8 @@ import torch
 
 import surgery.demo as demo
 from benchmarks.demo_adapters import ROOT, clip_of
+from benchmarks.head import head
 from surgery import Recipe, sparsify
-from surgery.bench.machine import machine
 from surgery.calibration import CalibrationClip, gather_clips
 from surgery.core.cost import gflop
 from surgery.core.parts import ENCODER
@@ -116,13 +113,9 @@ def main(arguments: list[str] | None = None) -> None:
     for label, values in ROWS[given.rows].items():
         rows.append(row(label, values, {name: clips for name, clips in groups.items() if clips}, given.host))
         print(label, {name: rows[-1][name][2]["masks"] for name in groups if name in rows[-1]}, flush=True)
-    words = sys.argv[1:] if arguments is None else arguments
     result = {
-        "kind": "real video",
+        **head("real video", "real_video", arguments),
         "weights": weights_digest(demo.load(given.host).state_dict()),
-        "command": f"python -m benchmarks.real_video {shlex.join(words)}",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": machine(torch.device("cpu")),
         "clips": {name: [clip.name for clip in clips] for name, clips in groups.items()},
         "skipped": [str(clip) for clip in skipped],
         "rows": rows,

@@ -11,10 +11,7 @@ only numbers are written.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,10 @@ from typing import Any
 import torch
 
 from benchmarks.demo_adapters import FIRST, clip_of
+from benchmarks.head import head
 from benchmarks.miniatures import MINIATURES, ROOT
 from benchmarks.real_video import compared
 from surgery import Recipe, load_adapter, sparsify
-from surgery.bench.machine import machine
 from surgery.calibration import CalibrationClip, fit_shortcut, gather_clips
 from surgery.core.cost import gflop
 from surgery.core.parts import ENCODER
@@ -86,12 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
     for label, model in models(given.rows, fit, given.budgets):
         rows.append({**label, **compared(model, groups)})
         print(label["row"], {name: rows[-1][name][1] for name in groups}, flush=True)
-    words = sys.argv[1:] if arguments is None else arguments
     result = {
-        "kind": "quality of the SAM 3 miniature",
-        "command": f"python -m benchmarks.sam3_quality {shlex.join(words)}".strip(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": machine(torch.device("cpu")),
+        **head("quality of the SAM 3 miniature", "sam3_quality", arguments),
         "weights": {name: weights_digest(each.load(each.hosts[-1]).state_dict()) for name, each in MINIATURES.items()},
         "clips": {name: [clip.name for clip in clips] for name, clips in groups.items()},
         "rows": rows,

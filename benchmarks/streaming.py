@@ -10,11 +10,8 @@ exact masks on held-out clips of the three difficulties, drop with its interval.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import shlex
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +20,9 @@ import torch
 
 import surgery.demo as demo
 from benchmarks.demo_adapters import ROOT, clip_of
+from benchmarks.head import head
 from benchmarks.held_out import by_object, score
 from surgery import Recipe, sparsify
-from surgery.bench.machine import machine
 from surgery.calibration import CalibrationClip
 from surgery.core.cost import CostModel
 from surgery.digests import weights_digest
@@ -102,12 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
         pairs = [(statistics.fmean(by_object(row, "stock")), statistics.fmean(by_object(row, name))) for row in rows]
         drops = [stock - mine for stock, mine in pairs]
         quality[name] = {"drop": statistics.fmean(drops), "interval": mean_interval(drops), "clips": len(drops)}
-    words = sys.argv[1:] if arguments is None else arguments
     result = {
-        "kind": "streaming",
-        "command": f"python -m benchmarks.streaming {shlex.join(words)}".strip(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": machine(torch.device("cpu")),
+        **head("streaming", "streaming", arguments),
         "weights": weights_digest(arms["stock"].state_dict()),
         "gflop": measured,
         "quality": quality,

@@ -25,8 +25,8 @@ from surgery.video import Video, labels_from_logits
 
 T = TypeVar("T")
 R = TypeVar("R")
-Step = Callable[[], None]
-Each = Callable[[Callable[[Any, T, Step], R], Any, Sequence[T], Step], list[R]]
+Tick = Callable[[], None]
+Each = Callable[[Callable[[Any, T, Tick], R], Any, Sequence[T], Tick], list[R]]
 """Calls a function, one of a module, with (model, item, step) for every item: here, or on models just like it."""
 CLIPS = 3
 """Fewer clips do not say how much clips differ: then the interval is over their segments, and says so."""
@@ -65,12 +65,12 @@ class ClipScore:
     truth_drop: float | None = None
 
 
-def in_turn(function: Callable[[Any, T, Step], R], model: Any, items: Sequence[T], step: Step) -> list[R]:
+def in_turn(function: Callable[[Any, T, Tick], R], model: Any, items: Sequence[T], step: Tick) -> list[R]:
     """One after the other, in this process."""
     return [function(model, item, step) for item in items]
 
 
-def reference_of(model: Any, clip: CalibrationClip, step: Step = lambda: None) -> Reference:
+def reference_of(model: Any, clip: CalibrationClip, step: Tick = lambda: None) -> Reference:
     """Track a clip with a model under surgery, dense.
 
     Raises:
@@ -84,7 +84,7 @@ def reference_of(model: Any, clip: CalibrationClip, step: Step = lambda: None) -
     return Reference(clip, labels, _against_truth(clip, labels), 1.0 - _score(clip, again, labels))
 
 
-def drift_of(model: Any, clip: CalibrationClip, step: Step = lambda: None) -> ClipScore:
+def drift_of(model: Any, clip: CalibrationClip, step: Tick = lambda: None) -> ClipScore:
     """Runs from the dense model's own state, see `drift_free`, of the objects on the first prompted frame."""
     depth = min(max(STEPS), clip.tracked - 1)
     prompts = [prompt for prompt in clip.prompts if prompt.frame == clip.start]
@@ -100,7 +100,7 @@ def drift_of(model: Any, clip: CalibrationClip, step: Step = lambda: None) -> Cl
     )
 
 
-def score_clip(model: Any, reference: Reference, step: Step = lambda: None) -> ClipScore:
+def score_clip(model: Any, reference: Reference, step: Tick = lambda: None) -> ClipScore:
     """Track the clip of `reference` with the model as it is set now, and compare."""
     clip = reference.clip
     found = _tracked(model, clip, step)
@@ -119,7 +119,7 @@ def score_clip(model: Any, reference: Reference, step: Step = lambda: None) -> C
     )
 
 
-def _tracked(model: Any, clip: CalibrationClip, step: Step) -> PackedLabels:
+def _tracked(model: Any, clip: CalibrationClip, step: Tick) -> PackedLabels:
     labels = PackedLabels()
     for result in track(model, clip.video, clip.prompts):
         labels.append(labels_from_logits(result.logits))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch import nn
 from surgery.adapters import record_calibration
 from surgery.adapters.record import CalibrationRecord
 from surgery.calibration.clips import LAYOUTS, CalibrationClip, ClipSource, SkippedClip, gather_clips
-from surgery.calibration.fidelity import Each, Reference, in_turn, reference_of
+from surgery.calibration.fidelity import Each, Reference, Tick, in_turn, reference_of
 from surgery.calibration.fit import FitResult, fit_shortcut, fits
 from surgery.calibration.prompts import automatic_prompts
 from surgery.calibration.report import CalibrationReport
@@ -234,7 +234,7 @@ def _references(
     return [one for one in found if isinstance(one, Reference)]
 
 
-def _reference(model: Any, clip: CalibrationClip, step: Callable[[], None]) -> Reference | SkippedClip:
+def _reference(model: Any, clip: CalibrationClip, step: Tick) -> Reference | SkippedClip:
     try:
         return reference_of(model, clip, step)
     except PromptError as error:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from surgery.cli.common import Command, OutPath, err, out, print_json
 from surgery.cli.options import Asked, asking, json_option, on_ray
@@ -62,8 +61,6 @@ def calibrate(
     from surgery.calibration import calibrate as run
     from surgery.jobs import PoolSettings, Setup, clips_on
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     target = _target(folder)
     model, chosen = asked.load(), Recipe.load(str(asked.recipe), asked.overrides)
     reports = Path(report_to) if report_to is not None else target.with_name(target.name + "-report")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from surgery.cli.common import Command, OutPath, counted, err, noted, out, print_json
 from surgery.cli.options import Asked, asking, json_option, on_ray
@@ -50,8 +49,6 @@ def evaluate_command(
     surgery eval demo clips/ --dataset folder --recipe balanced --dense-too --out eval
     surgery eval facebook/sam2.1-hiera-large DAVIS/ --dataset davis2017 --dense-too --out eval
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     opened = open_dataset(dataset, root, split)
     names = [part for text in sequences for part in text.split(",") if part] or None
     chosen = asked.chosen()

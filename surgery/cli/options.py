@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import click
+import torch
 
 from surgery import loading
 from surgery.api import DEFAULT_RECIPE, sparsify
@@ -94,12 +95,18 @@ def asking(recipe: bool = True, adapter: bool = True, stock: bool = False) -> Ca
     return add
 
 
+def _set_threads(context: click.Context, parameter: click.Parameter, threads: int | None) -> int | None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return threads
+
+
 def on_ray(function: F) -> F:
     """The options of a Ray cluster: ray, actors, threads and tries."""
     for option in (
         click.option("--tries", type=click.IntRange(min=1), default=3, show_default=True,
                      help="With --ray: how often work is begun whose process died."),
-        click.option("--threads", type=click.IntRange(min=1),
+        click.option("--threads", type=click.IntRange(min=1), callback=_set_threads,
                      help="CPU threads of torch; with --ray of each process, default cores / actors."),
         click.option("--actors", type=click.IntRange(min=1),
                      help="With --ray: models at once; default one a GPU, or a core where there is none."),

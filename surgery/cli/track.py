@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from surgery.cli.common import Command, OutPath, out, print_json
 from surgery.cli.options import SAVED, Asked, asking, json_option, on_ray
@@ -65,8 +64,6 @@ def track(
     started = time.perf_counter()
     if resume and overwrite:
         raise click.UsageError("--resume goes on and --overwrite starts over: expected one of them")
-    if cluster["threads"] is not None:
-        torch.set_num_threads(cluster["threads"])
     given = Prompts(boxes=boxes, points=points, masks=masks)
     if len(videos) > 1 or are_many(videos[0]) or is_url(folder) or cluster["ray"] is not None:
         if fps is not None or show_windows:

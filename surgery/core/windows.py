@@ -133,13 +133,14 @@ class WindowGrid:
         grid = F.pad(grid, pad) if self.padded else grid
         return grid.reshape(-1, self.rows, self.window, self.cols, self.window).sum((2, 4)).flatten(1)
 
-    def sizes(self, device: torch.device) -> Tensor:
-        """Real tokens of every window: fp32 [count]."""
-        return constant(
+    def means(self, values: Tensor) -> Tensor:
+        """Mean over each window's real tokens: fp32 [height * width] or [height, width] -> [count]."""
+        sizes = constant(
             ("sizes", self.height, self.width, self.window),
-            device,
+            values.device,
             lambda: torch.from_numpy((self._ids >= 0).sum(1)).to(torch.float32),
         )
+        return self.mass(values.reshape(1, -1))[0] / sizes
 
 
 def longest_waiting(ages: Sequence[int], taken: Sequence[bool], count: int) -> list[int]:

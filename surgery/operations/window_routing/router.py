@@ -68,8 +68,7 @@ def window_changes(current: Tensor, seen: Tensor, grid: WindowGrid) -> Tensor:
     Returns:
         fp32 [grid.count], mean absolute change over a window's real tokens, in standard deviations of the pixels.
     """
-    change = (current - seen).abs().mean(0)
-    return grid.mass(change.reshape(1, -1))[0] / grid.sizes(change.device)
+    return grid.means((current - seen).abs().mean(0))
 
 
 AGE_WEIGHT = 0.02

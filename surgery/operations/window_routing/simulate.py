@@ -152,7 +152,7 @@ class WindowSimulation(Simulation):
         return output - self._router.shortcut.whole(inputs, self._grid).to(torch.float32)
 
     def _by_window(self, values: Tensor) -> list[float]:
-        means: list[float] = (self._grid.mass(values[None])[0] / self._grid.sizes(values.device)).tolist()
+        means: list[float] = self._grid.means(values).tolist()
         return means
 
     def _touched(self, evidence: list[Evidence]) -> dict[tuple[str, int], list[bool]]:
