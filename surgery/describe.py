@@ -19,6 +19,6 @@ def calibrated(recipe: Recipe, origin: Metadata) -> Recipe:
     base = origin.name.removesuffix(_SUFFIX)
     metadata = Metadata(
         name=base[: _LONGEST - len(_SUFFIX)] + _SUFFIX,
-        description=f"{described(recipe)} Chosen by calibration from the recipe {base}.",
+        description=f"{described(recipe)} Calibrated from the recipe {base}.",
     )
     return recipe.model_copy(update={"metadata": metadata})
