@@ -50,8 +50,8 @@ class Packing:
         return flat if self.slots is None else flat.index_select(0, self.slots)
 
     def renewed(self, last: Tensor, new: Tensor, chosen: Tensor) -> Tensor:
-        """`last` [H * W, ...] of the map with `new` [N, ...] at the tokens `chosen`, int64 [N]."""
-        new = new.to(last.dtype)
+        """`last` [H * W, ...] with `new` [N, ...] at the tokens `chosen`, int64 [N]; in the type of `new`."""
+        last = last.to(new.dtype)
         if self.back is None:
             return last.index_copy(0, chosen, new)
         return torch.cat([new, last]).index_select(0, self.back)

@@ -295,6 +295,22 @@ def test_tiles_need_memory() -> None:
         Recipe.load("published-large", ["routing.span=tiles"])
 
 
+@pytest.mark.parametrize("name", ["balanced", "turbo"])
+@pytest.mark.parametrize("first", [True, False], ids=["ends", "begins"])
+def test_autocast_that_ends_or_begins_within_a_video(host: str, name: str, first: bool) -> None:
+    """What is kept of frames of one type is read by frames of another."""
+    driver = make(host)
+    surgery.sparsify(driver.model, name)
+    session = driver.session(video(6))
+    driver.click(session, 0, {1: (70, 120)})
+    for start, half in ((0, first), (3, not first)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            for _, masks in driver.propagate(session, start, count=2):
+                assert torch.isfinite(masks[1]).all()
+    kept = surgery.status(driver.model).windows_kept
+    assert kept is not None and kept < 1
+
+
 # --- cost
 
 

@@ -83,12 +83,11 @@ class QueryRoute:
 
     def merged(self, computed: Tensor) -> Tensor:
         """Conditioned features of the queries [K, C] -> of all tokens [T, C]."""
-        return self.output.index_copy(0, self.index, computed.to(self.output.dtype))
+        return self.output.to(computed.dtype).index_copy(0, self.index, computed)
 
     def renewed(self, tokens: Tensor, layer: int) -> Tensor:
         """Self-attention inputs of the queries [K, C] -> of all tokens [T, C]."""
-        last = self.inputs[layer]
-        self.inputs[layer] = last.index_copy(0, self.index, tokens.to(last.dtype))
+        self.inputs[layer] = self.inputs[layer].to(tokens.dtype).index_copy(0, self.index, tokens)
         return self.inputs[layer]
 
 

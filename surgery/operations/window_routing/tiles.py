@@ -92,9 +92,9 @@ class TileRoute:
     def merge(self, pieces: Tensor, level: int, correction: StageCorrection | None = None) -> Tensor:
         """Computed pieces [n, s, s, C] of the stage that ends as number `level` -> its whole map [1, H, W, C]."""
         assert self.memory is not None
-        last = self.memory.levels[level]
+        last = self.memory.levels[level].to(pieces.dtype)
         _, side, _, channels = pieces.shape
-        where, new = self.lines[side].flatten(), pieces.reshape(-1, side * channels).to(last.dtype)
+        where, new = self.lines[side].flatten(), pieces.reshape(-1, side * channels)
         lines = last.reshape(-1, side * channels)
         if correction is None or self.entering is None:
             merged = lines.index_copy(0, where, new).reshape(last.shape)
