@@ -134,12 +134,8 @@ def require_id(obj_id: Any) -> None:
 
 def deepest_pixel(mask: Mask) -> tuple[int, int]:
     """(row, column) of a pixel left last when a bool [H, W] mask, not empty, is eroded from all sides."""
-    inside = mask
-    while True:
-        padded = np.pad(inside, 1)
-        smaller = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        if not smaller.any():
-            break
-        inside = smaller
+    while mask.any():
+        inside, padded = mask, np.pad(mask, 1)
+        mask = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     row, column = np.argwhere(inside)[0]
     return int(row), int(column)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from surgery.errors import VideoError
 from surgery.video.masks import Labels, davis_palette
-from surgery.video.rgb import Frame, require_rgb
+from surgery.video.source import Frame, require_rgb
 
 _PALETTE = np.array(davis_palette(), np.uint8).reshape(256, 3)
 # The palette starts with dark colours, on which a line of the same colour drowns; a lighter one does not.
