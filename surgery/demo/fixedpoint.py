@@ -57,20 +57,16 @@ class Draws:
 def polar_grid() -> tuple[IntArray, IntArray]:
     """Return (angle, radius²) of every cell of a shape table, int64 [GRID, GRID].
 
-    Angles are in [0, TURN); radii in units of 1/4096 of the object's radius. The angle is found by bisection with exact
-    cross products, because `arctan2` may differ in its last bit between platforms and so move an edge.
+    Angles are in [0, TURN); radii in units of 1/4096 of the object's radius. The angle is counted in directions of the
+    table, by exact cross products, because `arctan2` may differ in its last bit between platforms and so move an edge.
     """
     axis = (2 * np.arange(GRID, dtype=np.int64) + 1 - GRID) * (4096 * 5 // 4) // GRID
     u, v = np.meshgrid(axis, axis)
     lower = v < 0
     pu, pv = np.where(lower, -u, u), np.where(lower, -v, v)
     angle = np.zeros((GRID, GRID), dtype=np.int64)
-    step = TURN // 4
-    while step:
-        trial = angle + step
-        ahead = COS[trial % TURN] * pv - SIN[trial % TURN] * pu >= 0
-        angle = np.where(ahead & (trial < TURN // 2), trial, angle)
-        step //= 2
+    for turn in range(1, TURN // 2):
+        angle += COS[turn] * pv - SIN[turn] * pu >= 0
     return (angle + np.where(lower, TURN // 2, 0)) % TURN, u * u + v * v
 
 

@@ -57,8 +57,8 @@ class Actor:
     away: tuple[int, int, int, int] | None  # first frame, last frame, and the step a frame of an excursion
     bounded: bool = True
 
-    def pose(self, frame: int) -> Pose | None:
-        """Return the pose `frame` frames into the shot, or None when the sprite is far outside."""
+    def pose(self, frame: int) -> Pose:
+        """Return the pose `frame` frames into the shot."""
         start = self.start
         amplitude, rate, phase = self.sway
         x = start.x + self.velocity[0] * frame + amplitude * int(SIN[(phase + rate * frame) % TURN]) // ONE
@@ -71,8 +71,6 @@ class Actor:
             x, y = x + step_x * beyond, y + step_y * beyond
         depth, rate, phase = self.pulse
         radius = start.radius * (ONE * 100 + depth * int(SIN[(phase + rate * frame) % TURN])) // (ONE * 100)
-        if not (-2 * radius < x < WORLD + 2 * radius and -2 * radius < y < WORLD + 2 * radius):
-            return None
         return Pose(x, y, radius, start.angle + self.spin * frame, start.bend, start.phase + self.ripple * frame)
 
 
@@ -102,9 +100,7 @@ class Shot:
     def perform(self, frame: int, picture: NDArray[np.uint32], labels: NDArray[np.uint8]) -> None:
         """Draw the sprites in place on a packed picture [S, S] of the ground, and their labels on uint8 [S, S]."""
         for actor in self.actors:
-            pose = actor.pose(frame - self.start)
-            if pose is not None:
-                paint(picture, labels, actor.look, pose, actor.label)
+            paint(picture, labels, actor.look, actor.pose(frame - self.start), actor.label)
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,7 @@ def paint(frame: NDArray[np.uint32], labels: NDArray[np.uint8], item: Look, pose
     a, b = (cos << 16) // pose.radius, (sin << 16) // pose.radius
     u = (a * dx[None, :] + b * dy[:, None]) >> 18
     v = (a * dy[:, None] - b * dx[None, :]) >> 18
-    if pose.bend:
-        u = u + ((pose.bend * SIN[((v >> 4) + pose.phase) % TURN]) >> 14)
+    u += (pose.bend * SIN[((v >> 4) + pose.phase) % TURN]) >> 14
     cell_u = (u * (GRID * 4 // 5) >> 13) + GRID // 2
     cell_v = (v * (GRID * 4 // 5) >> 13) + GRID // 2
     within = (cell_u >= 0) & (cell_u < GRID) & (cell_v >= 0) & (cell_v < GRID)
