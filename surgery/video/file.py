@@ -87,12 +87,9 @@ class FileVideo(Video):
             except av.error.FFmpegError as error:
                 raise VideoError(f"{self.where(index)}: cannot be decoded ({error.strerror}), {expected}") from error
         if self.num_frames is not None and index < self.num_frames:
-            warnings.warn(
-                f"{self._path}: {index} frames were decoded of {self.num_frames} that the file declares: frames "
-                f"{index}..{self.num_frames - 1} are missing at its end, or as many were lost on the way",
-                DamagedVideoWarning,
-                stacklevel=2,
-            )
+            found = f"{self._path}: {index} frames were decoded of {self.num_frames} that the file declares"
+            lost = f"frames {index}..{self.num_frames - 1} are missing at its end, or as many were lost on the way"
+            warnings.warn(f"{found}: {lost}", DamagedVideoWarning, stacklevel=2)
 
     @contextmanager
     def _open(self) -> Iterator[tuple[InputContainer, VideoStream]]:

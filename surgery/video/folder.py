@@ -33,15 +33,12 @@ def natural_sort(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         match = re.search(r"[0-9]+\Z", path.stem)
         if match is None:
-            raise VideoError(
-                f"{path}: the name has no frame number, expected one at its end, such as 00012{path.suffix}"
-            )
-        other = by_number.setdefault(int(match[0]), path)
+            raise VideoError(f"{path}: the name has no frame number, expected one at its end, like 00012{path.suffix}")
+        number = int(match[0])
+        other = by_number.setdefault(number, path)
         if other is not path:
             first, second = sorted((other, path))
-            raise VideoError(
-                f"{first} and {second.name} have the same frame number {int(match[0])}, expected one file each"
-            )
+            raise VideoError(f"{first} and {second.name} have the same frame number {number}, expected one file each")
     return [by_number[number] for number in sorted(by_number)]
 
 

@@ -90,9 +90,7 @@ def _frame(value: str, names: Sequence[str] | None, where: str, form: str) -> in
         index = int(value)
         if index >= 0 and (names is None or index < len(names)):
             return index
-    expected = "an integer"
+    known = "an integer"
     if names is not None:
-        expected = (
-            f"a frame's name ({names[0]} to {names[-1]}) or its index, 0..{len(names) - 1}{nearest(value, names)}"
-        )
-    raise PromptError(f"{where} has frame {value!r} after '@', expected {expected}: {form}")
+        known = f"a frame's name ({names[0]} to {names[-1]}) or its index, 0..{len(names) - 1}{nearest(value, names)}"
+    raise PromptError(f"{where} has frame {value!r} after '@', expected {known}: {form}")

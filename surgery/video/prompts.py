@@ -93,10 +93,9 @@ class PointPrompt:
             raise _pixels_wanted(f"point {x:g},{y:g} of object {self.obj_id}", (x, y), size)
         for x, y in self.points:
             if not (0 <= x < width and 0 <= y < height):
-                raise PromptError(
-                    f"point {x:g},{y:g} of object {self.obj_id} is outside the frame, expected x in 0..{width - 1} and "
-                    f"y in 0..{height - 1}; the nearest is {min(max(x, 0), width - 1):g},{min(max(y, 0), height - 1):g}"
-                )
+                near = f"the nearest is {min(max(x, 0), width - 1):g},{min(max(y, 0), height - 1):g}"
+                valid = f"expected x in 0..{width - 1} and y in 0..{height - 1}; {near}"
+                raise PromptError(f"point {x:g},{y:g} of object {self.obj_id} is outside the frame, {valid}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,22 +115,17 @@ class MaskPrompt:
         _require_target(self.obj_id, self.frame)
         kind, shape = (getattr(self.mask, name, None) for name in ("dtype", "shape"))
         if kind != np.bool_ or len(shape or ()) != 2:
-            raise PromptError(
-                f"mask of object {self.obj_id}: got a {type(self.mask).__name__} of {kind} and shape {shape}, expected "
-                "a (height, width) bool numpy array"
-            )
+            got = f"a {type(self.mask).__name__} of {kind} and shape {shape}"
+            raise PromptError(f"mask of object {self.obj_id}: got {got}, expected a (height, width) bool numpy array")
         if not self.mask.any():
-            raise PromptError(
-                f"mask of object {self.obj_id} in frame {self.frame} is empty, expected at least one pixel"
-            )
+            raise PromptError(f"mask of object {self.obj_id} in frame {self.frame} is empty, expected at least a pixel")
 
     def require_inside(self, size: tuple[int, int]) -> None:
         """Raise `PromptError` unless it is of `size` (height, width)."""
         if self.mask.shape != tuple(size):
-            raise PromptError(
-                f"the mask of object {self.obj_id} has {self.mask.shape[0]}x{self.mask.shape[1]} pixels "
-                f"(height x width), expected {size[0]}x{size[1]}, the size of the video"
-            )
+            found = f"{self.mask.shape[0]}x{self.mask.shape[1]} pixels (height x width)"
+            wanted = f"{size[0]}x{size[1]}, the size of the video"
+            raise PromptError(f"the mask of object {self.obj_id} has {found}, expected {wanted}")
 
 
 Prompt = BoxPrompt | PointPrompt | MaskPrompt
@@ -237,9 +231,7 @@ def check(prompts: Sequence[Prompt], size: tuple[int, int], num_frames: int | No
         where = f"object {obj_id} in frame {frame}"
         other = next((kind for kind in found if kind != "mask"), None)
         if other is not None and "mask" in found:
-            raise PromptError(
-                f"{where} has a mask and {other}, expected one or the other: the model keeps only the last"
-            )
+            raise PromptError(f"{where} has a mask and {other}, expected one or the other: the model keeps the last")
         kind = max(found, key=found.count)
         if found.count(kind) > 1:
             fix = "join them with merge_points" if kind == "points" else "keep one"
@@ -247,20 +239,16 @@ def check(prompts: Sequence[Prompt], size: tuple[int, int], num_frames: int | No
     shown = {prompt.obj_id for prompt in prompts if not isinstance(prompt, PointPrompt) or 1 in prompt.labels}
     hidden = {prompt.obj_id for prompt in prompts} - shown
     if hidden:
-        raise PromptError(
-            f"object {min(hidden)} has only points off the object (label 0), expected a box, a mask or a point with "
-            "label 1 that says where it is"
-        )
+        wanted = "a box, a mask or a point with label 1 that says where it is"
+        raise PromptError(f"object {min(hidden)} has only points off the object (label 0), expected {wanted}")
 
 
 def _pixels_wanted(name: str, values: Sequence[float], size: tuple[int, int]) -> PromptError:
     """What is wrong with x, y, ... that are shares of the frame."""
     height, width = size
     scaled = ",".join(f"{value * side:g}" for value, side in zip(values, (width, height) * 2, strict=False))
-    return PromptError(
-        f"{name} lies in 0..1, as shares of the frame do; expected pixels: of {width}x{height} (width x height) that "
-        f"would be {scaled}"
-    )
+    would = f"of {width}x{height} (width x height) that would be {scaled}"
+    return PromptError(f"{name} lies in 0..1, as shares of the frame do; expected pixels: {would}")
 
 
 def _require_target(obj_id: Any, frame: Any) -> None:
