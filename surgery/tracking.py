@@ -24,7 +24,7 @@ from surgery.engine import current_surgery
 from surgery.errors import VideoError
 from surgery.hosts import view_of
 from surgery.video import BoxPrompt, MaskPrompt, Prompt, Video, check, draw_windows
-from surgery.video.rgb import Frame
+from surgery.video.source import Frame
 
 _ENDLESS = 10**9
 

@@ -19,7 +19,7 @@ from surgery.pictures import bound_of, found_in
 from surgery.tracking import LazyFrames
 from surgery.video import Video, labels_from_logits
 from surgery.video.masks import MAX_ID, Labels, Mask
-from surgery.video.rgb import Frame
+from surgery.video.source import Frame
 
 FREE = 0.75
 """Share of a mask that must lie where nothing is tracked for it to be a new object."""

@@ -18,8 +18,9 @@ from surgery.cli.options import host_option, json_option, recipe_option, set_opt
 from surgery.cli.tables import SCORES, print_table, score_cells
 from surgery.demo import model as demo_model
 from surgery.demo.clips import Difficulty, held_out, write_davis
-from surgery.demo.show import PROMPTS, DemoRun, calibrated, run
+from surgery.demo.show import DemoRun, calibrated, run
 from surgery.hosts import view_of
+from surgery.video.prompts import PROMPTS
 
 PUBLISHED = "published-base-plus"
 """Recipe with the thresholds of the released code; without its weights the shortcut is the identity."""

@@ -33,7 +33,7 @@ from surgery.video import (
     with_legend,
 )
 from surgery.video.masks import Labels
-from surgery.video.rgb import Frame
+from surgery.video.source import Frame
 
 
 class TrackRun:

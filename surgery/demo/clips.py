@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from surgery.demo.scene import MAX_OBJECTS, Script, write_script
-from surgery.demo.sprites import paint
+from surgery.demo.scene import LEVELS, MAX_OBJECTS, Script, write_script
 from surgery.errors import SurgeryError, nearest
 
 Difficulty = Literal["easy", "medium", "hard"]
@@ -80,11 +79,13 @@ def make_clip(
     for attempt in range(_ATTEMPTS):
         script = write_script(seed, attempt, frames, difficulty, cuts, objects, calm=attempt >= _ATTEMPTS // 2)
         # Judged at one size, with a margin for the others, or a seed might show another scene at another size.
-        first = _render(script, _TRIAL_SIZE, only_first=True)[1]
-        if _areas(first, script.objects).min() * (256 // _TRIAL_SIZE) ** 2 >= MIN_AREA * 5 // 4:
+        first = np.zeros((_TRIAL_SIZE, _TRIAL_SIZE), dtype=np.uint8)
+        script.shots[0].perform(0, np.zeros_like(first, dtype=np.uint32), first)
+        areas = np.bincount(first.ravel(), minlength=script.objects + 1)[1:]
+        if areas.min() * (256 // _TRIAL_SIZE) ** 2 >= MIN_AREA * 5 // 4:
             break
     images, labels = _render(script, size)
-    visible = _areas(labels, script.objects) > 0
+    visible = np.stack([(labels == label).any((1, 2)) for label in range(1, script.objects + 1)], axis=1)
     return Clip(f"{difficulty}-{seed:05d}", images, labels, visible)
 
 
@@ -120,38 +121,23 @@ def write_davis(clips: Iterable[Clip], folder: str | Path) -> list[Path]:
     return written
 
 
-def _areas(labels: NDArray[np.uint8], objects: int) -> NDArray[np.int64]:
-    """Return the pixels of every object on every frame, int64 [T, n]."""
-    return np.stack([np.bincount(frame.ravel(), minlength=MAX_OBJECTS + 1)[1 : objects + 1] for frame in labels])
-
-
-def _render(script: Script, size: int, only_first: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _render(script: Script, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return frames uint8 [T, S, S, 3] and labels uint8 [T, S, S] of a script."""
-    count = 1 if only_first else script.frames
-    canvas = np.zeros((count, size, size), dtype=np.uint32)
-    labels = np.zeros((count, size, size), dtype=np.uint8)
-    ground: NDArray[np.uint32] | None = None
-    for index in range(count):
-        shot = script.shot(index)
-        if not only_first:
-            if ground is None or index == shot.start:
-                ground = shot.ground(size)
+    canvas = np.zeros((script.frames, size, size), dtype=np.uint32)
+    labels = np.zeros((script.frames, size, size), dtype=np.uint8)
+    for shot in script.shots:
+        ground = shot.ground(size)
+        for index in range(shot.start, shot.stop):
             top, left = shot.camera(index, size)
             canvas[index] = ground[top : top + size, left : left + size]
-        for actor in shot.actors:
-            pose = actor.pose(index - shot.start)
-            if pose is not None:
-                paint(canvas[index], labels[index], actor.look, pose, actor.label)
-    images = canvas.view(np.uint8).reshape(count, size, size, 4)[..., :3]
-    return (images if only_first else script.film(images)), labels
+            shot.perform(index, canvas[index], labels[index])
+    return script.film(canvas.view(np.uint8).reshape(*canvas.shape, 4)[..., :3]), labels
 
 
 def _check(seed: Any, frames: Any, size: Any, difficulty: Any, cuts: Any, objects: Any) -> None:
-    levels = get_args(Difficulty)
-    if difficulty not in levels:
-        raise ClipError(
-            f"difficulty {difficulty!r} is not one of {', '.join(levels)}{nearest(str(difficulty), levels)}"
-        )
+    if difficulty not in LEVELS:
+        hint = nearest(str(difficulty), LEVELS)
+        raise ClipError(f"difficulty {difficulty!r} is not one of {', '.join(LEVELS)}{hint}")
     for name, value, low, high in (
         ("seed", seed, 0, 1 << 62),
         ("frames", frames, 1, 1000),

@@ -1,4 +1,4 @@
-"""Integer building blocks of the synthetic world: draws, trigonometry, smooth noise, shape tables.
+"""Integer building blocks of the synthetic world: draws, trigonometry, polar coordinates, colours.
 
 Everything that decides a pixel is an integer, so that a seed gives the same bytes on every platform. Draws read the raw
 stream of PCG64, the only part of `numpy.random` whose bytes NumPy promises not to change.
@@ -53,57 +53,28 @@ class Draws:
         return raw.view(np.uint8)[:count].reshape(shape)
 
 
-def smooth_noise(draws: Draws, cells: int, size: int, octaves: int) -> IntArray:
-    """Return value noise, int64 [size, size] in [0, 255]; the first octave has `cells` lattice cells along a side."""
-    total = np.zeros((size, size), dtype=np.int64)
-    weight = 0
-    for octave in range(octaves):
-        n = cells << octave
-        if n >= size:
-            break
-        share = 1 << (octaves - 1 - octave)
-        lattice = draws.bytes(n + 1, n + 1).astype(np.int64)
-        at = np.arange(size, dtype=np.int64) * n * 256 // size
-        cell, part = at >> 8, at & 255
-        rows = lattice[:, cell] * (256 - part) + lattice[:, cell + 1] * part
-        total += share * ((rows[cell] * (256 - part[:, None]) + rows[cell + 1] * part[:, None]) >> 16)
-        weight += share
-    return total // max(weight, 1)
-
-
 @lru_cache(maxsize=1)
 def polar_grid() -> tuple[IntArray, IntArray]:
     """Return (angle, radius²) of every cell of a shape table, int64 [GRID, GRID].
 
-    Angles are in [0, TURN); radii in units of 1/4096 of the object's radius. The angle is found by bisection with exact
-    cross products, because `arctan2` may differ in its last bit between platforms and so move an edge.
+    Angles are in [0, TURN); radii in units of 1/4096 of the object's radius. The angle is counted in directions of the
+    table, by exact cross products, because `arctan2` may differ in its last bit between platforms and so move an edge.
     """
     axis = (2 * np.arange(GRID, dtype=np.int64) + 1 - GRID) * (4096 * 5 // 4) // GRID
     u, v = np.meshgrid(axis, axis)
     lower = v < 0
     pu, pv = np.where(lower, -u, u), np.where(lower, -v, v)
     angle = np.zeros((GRID, GRID), dtype=np.int64)
-    step = TURN // 4
-    while step:
-        trial = angle + step
-        ahead = COS[trial % TURN] * pv - SIN[trial % TURN] * pu >= 0
-        angle = np.where(ahead & (trial < TURN // 2), trial, angle)
-        step //= 2
+    for turn in range(1, TURN // 2):
+        angle += COS[turn] * pv - SIN[turn] * pu >= 0
     return (angle + np.where(lower, TURN // 2, 0)) % TURN, u * u + v * v
 
 
 def wheel(hue: int, saturation: int, value: int) -> IntArray:
     """Return the RGB colour, int64 [3] in [0, 255], of a hue in [0, 1536) with saturation and value in [0, 255]."""
-    sector, rise = divmod(hue % 1536, 256)
-    full = (
-        (255, rise, 0),
-        (255 - rise, 255, 0),
-        (0, 255, rise),
-        (0, 255 - rise, 255),
-        (rise, 0, 255),
-        (255, 0, 255 - rise),
-    )
-    pure = np.array(full[sector], dtype=np.int64)
+    # How far red, green and blue are behind their own hue: each is full for a third of the wheel around it.
+    behind = (hue - np.array([0, 512, 1024], dtype=np.int64)) % 1536
+    pure = np.clip(np.maximum(511 - behind, behind - 1024), 0, 255)
     return (255 * 255 - (255 - pure) * saturation) * value // (255 * 255)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surgery.demo.fixedpoint import COS, ONE, SIN, TURN, WORLD, Draws
-from surgery.demo.sprites import SHAPES, Look, Pose, background, look, outline
+from surgery.demo.sprites import SHAPES, Look, Pose, background, look, outline, paint
 
 MAX_OBJECTS = 6
 
@@ -54,10 +55,10 @@ class Actor:
     pulse: tuple[int, int, int]
     ripple: int
     away: tuple[int, int, int, int] | None  # first frame, last frame, and the step a frame of an excursion
-    bounded: bool
+    bounded: bool = True
 
-    def pose(self, frame: int) -> Pose | None:
-        """Return the pose `frame` frames into the shot, or None when the sprite is far outside."""
+    def pose(self, frame: int) -> Pose:
+        """Return the pose `frame` frames into the shot."""
         start = self.start
         amplitude, rate, phase = self.sway
         x = start.x + self.velocity[0] * frame + amplitude * int(SIN[(phase + rate * frame) % TURN]) // ONE
@@ -70,23 +71,15 @@ class Actor:
             x, y = x + step_x * beyond, y + step_y * beyond
         depth, rate, phase = self.pulse
         radius = start.radius * (ONE * 100 + depth * int(SIN[(phase + rate * frame) % TURN])) // (ONE * 100)
-        if not (-2 * radius < x < WORLD + 2 * radius and -2 * radius < y < WORLD + 2 * radius):
-            return None
-        return replace(
-            start,
-            x=x,
-            y=y,
-            radius=radius,
-            angle=start.angle + self.spin * frame,
-            phase=start.phase + self.ripple * frame,
-        )
+        return Pose(x, y, radius, start.angle + self.spin * frame, start.bend, start.phase + self.ripple * frame)
 
 
 @dataclass(frozen=True)
 class Shot:
-    """The frames between two cuts: the background and the sprites, far to near."""
+    """The frames `start` to `stop` - 1, between two cuts: the background and the sprites, far to near."""
 
     start: int
+    stop: int
     seed: tuple[int, ...]
     tint: tuple[int, int, int]  # hue, saturation and contrast of the ground
     pan: tuple[int, int, int]  # amplitude in 1/1000 of a side, rate, phase
@@ -104,6 +97,11 @@ class Shot:
         swing = min(slack, size * reach // 1000)
         return slack + swing * int(SIN[at]) // ONE, slack + swing * int(COS[(at * 2) % TURN]) // ONE
 
+    def perform(self, frame: int, picture: NDArray[np.uint32], labels: NDArray[np.uint8]) -> None:
+        """Draw the sprites in place on a packed picture [S, S] of the ground, and their labels on uint8 [S, S]."""
+        for actor in self.actors:
+            paint(picture, labels, actor.look, actor.pose(frame - self.start), actor.label)
+
 
 @dataclass(frozen=True)
 class Script:
@@ -115,14 +113,8 @@ class Script:
     noise: int
     seed: tuple[int, ...]
 
-    def shot(self, frame: int) -> Shot:
-        """Return the shot that a frame belongs to."""
-        return [shot for shot in self.shots if shot.start <= frame][-1]
-
     def film(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return frames uint8 [T, S, S, 3] with sensor noise, the same in the three channels."""
-        if not self.noise:
-            return np.ascontiguousarray(images)
         grain = Draws(*self.seed, 2).bytes(*images.shape[:3]).astype(np.int16)
         grain = (grain * (2 * self.noise + 1) >> 8) - self.noise
         return np.clip(images + grain[..., None], 0, 255).astype(np.uint8)
@@ -137,42 +129,30 @@ def write_script(
     draws = Draws(*key, 0)
     count = objects if objects is not None else draws.between(*level.objects)
     hue = draws.below(1536)
-    looks = _cast(draws, level, count, hue)
-    starts = sorted({0, *(_cut_frame(draws, frames, cuts, i) for i in range(cuts))})
+    # One after the other: the draws of an object's hue and of its look alternate.
+    hues = (hue + level.hue_gap + draws.below(1536 - 2 * level.hue_gap) for _ in range(count))
+    looks = [(_figure(draws, own), own) for own in hues]
+    # Each cut has its own part of the clip, so that no two coincide.
+    parts = ((1 + i * (frames - 1) // cuts, (i + 1) * (frames - 1) // cuts) for i in range(cuts))
+    starts = [0, *(draws.between(*part) for part in parts)]
     shots = []
-    for number, start in enumerate(starts):
-        length = (starts[number + 1] if number + 1 < len(starts) else frames) - start
+    for number, (start, stop) in enumerate(pairwise([*starts, frames])):
         present = [number == 0 or draws.chance(50) for _ in looks]
-        actors = _place(draws, level, looks, present, length, calm)
+        actors = _place(draws, level, looks, present, stop - start, calm)
         tint = (hue if number == 0 else draws.below(1536), draws.between(20, 150), level.contrast)
         pan = (draws.between(0, 120), 1 + draws.below(1 + level.drift), draws.below(TURN))
-        shots.append(Shot(start, (*key, number), tint, pan, tuple(actors)))
+        shots.append(Shot(start, stop, (*key, number), tint, pan, tuple(actors)))
     return Script(frames, count, tuple(shots), level.noise, key)
 
 
-def _cut_frame(draws: Draws, frames: int, cuts: int, index: int) -> int:
-    """Return the frame of one cut: each has its own part of the clip, so that no two coincide."""
-    low, high = 1 + index * (frames - 1) // cuts, (index + 1) * (frames - 1) // cuts
-    return draws.between(low, max(low, high))
-
-
-def _cast(draws: Draws, level: Level, count: int, ground_hue: int) -> list[tuple[Look, int]]:
-    """Draw the looks of the labelled objects: (look, hue) each."""
-    cast = []
-    for _ in range(count):
-        hue = ground_hue + level.hue_gap + draws.below(1536 - 2 * level.hue_gap)
-        shape = outline(draws, SHAPES[draws.below(len(SHAPES))])
-        cast.append((look(draws, shape, hue, draws.between(140, 255), draws.between(90, 255), 256), hue))
-    return cast
+def _figure(draws: Draws, hue: int) -> Look:
+    """Draw the look of an object of this hue, of any shape."""
+    shape = outline(draws, SHAPES[draws.below(len(SHAPES))])
+    return look(draws, shape, hue, draws.between(140, 255), draws.between(90, 255), 256)
 
 
 def _place(
-    draws: Draws,
-    level: Level,
-    looks: list[tuple[Look, int]],
-    present: list[bool],
-    length: int,
-    calm: bool,
+    draws: Draws, level: Level, looks: list[tuple[Look, int]], present: list[bool], length: int, calm: bool
 ) -> list[Actor]:
     """Draw positions and motions of one shot's sprites, far to near; occluders are nearest."""
     taken: list[tuple[int, int, int]] = []
@@ -184,8 +164,7 @@ def _place(
     for _ in range(draws.between(*level.lookalikes)):
         dress, hue = looks[draws.below(len(looks))]
         if level.lookalike_hue:
-            other = outline(draws, SHAPES[draws.below(len(SHAPES))])
-            dress = look(draws, other, hue + level.lookalike_hue, draws.between(140, 255), draws.between(90, 255), 256)
+            dress = _figure(draws, hue + level.lookalike_hue)
         near.append(_actor(draws, level, dress, 0, length, taken))
     for index in range(len(near) - 1, 0, -1):
         other_index = draws.below(index + 1)
@@ -227,7 +206,6 @@ def _actor(
         pulse=(draws.between(0, level.pulse), draws.between(8, 30), draws.below(TURN)),
         ripple=draws.between(0, 40),
         away=away,
-        bounded=True,
     )
 
 
@@ -251,5 +229,4 @@ def _occluder(draws: Draws, level: Level, length: int) -> Actor:
 def _bounce(value: int, margin: int) -> int:
     """Fold a coordinate into [margin, WORLD - margin] as if it bounced off the sides."""
     span = WORLD - 2 * margin
-    at = (value - margin) % (2 * span)
-    return margin + (at if at <= span else 2 * span - at)
+    return WORLD - margin - abs((value - margin) % (2 * span) - span)

@@ -11,31 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from surgery.adapters import read_adapter
 from surgery.adapters.shipped import demo_adapter
 from surgery.api import Status, status
 from surgery.demo.clips import Clip
-from surgery.errors import PromptError, nearest
 from surgery.evaluation import boundary_f, region_j
 from surgery.evaluation.trace import Trace
 from surgery.recipe import Recipe
 from surgery.tracking import TrackedFrame, track, windows_drawn
-from surgery.video import (
-    BoxPrompt,
-    MaskPrompt,
-    PointPrompt,
-    VideoWriter,
-    deepest_pixel,
-    draw_masks,
-    labels_from_logits,
-    open_video,
-    with_legend,
-)
-from surgery.video.rgb import Frame
+from surgery.video import VideoWriter, draw_masks, labels_from_logits, open_video, with_legend
+from surgery.video.masks import Labels
+from surgery.video.prompts import prompt_for
+from surgery.video.source import Frame
 
-PROMPTS = ("mask", "box", "point")
 ABSENT = -1000.0
 """Hosts set every mask logit to -1024 when the object score is not positive; interpolation keeps a constant map."""
 
@@ -63,18 +52,17 @@ class Score:
 
     def add(self, clip: Clip, found: Sequence[TrackedFrame], state: Status) -> None:
         """Add a clip: the mean over tracked frames (the prompted first one excluded), per object, labels disjoint."""
-        labels = [labels_from_logits(one.logits) for one in found]
+        tracked = found[1:]
+        labels = [labels_from_logits(one.logits) for one in tracked]
         for label in clip.objects:
-            pairs = [(labels[t] == label, clip.labels[t] == label) for t in range(1, len(labels))]
-            self.j.append(statistics.fmean(region_j(guess, truth) for guess, truth in pairs))
-            self.f.append(statistics.fmean(boundary_f(guess, truth) for guess, truth in pairs))
-            for one, (_, truth) in zip(found[1:], pairs, strict=True):
-                there = bool(truth.any())
-                right = bool(one.logits[label].max() > ABSENT) == there
-                self.presence.append(right)
-                if not there:
-                    self.absences.append(right)
-        self.ms += [1000 * one.seconds for one in found[1:]]
+            pairs = [(guess == label, truth == label) for guess, truth in zip(labels, clip.labels[1:], strict=True)]
+            self.j.append(statistics.fmean(region_j(*pair) for pair in pairs))
+            self.f.append(statistics.fmean(boundary_f(*pair) for pair in pairs))
+            there = clip.visible[1:, label - 1]
+            right = np.array([one.logits[label].max() > ABSENT for one in tracked]) == there
+            self.presence += right.tolist()
+            self.absences += right[~there].tolist()
+        self.ms += [1000 * one.seconds for one in tracked]
         self.windows += [] if state.windows_kept is None else [state.windows_kept]
         self.keys += [] if state.keys_kept is None else [state.keys_kept]
 
@@ -144,12 +132,10 @@ def run(
                 order.rotate(-1)
                 if writer is not None:
                     now = {arm: found[arm][-1] for arm in ("dense", "sparse")}
-                    both = np.concatenate([_overlay(now["dense"]), _overlay(now["sparse"])], axis=1)
-                    writer.write(with_legend(both, [], set(), CAPTION))
                     labels = {arm: labels_from_logits(one.logits) for arm, one in now.items()}
-                    masks = {
-                        arm: {str(label): every == label for label in clip.objects} for arm, every in labels.items()
-                    }
+                    both = np.concatenate([_overlay(one, labels[arm]) for arm, one in now.items()], axis=1)
+                    writer.write(with_legend(both, [], set(), CAPTION))
+                    masks = {arm: {str(label): labels[arm] == label for label in clip.objects} for arm in now}
                     trace.add(index, f"{index:05d}", masks, now, index == 0)
         if writer is not None:
             result.frames, result.trace = list(clip.frames), trace.result()
@@ -170,24 +156,8 @@ def calibrated(recipe: str | Path, overrides: Sequence[str] = ()) -> tuple[Recip
     return found.with_overrides(overrides), folder
 
 
-def prompt_for(kind: str, mask: npt.NDArray[np.bool_], obj_id: int) -> Any:
-    """A first-frame prompt of `kind` made from an object's exact mask. Raises PromptError for an unknown kind."""
-    if kind == "mask":
-        return MaskPrompt(mask, obj_id)
-    rows, columns = np.nonzero(mask)
-    if kind == "box":
-        return BoxPrompt(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1, obj_id)
-    if kind != "point":
-        raise PromptError(f"prompt {kind!r}: expected one of {', '.join(PROMPTS)}{nearest(kind, PROMPTS)}")
-    row, column = deepest_pixel(mask)
-    return PointPrompt(((float(column), float(row)),), (1,), obj_id)
-
-
-def _overlay(result: Any) -> Frame:
+def _overlay(result: TrackedFrame, labels: Labels) -> Frame:
     """Masks over the frame, enlarged, with windows that were not computed darkened."""
     scale = max(1, 512 // result.frame.shape[0])
-    frame = result.frame.repeat(scale, 0).repeat(scale, 1)
-    labels = labels_from_logits(result.logits).repeat(scale, 0).repeat(scale, 1)
-    if result.record is not None:
-        frame = windows_drawn(frame, result.record)
-    return draw_masks(frame, labels)
+    frame, labels = (each.repeat(scale, 0).repeat(scale, 1) for each in (result.frame, labels))
+    return draw_masks(frame if result.record is None else windows_drawn(frame, result.record), labels)

@@ -7,20 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from surgery.demo.fixedpoint import (
-    COS,
-    GRID,
-    ONE,
-    SIN,
-    TURN,
-    WORLD,
-    Draws,
-    IntArray,
-    pack,
-    polar_grid,
-    smooth_noise,
-    wheel,
-)
+from surgery.demo.fixedpoint import COS, GRID, ONE, SIN, TURN, WORLD, Draws, IntArray, pack, polar_grid, wheel
 
 SHAPES = ("blob", "polygon", "star", "ring", "pair")
 
@@ -68,17 +55,28 @@ def outline(draws: Draws, kind: str) -> NDArray[np.bool_]:
     if kind == "ring":
         inside &= radius2 >= (reach[angle] * draws.between(35, 50) // 100) ** 2
     if kind == "pair":
-        inside |= _second_part(draws, inside)
+        # A body and a head: half the shape's size, and shifted to overlap its rim.
+        top, left = draws.below(2) * GRID // 2, draws.between(0, GRID // 2)
+        inside[top : top + GRID // 2, left : left + GRID // 2] |= inside[::2, ::2].copy()
     return inside
 
 
-def _second_part(draws: Draws, inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return a half-size copy of the shape, shifted to overlap its rim: a body and a head."""
-    small = inside[::2, ::2]
-    part = np.zeros_like(inside)
-    top, left = draws.below(2) * GRID // 2, draws.between(0, GRID // 2)
-    part[top : top + GRID // 2, left : left + GRID // 2] = small
-    return part
+def smooth_noise(draws: Draws, cells: int, size: int, octaves: int) -> IntArray:
+    """Return value noise, int64 [size, size] in [0, 255]; the first octave has `cells` lattice cells along a side."""
+    total = np.zeros((size, size), dtype=np.int64)
+    weight = 0
+    for octave in range(octaves):
+        n = cells << octave
+        if n >= size:
+            break
+        share = 1 << (octaves - 1 - octave)
+        lattice = draws.bytes(n + 1, n + 1).astype(np.int64)
+        at = np.arange(size, dtype=np.int64) * n * 256 // size
+        cell, part = at >> 8, at & 255
+        rows = lattice[:, cell] * (256 - part) + lattice[:, cell + 1] * part
+        total += share * ((rows[cell] * (256 - part[:, None]) + rows[cell + 1] * part[:, None]) >> 16)
+        weight += share
+    return total // max(weight, 1)
 
 
 def pattern(draws: Draws, size: int) -> IntArray:
@@ -132,9 +130,8 @@ def paint(frame: NDArray[np.uint32], labels: NDArray[np.uint8], item: Look, pose
     """Draw a sprite in place on a packed frame [S, S] and write `label` on the pixels it covers."""
     size = frame.shape[0]
     reach = pose.radius * 8 // 5
-    left, right = (_pixel(pose.x - reach, size), _pixel(pose.x + reach, size) + 1)
-    top, bottom = (_pixel(pose.y - reach, size), _pixel(pose.y + reach, size) + 1)
-    left, top, right, bottom = max(left, 0), max(top, 0), min(right, size), min(bottom, size)
+    left, top = (max((at - reach) * size // WORLD, 0) for at in (pose.x, pose.y))
+    right, bottom = (min((at + reach) * size // WORLD + 1, size) for at in (pose.x, pose.y))
     if left >= right or top >= bottom:
         return
     dx = ((2 * np.arange(left, right, dtype=np.int64) + 1) * WORLD) // (2 * size) - pose.x
@@ -144,8 +141,7 @@ def paint(frame: NDArray[np.uint32], labels: NDArray[np.uint8], item: Look, pose
     a, b = (cos << 16) // pose.radius, (sin << 16) // pose.radius
     u = (a * dx[None, :] + b * dy[:, None]) >> 18
     v = (a * dy[:, None] - b * dx[None, :]) >> 18
-    if pose.bend:
-        u = u + ((pose.bend * SIN[((v >> 4) + pose.phase) % TURN]) >> 14)
+    u += (pose.bend * SIN[((v >> 4) + pose.phase) % TURN]) >> 14
     cell_u = (u * (GRID * 4 // 5) >> 13) + GRID // 2
     cell_v = (v * (GRID * 4 // 5) >> 13) + GRID // 2
     within = (cell_u >= 0) & (cell_u < GRID) & (cell_v >= 0) & (cell_v < GRID)
@@ -153,7 +149,3 @@ def paint(frame: NDArray[np.uint32], labels: NDArray[np.uint8], item: Look, pose
     covered = within & item.inside.ravel()[at]
     frame[top:bottom, left:right][covered] = item.colours.ravel()[at[covered]]
     labels[top:bottom, left:right][covered] = label
-
-
-def _pixel(world: int, size: int) -> int:
-    return world * size // WORLD

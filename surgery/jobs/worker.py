@@ -21,7 +21,7 @@ from surgery.tracking import track
 from surgery.tracking_everything import track_everything
 from surgery.video import Video, VideoWriter, draw_ids, draw_masks, labels_from_logits, open_video, write_label_png
 from surgery.video.masks import Labels
-from surgery.video.rgb import Frame
+from surgery.video.source import Frame
 
 Asked = tuple[Task, str]
 """A video and its key, of `key_of`."""

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from surgery.errors import VideoError
-from surgery.video.rgb import Frame, require_rgb
-from surgery.video.source import Video
+from surgery.video.source import Video, require_rgb
 
 
 class ArrayVideo(Video):
@@ -42,19 +41,15 @@ class ArrayVideo(Video):
         height, width, _ = require_rgb(first, self.where(0)).shape
         self.size = (height, width)
         # The iterator serves the first pass: a camera that drains on iteration must not lose its first frame.
-        self._begun: tuple[Frame, Iterator[Any]] | None = (first, iterator)
+        self._begun: Iterator[Any] | None = itertools.chain([first], iterator)
 
-    def _frames(self) -> Iterator[Frame]:
-        if self._begun is not None:
-            (first, rest), self._begun = self._begun, None
-            return self._checked(itertools.chain([first], rest))
+    def _frames(self) -> Iterator[Any]:
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            return begun
         if self._source is None:
             raise VideoError(
                 "these frames come from a one-shot iterator that was already read: expected a single pass; "
                 "pass a list, an array, a folder or a video file to read them again"
             )
-        return self._checked(iter(self._source))
-
-    def _checked(self, frames: Iterator[Any]) -> Iterator[Frame]:
-        for index, frame in enumerate(frames):
-            yield require_rgb(frame, self.where(index))
+        return iter(self._source)

@@ -14,8 +14,7 @@ import numpy as np
 
 from surgery.errors import DamagedVideoWarning, VideoError
 from surgery.missing import require
-from surgery.video.rgb import Frame
-from surgery.video.source import Video
+from surgery.video.source import Frame, Video
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -73,35 +72,24 @@ class FileVideo(Video):
             if stream.codec_context.name == "mjpeg":
                 # Unlike other decoders it marks no damaged frame: it errs, or says nothing.
                 stream.codec_context.options = {"err_detect": "explode"}
-            decoded = container.decode(stream)
-            while True:
-                try:
-                    frame = next(decoded, None)
-                    if frame is None:
-                        break
+            expected = "expected a video that decodes without errors"
+            try:
+                for frame in container.decode(stream):
+                    if frame.is_corrupt:
+                        fix = "re-encode it if you want to keep the damaged frames"
+                        raise VideoError(f"{self.where(index)}: the data is damaged, {expected}: {fix}")
                     # Before PyAV 17 the colours of HD videos come out wrong unless both sides are named.
                     sides: Any = {"src_colorspace": "ITU709", "dst_colorspace": "DEFAULT"}
                     rgb: Any = frame.to_ndarray(format="rgb24", **(sides if frame.colorspace == _BT709 else {}))
                     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-                except av.error.FFmpegError as error:
-                    raise VideoError(
-                        f"{self.where(index)}: cannot be decoded ({error.strerror}), expected a video that decodes "
-                        "without errors"
-                    ) from error
-                if frame.is_corrupt:
-                    raise VideoError(
-                        f"{self.where(index)}: the data is damaged, expected a video that decodes without errors: "
-                        "re-encode it if you want to keep the damaged frames"
-                    )
-                yield rgb if matrix is None else upright(rgb, struct.unpack("<9i", bytes(matrix)))
-                index += 1
+                    yield rgb if matrix is None else upright(rgb, struct.unpack("<9i", bytes(matrix)))
+                    index += 1
+            except av.error.FFmpegError as error:
+                raise VideoError(f"{self.where(index)}: cannot be decoded ({error.strerror}), {expected}") from error
         if self.num_frames is not None and index < self.num_frames:
-            warnings.warn(
-                f"{self._path}: {index} frames were decoded of {self.num_frames} that the file declares: frames "
-                f"{index}..{self.num_frames - 1} are missing at its end, or as many were lost on the way",
-                DamagedVideoWarning,
-                stacklevel=2,
-            )
+            found = f"{self._path}: {index} frames were decoded of {self.num_frames} that the file declares"
+            lost = f"frames {index}..{self.num_frames - 1} are missing at its end, or as many were lost on the way"
+            warnings.warn(f"{found}: {lost}", DamagedVideoWarning, stacklevel=2)
 
     @contextmanager
     def _open(self) -> Iterator[tuple[InputContainer, VideoStream]]:

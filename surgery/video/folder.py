@@ -13,8 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from surgery.errors import VideoError
-from surgery.video.rgb import Frame
-from surgery.video.source import Video
+from surgery.video.source import Frame, Video, require_size
 
 KINDS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 # Pictures that are not frames of ours: next to frames they mean that somebody mixed two things in one folder.
@@ -34,15 +33,12 @@ def natural_sort(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         match = re.search(r"[0-9]+\Z", path.stem)
         if match is None:
-            raise VideoError(
-                f"{path}: the name has no frame number, expected one at its end, such as 00012{path.suffix}"
-            )
-        other = by_number.setdefault(int(match[0]), path)
+            raise VideoError(f"{path}: the name has no frame number, expected one at its end, like 00012{path.suffix}")
+        number = int(match[0])
+        other = by_number.setdefault(number, path)
         if other is not path:
             first, second = sorted((other, path))
-            raise VideoError(
-                f"{first} and {second.name} have the same frame number {int(match[0])}, expected one file each"
-            )
+            raise VideoError(f"{first} and {second.name} have the same frame number {number}, expected one file each")
     return [by_number[number] for number in sorted(by_number)]
 
 
@@ -65,11 +61,11 @@ class FolderVideo(Video):
         self.names = tuple(path.stem for path in self._paths)
         height, width, _ = next(self._frames()).shape
         self.size = (height, width)
-        for index, path in enumerate(self._paths):
+        for path in self._paths:
             with _opened(path) as image:
                 # A PNG may carry its EXIF data after the pixels: asking for it would decode the whole picture.
                 turned = image.format == "JPEG" and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-                self._require_size(image.size if turned else image.size[::-1], index)
+                require_size(image.size if turned else image.size[::-1], self.size, str(path))
 
     def where(self, index: int) -> str:
         """The file of frame `index`."""

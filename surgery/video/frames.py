@@ -13,8 +13,7 @@ from surgery.errors import VideoError, nearest
 from surgery.video.arrays import ArrayVideo
 from surgery.video.file import FileVideo
 from surgery.video.folder import KINDS, FolderVideo
-from surgery.video.rgb import Frame
-from surgery.video.source import Video
+from surgery.video.source import Frame, Video
 
 VideoSource = str | os.PathLike[str] | np.ndarray | Iterable[Frame]
 

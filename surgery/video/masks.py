@@ -49,9 +49,7 @@ def write_label_png(path: str | os.PathLike[str], labels: Labels) -> None:
     """
     path = Path(path)
     if labels.ndim != 2 or labels.dtype != np.uint8 or labels.size == 0:
-        raise PromptError(
-            f"{path}: got {labels.dtype} of shape {labels.shape}, expected a (height, width) uint8 label map"
-        )
+        raise PromptError(f"{path}: {labels.dtype} of shape {labels.shape}, expected a (height, width) uint8 label map")
     if path.suffix.lower() != ".png":
         raise VideoError(f"{path}: cannot write labels as {path.suffix or 'a file without suffix'}, expected .png")
     image = Image.fromarray(np.ascontiguousarray(labels))
@@ -117,9 +115,7 @@ def labels_from_logits(logits: Mapping[int, npt.NDArray[np.floating]]) -> Labels
         values = logits[obj_id]
         if values.ndim != 2 or values.shape != shape or np.isnan(values).any():
             fault = "with NaN" if np.isnan(values).any() else f"of shape {values.shape}"
-            raise PromptError(
-                f"logits of object {obj_id} {fault}, expected (height, width) numbers of one size for all"
-            )
+            raise PromptError(f"logits of object {obj_id} {fault}, expected (height, width) numbers all of one size")
         wins = values > best
         labels[wins] = obj_id
         best[wins] = values[wins]
@@ -134,12 +130,8 @@ def require_id(obj_id: Any) -> None:
 
 def deepest_pixel(mask: Mask) -> tuple[int, int]:
     """(row, column) of a pixel left last when a bool [H, W] mask, not empty, is eroded from all sides."""
-    inside = mask
-    while True:
-        padded = np.pad(inside, 1)
-        smaller = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-        if not smaller.any():
-            break
-        inside = smaller
+    while mask.any():
+        inside, padded = mask, np.pad(mask, 1)
+        mask = inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     row, column = np.argwhere(inside)[0]
     return int(row), int(column)

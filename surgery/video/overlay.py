@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from surgery.errors import VideoError
 from surgery.video.masks import Labels, davis_palette
-from surgery.video.rgb import Frame, require_rgb
+from surgery.video.source import Frame, require_rgb
 
 _PALETTE = np.array(davis_palette(), np.uint8).reshape(256, 3)
 # The palette starts with dark colours, on which a line of the same colour drowns; a lighter one does not.
@@ -151,10 +151,8 @@ def with_legend(frame: Frame, obj_ids: Sequence[int], shown: Set[int], note: str
 def _require_alike(frame: Frame, labels: Labels) -> None:
     require_rgb(frame, "the frame to draw on")
     if labels.dtype != np.uint8 or labels.shape != frame.shape[:2]:
-        raise VideoError(
-            f"labels {labels.dtype} of shape {labels.shape}, expected uint8 of shape {frame.shape[:2]}, one label per "
-            "pixel of the frame"
-        )
+        wanted = f"uint8 of shape {frame.shape[:2]}, one label per pixel of the frame"
+        raise VideoError(f"labels {labels.dtype} of shape {labels.shape}, expected {wanted}")
 
 
 def _font(frame: Frame) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from surgery.errors import PromptError, nearest
@@ -60,9 +61,8 @@ def parse_mask(text: str, names: Sequence[str] | None = None) -> list[MaskPrompt
     path = mask_path(text)
     if not os.path.isfile(path):
         raise PromptError(f"no mask file at {text!r}, expected a label PNG and, if need be, its frame: PNG[@FRAME]")
-    if path == text:
-        return load_mask_prompts(path)
-    return load_mask_prompts(path, _frame(text[len(path) + 1 :], names, f"mask {text!r}", "PNG[@FRAME]"))
+    target = text[len(path) + 1 :]
+    return load_mask_prompts(path, _frame(target, names, f"mask {text!r}", "PNG[@FRAME]") if path != text else 0)
 
 
 def mask_path(text: str) -> str:
@@ -86,15 +86,11 @@ def _split(text: str, kind: str, form: str, names: Sequence[str] | None) -> tupl
 def _frame(value: str, names: Sequence[str] | None, where: str, form: str) -> int:
     if names is not None and value in names:
         return names.index(value)
-    expected = (
-        "an integer"
-        if names is None
-        else (f"a frame's name ({names[0]} to {names[-1]}) or its index, 0..{len(names) - 1}{nearest(value, names)}")
-    )
-    try:
+    with suppress(ValueError):
         index = int(value)
         if index >= 0 and (names is None or index < len(names)):
             return index
-    except ValueError:
-        pass
-    raise PromptError(f"{where} has frame {value!r} after '@', expected {expected}: {form}")
+    known = "an integer"
+    if names is not None:
+        known = f"a frame's name ({names[0]} to {names[-1]}) or its index, 0..{len(names) - 1}{nearest(value, names)}"
+    raise PromptError(f"{where} has frame {value!r} after '@', expected {known}: {form}")

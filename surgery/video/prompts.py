@@ -6,12 +6,15 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from surgery.errors import PromptError
-from surgery.video.masks import Labels, Mask, read_with_mode, require_id
+from surgery.errors import PromptError, nearest
+from surgery.video.masks import Labels, Mask, deepest_pixel, read_with_mode, require_id
+
+PROMPTS = ("mask", "box", "point")
+"""What `prompt_for` makes."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class BoxPrompt:
         PromptError: a coordinate that is not finite, an id outside 1..255, a negative frame.
     """
 
+    kind: ClassVar[str] = "box"
     x0: float
     y0: float
     x1: float
@@ -32,6 +36,23 @@ class BoxPrompt:
     def __post_init__(self) -> None:
         _require_target(self.obj_id, self.frame)
         _require_finite((self.x0, self.y0, self.x1, self.y1), "box")
+
+    def require_inside(self, size: tuple[int, int]) -> None:
+        """Raise `PromptError` unless it is a box in a frame of `size` (height, width)."""
+        height, width = size
+        name = f"box {self.x0:g},{self.y0:g},{self.x1:g},{self.y1:g} of object {self.obj_id}"
+        if self.x0 >= self.x1 or self.y0 >= self.y1:
+            x0, x1 = sorted((self.x0, self.x1))
+            y0, y1 = sorted((self.y0, self.y1))
+            turned = f": did you mean {x0:g},{y0:g},{x1:g},{y1:g}?" if x0 < x1 and y0 < y1 else ""
+            raise PromptError(f"{name} has no area, expected x0 < x1 and y0 < y1{turned}")
+        if min(self.x0, self.y0) >= 0 and max(self.x1, self.y1) <= 1:
+            raise _pixels_wanted(name, (self.x0, self.y0, self.x1, self.y1), size)
+        x0, x1 = (min(max(x, 0), width) for x in (self.x0, self.x1))
+        y0, y1 = (min(max(y, 0), height) for y in (self.y0, self.y1))
+        if (x0, y0, x1, y1) != (self.x0, self.y0, self.x1, self.y1):
+            inside = f"; the part inside is {x0:g},{y0:g},{x1:g},{y1:g}" if x0 < x1 and y0 < y1 else ""
+            raise PromptError(f"{name} leaves the frame, expected x in 0..{width} and y in 0..{height}{inside}")
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,7 @@ class PointPrompt:
             not finite, an id outside 1..255, a negative frame.
     """
 
+    kind: ClassVar[str] = "points"
     points: tuple[tuple[float, float], ...]
     labels: tuple[int, ...]
     obj_id: int = 1
@@ -61,6 +83,20 @@ class PointPrompt:
             if label not in (0, 1):
                 raise PromptError(f"point label {label!r}, expected 1 (on the object) or 0 (off the object)")
 
+    def require_inside(self, size: tuple[int, int]) -> None:
+        """Raise `PromptError` unless all points are pixels of a frame of `size` (height, width)."""
+        height, width = size
+        flat = [value for point in self.points for value in point]
+        # 0 and 1 alone may be pixels of the corner.
+        if all(0 <= value <= 1 for value in flat) and any(0 < value < 1 for value in flat):
+            x, y = self.points[0]
+            raise _pixels_wanted(f"point {x:g},{y:g} of object {self.obj_id}", (x, y), size)
+        for x, y in self.points:
+            if not (0 <= x < width and 0 <= y < height):
+                near = f"the nearest is {min(max(x, 0), width - 1):g},{min(max(y, 0), height - 1):g}"
+                valid = f"expected x in 0..{width - 1} and y in 0..{height - 1}; {near}"
+                raise PromptError(f"point {x:g},{y:g} of object {self.obj_id} is outside the frame, {valid}")
+
 
 @dataclass(frozen=True, eq=False)
 class MaskPrompt:
@@ -70,6 +106,7 @@ class MaskPrompt:
         PromptError: not a 2-D bool array, without a pixel, an id outside 1..255, a negative frame.
     """
 
+    kind: ClassVar[str] = "mask"
     mask: Mask
     obj_id: int = 1
     frame: int = 0
@@ -78,17 +115,33 @@ class MaskPrompt:
         _require_target(self.obj_id, self.frame)
         kind, shape = (getattr(self.mask, name, None) for name in ("dtype", "shape"))
         if kind != np.bool_ or len(shape or ()) != 2:
-            raise PromptError(
-                f"mask of object {self.obj_id}: got a {type(self.mask).__name__} of {kind} and shape {shape}, expected "
-                "a (height, width) bool numpy array"
-            )
+            got = f"a {type(self.mask).__name__} of {kind} and shape {shape}"
+            raise PromptError(f"mask of object {self.obj_id}: got {got}, expected a (height, width) bool numpy array")
         if not self.mask.any():
-            raise PromptError(
-                f"mask of object {self.obj_id} in frame {self.frame} is empty, expected at least one pixel"
-            )
+            raise PromptError(f"mask of object {self.obj_id} in frame {self.frame} is empty, expected at least a pixel")
+
+    def require_inside(self, size: tuple[int, int]) -> None:
+        """Raise `PromptError` unless it is of `size` (height, width)."""
+        if self.mask.shape != tuple(size):
+            found = f"{self.mask.shape[0]}x{self.mask.shape[1]} pixels (height x width)"
+            wanted = f"{size[0]}x{size[1]}, the size of the video"
+            raise PromptError(f"the mask of object {self.obj_id} has {found}, expected {wanted}")
 
 
 Prompt = BoxPrompt | PointPrompt | MaskPrompt
+
+
+def prompt_for(kind: str, mask: Mask, obj_id: int) -> Prompt:
+    """A first-frame prompt of `kind` made from an object's exact mask. Raises PromptError for an unknown kind."""
+    if kind == "mask":
+        return MaskPrompt(mask, obj_id)
+    rows, columns = np.nonzero(mask)
+    if kind == "box":
+        return BoxPrompt(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1, obj_id)
+    if kind != "point":
+        raise PromptError(f"prompt {kind!r}: expected one of {', '.join(PROMPTS)}{nearest(kind, PROMPTS)}")
+    row, column = deepest_pixel(mask)
+    return PointPrompt(((float(column), float(row)),), (1,), obj_id)
 
 
 def merge_points(prompts: Iterable[PointPrompt]) -> list[PointPrompt]:
@@ -142,9 +195,8 @@ def continued(prompts: Sequence[Prompt], last: int, written: Callable[[int], Lab
     Raises:
         PromptError: the labels of `last` hold an object that was not prompted by then.
     """
-    first: dict[int, int] = {}
-    for prompt in prompts:
-        first[prompt.obj_id] = min(prompt.frame, first.get(prompt.obj_id, prompt.frame))
+    # The earliest of each is put in last, and stays.
+    first = {prompt.obj_id: prompt.frame for prompt in sorted(prompts, key=lambda prompt: -prompt.frame)}
     unknown = {int(label) for label in np.unique(written(last))} - {0, *(one for one in first if first[one] <= last)}
     if unknown:
         raise PromptError(f"the masks of frame {last} hold object {min(unknown)}, which was not prompted by then")
@@ -173,81 +225,30 @@ def check(prompts: Sequence[Prompt], size: tuple[int, int], num_frames: int | No
     for prompt in prompts:
         if num_frames is not None and prompt.frame >= num_frames:
             raise PromptError(f"frame {prompt.frame} of a prompt, expected 0..{num_frames - 1}: the video ends there")
-        if isinstance(prompt, BoxPrompt):
-            kind = "box"
-            _check_box(prompt, size)
-        elif isinstance(prompt, PointPrompt):
-            kind = "points"
-            _check_points(prompt, size)
-        else:
-            kind = "mask"
-            _check_mask(prompt, size)
-        kinds.setdefault((prompt.obj_id, prompt.frame), []).append(kind)
+        prompt.require_inside(size)
+        kinds.setdefault((prompt.obj_id, prompt.frame), []).append(prompt.kind)
     for (obj_id, frame), found in kinds.items():
-        where, *others = f"object {obj_id} in frame {frame}", *(kind for kind in found if kind != "mask")
-        if others and len(others) < len(found):
-            raise PromptError(
-                f"{where} has a mask and {others[0]}, expected one or the other: the model keeps only the last"
-            )
-        if len(set(found)) < len(found):
-            kind = max(found, key=found.count)
+        where = f"object {obj_id} in frame {frame}"
+        other = next((kind for kind in found if kind != "mask"), None)
+        if other is not None and "mask" in found:
+            raise PromptError(f"{where} has a mask and {other}, expected one or the other: the model keeps the last")
+        kind = max(found, key=found.count)
+        if found.count(kind) > 1:
             fix = "join them with merge_points" if kind == "points" else "keep one"
             raise PromptError(f"{where} has {found.count(kind)} prompts of the kind {kind!r}, expected one: {fix}")
     shown = {prompt.obj_id for prompt in prompts if not isinstance(prompt, PointPrompt) or 1 in prompt.labels}
     hidden = {prompt.obj_id for prompt in prompts} - shown
     if hidden:
-        raise PromptError(
-            f"object {min(hidden)} has only points off the object (label 0), expected a box, a mask or a point with "
-            "label 1 that says where it is"
-        )
+        wanted = "a box, a mask or a point with label 1 that says where it is"
+        raise PromptError(f"object {min(hidden)} has only points off the object (label 0), expected {wanted}")
 
 
-def _check_box(box: BoxPrompt, size: tuple[int, int]) -> None:
+def _pixels_wanted(name: str, values: Sequence[float], size: tuple[int, int]) -> PromptError:
+    """What is wrong with x, y, ... that are shares of the frame."""
     height, width = size
-    name = f"box {box.x0:g},{box.y0:g},{box.x1:g},{box.y1:g} of object {box.obj_id}"
-    if box.x0 >= box.x1 or box.y0 >= box.y1:
-        x0, x1 = sorted((box.x0, box.x1))
-        y0, y1 = sorted((box.y0, box.y1))
-        turned = f": did you mean {x0:g},{y0:g},{x1:g},{y1:g}?" if x0 < x1 and y0 < y1 else ""
-        raise PromptError(f"{name} has no area, expected x0 < x1 and y0 < y1{turned}")
-    if min(box.x0, box.y0) >= 0 and max(box.x1, box.y1) <= 1:
-        scaled = f"{box.x0 * width:g},{box.y0 * height:g},{box.x1 * width:g},{box.y1 * height:g}"
-        raise PromptError(
-            f"{name} lies in 0..1, as shares of the frame do; expected pixels: of {width}x{height} (width x height) "
-            f"that would be {scaled}"
-        )
-    if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height:
-        x0, x1 = (min(max(x, 0), width) for x in (box.x0, box.x1))
-        y0, y1 = (min(max(y, 0), height) for y in (box.y0, box.y1))
-        inside = f"; the part inside is {x0:g},{y0:g},{x1:g},{y1:g}" if x0 < x1 and y0 < y1 else ""
-        raise PromptError(f"{name} leaves the frame, expected x in 0..{width} and y in 0..{height}{inside}")
-
-
-def _check_points(prompt: PointPrompt, size: tuple[int, int]) -> None:
-    height, width = size
-    flat = [value for point in prompt.points for value in point]
-    # 0 and 1 alone may be pixels of the corner.
-    if all(0 <= value <= 1 for value in flat) and any(0 < value < 1 for value in flat):
-        x, y = prompt.points[0]
-        raise PromptError(
-            f"point {x:g},{y:g} of object {prompt.obj_id} lies in 0..1, as shares of the frame do; expected pixels: of "
-            f"{width}x{height} (width x height) that would be {x * width:g},{y * height:g}"
-        )
-    for x, y in prompt.points:
-        if not (0 <= x < width and 0 <= y < height):
-            near = f"{min(max(x, 0), width - 1):g},{min(max(y, 0), height - 1):g}"
-            raise PromptError(
-                f"point {x:g},{y:g} of object {prompt.obj_id} is outside the frame, "
-                f"expected x in 0..{width - 1} and y in 0..{height - 1}; the nearest is {near}"
-            )
-
-
-def _check_mask(prompt: MaskPrompt, size: tuple[int, int]) -> None:
-    if prompt.mask.shape != tuple(size):
-        raise PromptError(
-            f"the mask of object {prompt.obj_id} has {prompt.mask.shape[0]}x{prompt.mask.shape[1]} pixels "
-            f"(height x width), expected {size[0]}x{size[1]}, the size of the video"
-        )
+    scaled = ",".join(f"{value * side:g}" for value, side in zip(values, (width, height) * 2, strict=False))
+    would = f"of {width}x{height} (width x height) that would be {scaled}"
+    return PromptError(f"{name} lies in 0..1, as shares of the frame do; expected pixels: {would}")
 
 
 def _require_target(obj_id: Any, frame: Any) -> None:

@@ -1,4 +1,7 @@
-"""A video: frames that are read as they are asked for, wherever they come from."""
+"""A video: frames that are read as they are asked for, wherever they come from.
+
+A frame is a (height, width, 3) uint8 RGB array, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,49 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from surgery.errors import VideoError
-from surgery.video.rgb import Frame
+
+Frame = npt.NDArray[np.uint8]
+
+
+def require_rgb(frame: Any, where: str) -> Frame:
+    """Return `frame` unchanged if it is a frame, otherwise say what is wrong with it.
+
+    Args:
+        frame: anything; a good one is a (height, width, 3) uint8 array with height and width of at least 1.
+        where: starts the message, e.g. `"clip.mp4, frame 12"`.
+
+    Raises:
+        VideoError: not a numpy array, not uint8, greyscale, RGBA, channels first, or without a pixel.
+    """
+    found, fix = f"a {type(frame).__name__}", ""
+    if isinstance(frame, np.ndarray):
+        if frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8 and frame.size:
+            return frame
+        found = f"{frame.dtype} values of shape {frame.shape}"
+        match frame.shape:
+            case (_, _) | (_, _, 1):
+                fix = ": repeat the channel with numpy.repeat(grey.reshape(height, width, 1), 3, axis=2)"
+            case (_, _, 4):
+                fix = ": drop the alpha channel with frame[..., :3]"
+            case (3, _, columns) if columns != 3:
+                fix = ": move the channels last with frame.transpose(1, 2, 0)"
+    elif hasattr(frame, "__array__"):
+        fix = ": convert it with numpy.asarray(...)"
+    raise VideoError(f"{where}: got {found}, expected a (height, width, 3) uint8 RGB numpy array{fix}")
+
+
+def require_size(size: tuple[int, ...], expected: tuple[int, ...], where: str, first: str = "the first frame") -> None:
+    """Raise `VideoError` unless two (height, width) are the same; `first` is what has the expected one."""
+    if size != expected:
+        raise VideoError(
+            f"{where}: {size[0]}x{size[1]} pixels (height x width), expected {expected[0]}x{expected[1]} as in {first}"
+        )
 
 
 class Video(ABC):
@@ -36,8 +79,8 @@ class Video(ABC):
     _stop: int | None = None
 
     @abstractmethod
-    def _frames(self) -> Iterator[Frame]:
-        """Start a pass over the frames."""
+    def _frames(self) -> Iterator[Any]:
+        """Start a pass over what should be frames: whether it is, is for iterating to see."""
 
     def name_of(self, index: int) -> str:
         """What files that belong to frame `index` are called: the frame's name, or five digits where it has none."""
@@ -54,17 +97,10 @@ class Video(ABC):
         length = "?" if self.num_frames is None else self.num_frames
         return f"Video({self.name!r}, {length} frames of {self.size[0]}x{self.size[1]}, fps={self.fps})"
 
-    def _alike(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+    def _alike(self, frames: Iterator[Any]) -> Iterator[Frame]:
         for index, frame in enumerate(frames):
-            self._require_size(frame.shape[:2], index)
+            require_size(require_rgb(frame, self.where(index)).shape[:2], self.size, self.where(index))
             yield frame
-
-    def _require_size(self, size: tuple[int, ...], index: int) -> None:
-        if size != self.size:
-            raise VideoError(
-                f"{self.where(index)}: {size[0]}x{size[1]} pixels (height x width), "
-                f"expected {self.size[0]}x{self.size[1]} as in the first frame"
-            )
 
 
 def first_frames(video: Video, count: int) -> Video:

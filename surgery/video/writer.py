@@ -8,15 +8,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from surgery.errors import VideoError
 from surgery.files import replacing
 from surgery.missing import require
-from surgery.video.rgb import Frame, require_rgb
+from surgery.video.source import Frame, require_rgb, require_size
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -70,20 +69,18 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         import av
 
-        with self._told(str(self.path)), ExitStack() as stack:
+        with _told(str(self.path)), ExitStack() as stack:
             part = stack.enter_context(replacing(self.path)).absolute()
             container = av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"})
             self._container = stack.enter_context(container)
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: Any) -> None:
         container, self._container = self._container, None
-        with self._told(str(self.path)):
-            if kind is not None:
-                self._stack.__exit__(kind, error, trace)
+        with _told(str(self.path)):
+            if failure[0] is not None:
+                self._stack.__exit__(*failure)
                 return
             with self._stack:
                 if self._stream is None or container is None:
@@ -106,13 +103,9 @@ class VideoWriter:
             raise VideoError(f"{where}: the writer is not open, expected `with VideoWriter(...) as writer:` around it")
         height, width = require_rgb(rgb, where).shape[:2]
         self._size = self._size or (height, width)
-        if self._size != (height, width):
-            raise VideoError(
-                f"{where}: {height}x{width} pixels (height x width), "
-                f"expected {self._size[0]}x{self._size[1]} as in frame 0"
-            )
+        require_size((height, width), self._size, where, "frame 0")
         rgb = np.pad(rgb, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        with self._told(where):
+        with _told(where):
             self._stream = self._stream or self._begun(self._container, *rgb.shape[:2])
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="yuv420p", dst_colorspace="ITU709")
             frame.pts, frame.time_base = self.num_frames, 1 / self._rate
@@ -120,10 +113,9 @@ class VideoWriter:
         self.num_frames += 1
 
     def _begun(self, container: OutputContainer, height: int, width: int) -> VideoStream:
-        stream = cast("VideoStream", container.add_stream("libx264", rate=self._rate))
-        stream.height, stream.width = height, width
+        options = {"crf": "18", "preset": "fast"}
+        stream = container.add_stream("libx264", rate=self._rate, options=options, height=height, width=width)
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "18", "preset": "fast"}
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _TV_RANGE
@@ -131,15 +123,15 @@ class VideoWriter:
         container.start_encoding()
         return stream
 
-    @staticmethod
-    @contextmanager
-    def _told(where: str) -> Iterator[None]:
-        import av
 
-        try:
-            yield
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise VideoError(f"{where}: cannot be written ({error}), expected room and permission to write") from error
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    import av
+
+    try:
+        yield
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{where}: cannot be written ({error}), expected room and permission to write") from error
 
 
 def write_video(path: str | os.PathLike[str], frames: Iterable[Frame], fps: float) -> None:
