@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -110,14 +110,11 @@ def window_counts(surgery: Surgery) -> tuple[int, ...]:
 def _aside(surgery: Surgery) -> Iterator[None]:
     """Other threads wait; how windows are chosen, and what the model says of its last session, stay."""
     router = surgery.find(WindowRouter)
-    with access_to(surgery.host.model).frame():
-        stats, policy = surgery.stats, router.policy if router is not None else None
-        try:
-            yield
-        finally:
-            surgery.stats = stats
-            if router is not None and policy is not None:
-                router.policy = policy
+    with access_to(surgery.host.model).frame(), ExitStack() as stack:
+        stack.callback(setattr, surgery, "stats", surgery.stats)
+        if router is not None:
+            stack.callback(setattr, router, "policy", router.policy)
+        yield
 
 
 def _track(surgery: Surgery, counts: Sequence[int], objects: int, least: int) -> int:

@@ -94,6 +94,3 @@ def _digest(weights: Mapping[str, Tensor], precision: str, through: str = "float
         rounded = tensor.to(getattr(torch, through)).to(getattr(torch, precision))
         digest.update(rounded.view(torch.int32 if precision == "float32" else torch.int16).numpy().tobytes())
     return digest.hexdigest()
-
-
-__all__ = ["Fingerprint", "Match", "compare", "compare_weights", "fingerprint", "fingerprint_of"]

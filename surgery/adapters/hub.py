@@ -53,9 +53,8 @@ def is_repo_id(path: str | Path) -> bool:
 
 def safe_subfolder(subfolder: str | None) -> str | None:
     """`subfolder` itself, None for none. Raises AdapterError when it would leave the repository."""
-    if subfolder in (None, "", "."):
+    if not subfolder or subfolder == ".":
         return None
-    assert subfolder is not None
     parts = PurePosixPath(subfolder).parts
     if ".." in parts or subfolder.startswith("/") or re.search(r"[\\:\x00-\x1f]", subfolder):
         raise AdapterError(
@@ -251,6 +250,3 @@ def _hint(error: BaseException | None) -> str:
     while error is not None and getattr(error, "response", None) is None:
         error = error.__cause__ or error.__context__
     return _HINTS.get(getattr(getattr(error, "response", None), "status_code", 0), "")
-
-
-__all__ = ["CardKeptWarning", "Pushed", "download", "is_repo_id", "pull_adapter", "push_adapter", "safe_subfolder"]

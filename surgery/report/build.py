@@ -97,9 +97,6 @@ def _case_name(row: dict[str, Any]) -> str:
         share += " (routed)"
     objects = f"{row['objects']} object{'s' * (row['objects'] != 1)}"
     parts = [row["model"], row["precision"], objects, share, row["device"]]
-    if row.get("long"):
-        parts.append(f"{row['long']} frames, one model after the other")
-    for key, usual in (("protocol", "surgery"), ("compile", "none")):
-        if row.get(key) not in (None, usual):
-            parts.append(f"{key} {row[key]}")
+    if row.get("compile") not in (None, "none"):
+        parts.append(f"compile {row['compile']}")
     return ", ".join([*parts, row["host"]])

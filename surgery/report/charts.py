@@ -27,14 +27,7 @@ def lines(x: str, y: str, series: Iterable[tuple[str, Iterable[tuple[float, floa
 
 def latency_chart(row: dict[str, Any]) -> dict[str, Any]:
     """Time of every measured frame of a benchmark's case."""
-    series = [(one["name"], one.get("frame") or range(len(one["ms"])), one["ms"]) for one in row["latency"]]
-    return lines("frame", "ms per frame", [(name, zip(index, ms, strict=False)) for name, index, ms in series])
-
-
-def memory_chart(row: dict[str, Any]) -> dict[str, Any]:
-    """Memory over time of a long run."""
-    series = row.get("memory_over_time") or ()
-    return lines("frame", "MB", [(one["name"], zip(one["frame"], one["mb"], strict=False)) for one in series])
+    return lines("frame", "ms per frame", [(one["name"], enumerate(one["ms"])) for one in row["latency"]])
 
 
 def loss_chart(data: dict[str, Any]) -> dict[str, Any]:

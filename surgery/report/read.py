@@ -46,20 +46,11 @@ class _Module(_Checked):
     sparse_ms: float
     dense_gflop: float | None = None
     sparse_gflop: float | None = None
-    dense_gb_per_s: float | None = None
-    sparse_gb_per_s: float | None = None
 
 
 class _Latency(_Checked):
     name: str
     ms: list[float]
-    frame: list[int] | None = None
-
-
-class _Memory(_Checked):
-    name: str
-    frame: list[int]
-    mb: list[float]
 
 
 class _Windows(_Checked):
@@ -87,12 +78,10 @@ class _Row(_Checked):
     sparse: _Side
     modules: list[_Module]
     latency: list[_Latency]
-    memory_over_time: list[_Memory] | None = None
     windows: _Windows | None = None
     keys: _Keys | None = None
     peak_memory_mb: float | None = None
     compile_s: float | None = None
-    long: int | None = None
 
 
 class _Unmeasured(_Checked):
