@@ -30,6 +30,12 @@ def latency_chart(row: dict[str, Any]) -> dict[str, Any]:
     return lines("frame", "ms per frame", [(one["name"], enumerate(one["ms"])) for one in row["latency"]])
 
 
+def memory_chart(row: dict[str, Any]) -> dict[str, Any]:
+    """Memory over time of a long run."""
+    series = row.get("memory_over_time") or ()
+    return lines("frame", "MB", [(one["name"], zip(one["frame"], one["mb"], strict=False)) for one in series])
+
+
 def loss_chart(data: dict[str, Any]) -> dict[str, Any]:
     """The loss of a calibration."""
     return lines("step", "loss", [("loss", [(row["step"], row["loss"]) for row in data.get("loss") or ()])])

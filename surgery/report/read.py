@@ -53,6 +53,12 @@ class _Latency(_Checked):
     ms: list[float]
 
 
+class _Memory(_Checked):
+    name: str
+    frame: list[int]
+    mb: list[float]
+
+
 class _Windows(_Checked):
     computed: float
     of: int
@@ -78,6 +84,7 @@ class _Row(_Checked):
     sparse: _Side
     modules: list[_Module]
     latency: list[_Latency]
+    memory_over_time: list[_Memory] | None = None
     windows: _Windows | None = None
     keys: _Keys | None = None
     peak_memory_mb: float | None = None
