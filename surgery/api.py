@@ -71,12 +71,10 @@ class Status:
         if self.recipe is not None:
             lines.append(described(self.recipe))
         if self.span:
-            lines.append(
-                f"blocks {self.span[0]}..{self.span[1] - 1} routed over {self.windows} windows of {self.window}"
-            )
-            lines.append(
-                f"parameters added: {self.parameters_added:,}; shortcut weights: {self.adapter or 'untrained'}"
-            )
+            lines += [
+                f"blocks {self.span[0]}..{self.span[1] - 1} routed over {self.windows} windows of {self.window}",
+                f"parameters added: {self.parameters_added:,}; shortcut weights: {self.adapter or 'untrained'}",
+            ]
         if self.calibration is not None:
             record, found = self.calibration, self.calibration.against_dense
             lines.append(

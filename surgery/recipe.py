@@ -96,13 +96,15 @@ class Recipe(Fields):
 
     @model_validator(mode="after")
     def _searches_its_own_fields(self) -> Recipe:
+        if self.calibration is None:
+            return self
         bare = self.model_copy(update={"calibration": None})
         # A value may clash with what the recipe has now and not with another searched value, or an override to come.
         plain = tuple(type(each).neutral() for each in self.operations)
         neutral = bare.model_copy(update={"operations": plain})
         entries = {operation.type: operation.model_dump() for operation in self.operations}
         found: dict[str, str] = {}
-        for key, values in (self.calibration.search if self.calibration is not None else {}).items():
+        for key, values in self.calibration.search.items():
             for value in values:
                 try:
                     bare.with_values({key: value})
@@ -115,9 +117,8 @@ class Recipe(Fields):
             other = found.setdefault(".".join((known()[kind].alias, *place)), key)
             if other != key:
                 raise ValueError(f"calibration.search: {other!r} and {key!r} are the same field; give one")
-        if self.calibration is not None:
-            search = dict(zip(found, self.calibration.search.values(), strict=True))
-            object.__setattr__(self, "calibration", self.calibration.model_copy(update={"search": search}))
+        search = dict(zip(found, self.calibration.search.values(), strict=True))
+        object.__setattr__(self, "calibration", self.calibration.model_copy(update={"search": search}))
         return self
 
     def find(self, kind: type[_T]) -> _T | None:
@@ -203,14 +204,11 @@ class Recipe(Fields):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, every field spelt out; `Recipe.from_dict` reads it back to an equal recipe."""
-        data = {
-            "schema": self.schema_,
-            "metadata": self.metadata.model_dump(mode="json", exclude_defaults=True),
-            "operations": [operation.model_dump(mode="json") for operation in self.operations],
-        }
-        if self.calibration is not None:
-            fields = self.calibration.model_dump()
-            data["calibration"] = {**fields, "search": {key: list(each) for key, each in fields["search"].items()}}
+        data = self.model_dump(mode="json", by_alias=True)
+        if not self.metadata.fits:
+            del data["metadata"]["fits"]
+        if self.calibration is None:
+            del data["calibration"]
         return data
 
     def with_values(self, values: Mapping[str, Any]) -> Recipe:

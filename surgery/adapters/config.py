@@ -102,19 +102,15 @@ def thresholds_of(routing: WindowSettings) -> Thresholds:
     return Thresholds(saliency_mass=routing.object.saliency_mass, score_gate=routing.object.score_gate)
 
 
-def encode_config(config: AdapterConfig | ProposalConfig) -> bytes:
-    """The file's bytes; the same for equal configurations."""
+def four_files(config: AdapterConfig | ProposalConfig, weights: bytes, recipe: Recipe, card: str) -> dict[str, bytes]:
+    """A folder's content by name; the same for equal adapters."""
     content = config.model_dump()
     # So that versions that do not know these fields read the file.
     for field, usual in (("stages", None), ("family", _FAMILY)):
         if field in content and content[field] == usual:
             del content[field]
-    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
-
-
-def four_files(config: AdapterConfig | ProposalConfig, weights: bytes, recipe: Recipe, card: str) -> dict[str, bytes]:
-    """A folder's content by name."""
-    return {CONFIG: encode_config(config), WEIGHTS: weights, RECIPE: recipe.to_yaml().encode(), CARD: card.encode()}
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    return {CONFIG: text.encode(), WEIGHTS: weights, RECIPE: recipe.to_yaml().encode(), CARD: card.encode()}
 
 
 def require_small(path: Path, limit: int, what: str) -> None:

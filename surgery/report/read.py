@@ -91,14 +91,9 @@ class _Row(_Checked):
     compile_s: float | None = None
 
 
-class _Unmeasured(_Checked):
-    device: str
-    reason: str
-
-
 class _Bench(_File):
     rows: list[_Row]
-    not_measured: list[_Unmeasured] | None = None
+    not_measured: list[dict[str, str]] | None = None
 
 
 class _Kept(_Checked):
