@@ -64,12 +64,11 @@ class Status:
     calibration: CalibrationRecord | None = None
 
     def __str__(self) -> str:
-        if not self.sparse:
+        if self.recipe is None:
             return "stock model"
-        lines = [f"{self.host} model under recipe {self.recipe.metadata.name!r}" if self.recipe else ""]
+        lines = [f"{self.host} model under recipe {self.recipe.metadata.name!r}"]
         lines.append("operations: " + ", ".join(self.operations) + ("" if self.enabled else " (disabled)"))
-        if self.recipe is not None:
-            lines.append(described(self.recipe))
+        lines.append(described(self.recipe))
         if self.span:
             lines += [
                 f"blocks {self.span[0]}..{self.span[1] - 1} routed over {self.windows} windows of {self.window}",

@@ -20,6 +20,7 @@ import surgery.operations  # noqa: F401  what ships is known to recipes
 from surgery.core.moved import Place, places, put, take, translated
 from surgery.core.operation import Fields, Operation, known
 from surgery.core.promise import CalibrationSettings
+from surgery.digests import PACKAGE
 from surgery.errors import RecipeError, nearest, nearest_field
 from surgery.plain_yaml import read_yaml, write_yaml
 from surgery.validation import explain
@@ -235,7 +236,10 @@ class Recipe(Fields):
         entries = {entry["type"]: entry for entry in data["operations"]}
         changes: dict[tuple[str, Place], tuple[Place, Any]] = {}
         for override in [overrides] if isinstance(overrides, str) else overrides:
-            kind, place, written, value = _change(str(override), entries)
+            try:
+                kind, place, written, value = _change(str(override), entries)
+            except ValueError as error:
+                raise RecipeError(f"override {str(override)!r:.200}: {error}") from error
             changes[kind, place] = written, value
         # Put where they were written, so that what is wrong with them is told of that place.
         for (kind, place), (written, value) in changes.items():
@@ -251,7 +255,7 @@ def _change(override: str, entries: Mapping[str, dict[str, Any]]) -> tuple[str, 
         entries: plain operations by type.
 
     Raises:
-        RecipeError: the operations have no such field, or the override or its value cannot be read.
+        ValueError: the operations have no such field, or the override or its value cannot be read.
     """
     key, _, raw = override.partition("=")
     alias, *parts = key.strip().split(".")
@@ -259,43 +263,34 @@ def _change(override: str, entries: Mapping[str, dict[str, Any]]) -> tuple[str, 
     present = {kinds[kind].alias: entry for kind, entry in entries.items()}
     paths = [f"{name}.{path}" for name, entry in present.items() for path in _paths(entry)]
     if not raw.strip() or not parts:
-        raise RecipeError(
-            f"override {override!r}: expected '<operation>.<field>=<value>'{_meant(paths, [alias, *parts][-1])}"
-        )
+        raise ValueError(f"expected '<operation>.<field>=<value>'{_meant(paths, [alias, *parts][-1])}")
     entry = present.get(alias, entries.get(alias))
     if entry is None:
-        raise RecipeError(
-            f"override {override!r}: this recipe has no operation {alias!r}"
-            f"{_meant(paths, key.strip()) or nearest(alias, present)}; it has: {', '.join(present)}"
-        )
+        meant = _meant(paths, key.strip()) or nearest(alias, present)
+        raise ValueError(f"this recipe has no operation {alias!r}{meant}; it has: {', '.join(present)}")
     target: Any = entry
     place = translated(tuple(parts), places(kinds[entry["type"]].moved))
     for depth, part in enumerate(place):
         valid = [field for field in target if depth or field != "type"] if isinstance(target, dict) else []
         if part not in valid:
             meant = nearest_field(part, [*valid, *_paths(target)]) if valid else ""
-            raise RecipeError(
-                f"override {override!r}: no field {part!r}{meant}; "
-                f"valid: {', '.join(valid) or 'none, ' + repr(place[depth - 1]) + ' is a value'}"
-            )
+            choice = ", ".join(valid) or f"none, {place[depth - 1]!r} is a value"
+            raise ValueError(f"no field {part!r}{meant}; valid: {choice}")
         target = target[part]
     if isinstance(target, dict):
-        raise RecipeError(
-            f"override {override!r}: {parts[-1]!r} is a group; set one of its fields: "
-            + ", ".join(_paths(target, f"{'.'.join((alias, *place))}."))
-        )
+        fields = ", ".join(_paths(target, ".".join((alias, *place, ""))))
+        raise ValueError(f"{parts[-1]!r} is a group; set one of its fields: {fields}")
     try:
         return entry["type"], place, tuple(parts), read_yaml(raw)
     except ValueError as error:
-        raise RecipeError(f"override {override!r:.200}: {raw!r:.80} is not a YAML value") from error
+        raise ValueError(f"{raw!r:.80} is not a YAML value") from error
 
 
 def _builtin() -> dict[str, Path]:
-    here = Path(__file__).resolve().parent
-    for folder in (here / "_recipes", here.parent / "recipes"):
+    for folder in (PACKAGE / "_recipes", PACKAGE.parent / "recipes"):
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    raise RecipeError(f"the built-in recipes are missing from this installation (looked in {here / '_recipes'})")
+    raise RecipeError(f"the built-in recipes are missing from this installation (looked in {PACKAGE / '_recipes'})")
 
 
 def list_recipes() -> dict[str, str]:

@@ -122,10 +122,8 @@ def _track(surgery: Surgery, counts: Sequence[int], objects: int, least: int) ->
     """Track made-up frames, `least` and as many more as there are counts; the number of frames."""
     host, known = surgery.host, set(surgery.states)
     clip = LoopingClip(host.image_size(), least + len(counts), objects, next(host.model.parameters()).device)
-    video: VideoState | None = None
     for number, _ in enumerate(follow(host, clip, clip.masks)):
-        if video is None:
-            video = next((each for each in surgery.states if each not in known), None)
+        video = next((each for each in surgery.states if each not in known), None)
         if video is not None:
             _steer(video, surgery, clip.masks, number, counts)
     return len(clip)

@@ -1,12 +1,14 @@
-"""`adapter_config.json`: its schema, the versions it has had, and reading it suspiciously."""
+"""What adapters hold, and `adapter_config.json`: its schema, the versions it has had, reading it suspiciously."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
+from torch import Tensor
 from typing_extensions import TypedDict
 
 from surgery.adapters.fingerprint import Fingerprint
@@ -97,20 +99,37 @@ class ProposalConfig(Part):
     channels: Annotated[list[_Channels], Field(min_length=3, max_length=3)]
 
 
+C = TypeVar("C", AdapterConfig, ProposalConfig)
+
+
+@dataclass(frozen=True, eq=False)
+class Held(Generic[C]):
+    """A validated adapter in memory. source: folder or `repo@commit`. tensors: state dict (fp32) of what was added."""
+
+    source: str
+    config: C
+    recipe: Recipe
+    tensors: dict[str, Tensor]
+
+    @property
+    def parameters(self) -> int:
+        """Number of added parameters."""
+        return sum(value.numel() for value in self.tensors.values())
+
+    def folder(self, weights: bytes, card: str) -> dict[str, bytes]:
+        """Its four files by name; the same for equal adapters."""
+        content = self.config.model_dump()
+        # So that versions that do not know these fields read the file.
+        for field, usual in (("stages", None), ("family", _FAMILY)):
+            if field in content and content[field] == usual:
+                del content[field]
+        config = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        return {CONFIG: config.encode(), WEIGHTS: weights, RECIPE: self.recipe.to_yaml().encode(), CARD: card.encode()}
+
+
 def thresholds_of(routing: WindowSettings) -> Thresholds:
     """Those of a recipe."""
     return Thresholds(saliency_mass=routing.object.saliency_mass, score_gate=routing.object.score_gate)
-
-
-def four_files(config: AdapterConfig | ProposalConfig, weights: bytes, recipe: Recipe, card: str) -> dict[str, bytes]:
-    """A folder's content by name; the same for equal adapters."""
-    content = config.model_dump()
-    # So that versions that do not know these fields read the file.
-    for field, usual in (("stages", None), ("family", _FAMILY)):
-        if field in content and content[field] == usual:
-            del content[field]
-    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    return {CONFIG: text.encode(), WEIGHTS: weights, RECIPE: recipe.to_yaml().encode(), CARD: card.encode()}
 
 
 def require_small(path: Path, limit: int, what: str) -> None:

@@ -23,9 +23,9 @@ from surgery.adapters.config import (
     WEIGHTS,
     AdapterConfig,
     BaseModelInfo,
+    Held,
     ProposalConfig,
     Provenance,
-    four_files,
     read_config,
     thresholds_of,
 )
@@ -51,19 +51,8 @@ _CORRECTIONS = "corrections."
 _READS = 400
 
 
-@dataclass(frozen=True, eq=False)
-class Adapter:
-    """A validated adapter in memory. source: folder or `repo@commit`. tensors: the shortcut's state dict (fp32)."""
-
-    source: str
-    config: AdapterConfig
-    recipe: Recipe
-    tensors: dict[str, Tensor]
-
-    @property
-    def parameters(self) -> int:
-        """Number of added parameters."""
-        return sum(value.numel() for value in self.tensors.values())
+class Adapter(Held[AdapterConfig]):
+    """One of window routing: the shortcut."""
 
     def match(self, host: HostView) -> Match | None:
         """How the model's weights compare with those of the base; None where none are recorded.
@@ -122,7 +111,7 @@ class Adapter:
         """The four files by name; equal adapters give equal bytes. adapter_id: what the card's example loads."""
         config = self.config
         weights = encode_tensors(config.entry_block, self.tensors, config.thresholds)
-        return four_files(config, weights, self.recipe, model_card(config, self.recipe, self.parameters, adapter_id))
+        return self.folder(weights, model_card(config, self.recipe, self.parameters, adapter_id))
 
 
 @dataclass(frozen=True, eq=False)

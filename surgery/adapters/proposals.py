@@ -5,14 +5,13 @@ The same four files as of every adapter. `kind: proposals` in the configuration 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from surgery.adapters.card import HERE, render
-from surgery.adapters.config import BaseModelInfo, ProposalConfig, four_files
+from surgery.adapters.config import BaseModelInfo, Held, ProposalConfig
 from surgery.adapters.fingerprint import Match, compare_weights, fingerprint_of
 from surgery.adapters.tensors import encode, read_exactly, shapes_of, trained
 from surgery.adapters.warned import require_base
@@ -21,24 +20,12 @@ from surgery.core.surgery import Surgery
 from surgery.errors import AdapterMismatchError, ModelStateError
 from surgery.operations.segment_everything import Everything
 from surgery.operations.segment_everything.head import ProposalHead
-from surgery.recipe import Recipe
 
 _MOST_BYTES = 1_000_000
 
 
-@dataclass(frozen=True, eq=False)
-class ProposalAdapter:
-    """A validated one in memory. source: folder or `repo@commit`. tensors: the head's state dict."""
-
-    source: str
-    config: ProposalConfig
-    recipe: Recipe
-    tensors: dict[str, Tensor]
-
-    @property
-    def parameters(self) -> int:
-        """Number of added parameters."""
-        return sum(value.numel() for value in self.tensors.values())
+class ProposalAdapter(Held[ProposalConfig]):
+    """One of `segment_everything`: the proposal head."""
 
     def match(self, host: HostView) -> Match | None:
         """See `Adapter.match`."""
@@ -62,9 +49,8 @@ class ProposalAdapter:
 
     def files(self, adapter_id: str = HERE) -> dict[str, bytes]:
         """The four files by name."""
-        base, recipe = self.config.base_model.id, self.recipe
-        card = render("proposals.md.j2", recipe=recipe, parameters=self.parameters, base=base, adapter=adapter_id)
-        return four_files(self.config, encode(self.tensors), recipe, card)
+        facts = {"recipe": self.recipe, "parameters": self.parameters, "base": self.config.base_model.id}
+        return self.folder(encode(self.tensors), render("proposals.md.j2", adapter=adapter_id, **facts))
 
 
 def proposals_of(surgery: Surgery) -> ProposalAdapter | None:
