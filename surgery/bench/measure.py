@@ -159,10 +159,8 @@ class _Case:
     ) -> dict[str, Any]:  # fmt: skip
         settings, sparse = self.settings, self.pair.sparse
         ratio, interval = figures.speedup(series)
-        predicted = None
-        if "gflop" in tables:
-            dense_gflop, sparse_gflop = (sum(table.values()) for table in tables["gflop"])
-            predicted = dense_gflop / sparse_gflop
+        gflop = [sum(table.values()) for table in tables.get("gflop", ())]
+        predicted = gflop[0] / gflop[1] if gflop else None
         compiled = settings.compile != "none"
         row: dict[str, Any] = {
             **identity(self.pair, settings),
