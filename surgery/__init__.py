@@ -10,47 +10,41 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from surgery.errors import AdapterError as AdapterError
+from surgery.errors import AdapterMismatchError as AdapterMismatchError
+from surgery.errors import CalibrationError as CalibrationError
+from surgery.errors import DatasetError as DatasetError
+from surgery.errors import HubError as HubError
+from surgery.errors import MissingLibraryError as MissingLibraryError
+from surgery.errors import ModelLoadError as ModelLoadError
+from surgery.errors import ModelStateError as ModelStateError
+from surgery.errors import PictureError as PictureError
+from surgery.errors import PromptError as PromptError
+from surgery.errors import RecipeError as RecipeError
+from surgery.errors import SurgeryError as SurgeryError
+from surgery.errors import UnsupportedModelError as UnsupportedModelError
+from surgery.errors import VideoError as VideoError
+from surgery.errors import WeightsError as WeightsError
+
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "sparsify": "surgery.api",
-    "desparsify": "surgery.engine",
-    "disabled": "surgery.engine",
-    "status": "surgery.api",
-    "warm_up": "surgery.warm",
-    "WarmUp": "surgery.warm",
-    "Status": "surgery.api",
-    "Recipe": "surgery.recipe",
-    "list_recipes": "surgery.recipe",
-    "benchmark": "surgery.bench",
-    "Timings": "surgery.bench",
-    "calibrate": "surgery.calibration",
-    "CalibrationReport": "surgery.calibration",
-    "save_adapter": "surgery.adapters",
-    "load_adapter": "surgery.adapters",
-    "push_adapter": "surgery.adapters",
-    "evaluate": "surgery.evaluation",
-    "everything": "surgery.pictures",
-    "track_everything": "surgery.tracking_everything",
-    "fit_everything": "surgery.calibration.everything",
-    "EverythingReport": "surgery.calibration.everything",
-    "SurgeryError": "surgery.errors",
-    "UnsupportedModelError": "surgery.errors",
-    "MissingLibraryError": "surgery.errors",
-    "ModelLoadError": "surgery.errors",
-    "ModelStateError": "surgery.errors",
-    "WeightsError": "surgery.errors",
-    "RecipeError": "surgery.errors",
-    "AdapterError": "surgery.errors",
-    "AdapterMismatchError": "surgery.errors",
-    "CalibrationError": "surgery.errors",
-    "DatasetError": "surgery.errors",
-    "HubError": "surgery.errors",
-    "VideoError": "surgery.errors",
-    "PictureError": "surgery.errors",
-    "PromptError": "surgery.errors",
+_LAZY = {
+    "surgery.adapters": ("load_adapter", "push_adapter", "save_adapter"),
+    "surgery.api": ("Status", "sparsify", "status"),
+    "surgery.bench": ("Timings", "benchmark"),
+    "surgery.calibration": ("CalibrationReport", "calibrate"),
+    "surgery.calibration.everything": ("EverythingReport", "fit_everything"),
+    "surgery.engine": ("desparsify", "disabled"),
+    "surgery.evaluation": ("evaluate",),
+    "surgery.pictures": ("everything",),
+    "surgery.recipe": ("Recipe", "list_recipes"),
+    "surgery.tracking_everything": ("track_everything",),
+    "surgery.warm": ("WarmUp", "warm_up"),
 }
-__all__ = [*_PUBLIC, "__version__"]
+"""Public names by the module that is imported when the first of them is asked for: most load torch."""
+_HOMES = {name: module for module, names in _LAZY.items() for name in names}
+_ERRORS = [name for name, each in list(globals().items()) if isinstance(each, type) and issubclass(each, Exception)]
+__all__ = [*_HOMES, *_ERRORS, "__version__"]
 
 if TYPE_CHECKING:
     from surgery.adapters import load_adapter as load_adapter
@@ -67,21 +61,6 @@ if TYPE_CHECKING:
     from surgery.calibration.everything import fit_everything as fit_everything
     from surgery.engine import desparsify as desparsify
     from surgery.engine import disabled as disabled
-    from surgery.errors import AdapterError as AdapterError
-    from surgery.errors import AdapterMismatchError as AdapterMismatchError
-    from surgery.errors import CalibrationError as CalibrationError
-    from surgery.errors import DatasetError as DatasetError
-    from surgery.errors import HubError as HubError
-    from surgery.errors import MissingLibraryError as MissingLibraryError
-    from surgery.errors import ModelLoadError as ModelLoadError
-    from surgery.errors import ModelStateError as ModelStateError
-    from surgery.errors import PictureError as PictureError
-    from surgery.errors import PromptError as PromptError
-    from surgery.errors import RecipeError as RecipeError
-    from surgery.errors import SurgeryError as SurgeryError
-    from surgery.errors import UnsupportedModelError as UnsupportedModelError
-    from surgery.errors import VideoError as VideoError
-    from surgery.errors import WeightsError as WeightsError
     from surgery.evaluation import evaluate as evaluate
     from surgery.pictures import everything as everything
     from surgery.recipe import Recipe as Recipe
@@ -92,9 +71,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in _HOMES:
         raise AttributeError(f"module 'surgery' has no attribute {name!r}")
-    value = getattr(import_module(_PUBLIC[name]), name)
+    value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -64,19 +64,16 @@ class Status:
     calibration: CalibrationRecord | None = None
 
     def __str__(self) -> str:
-        if not self.sparse:
+        if self.recipe is None:
             return "stock model"
-        lines = [f"{self.host} model under recipe {self.recipe.metadata.name!r}" if self.recipe else ""]
+        lines = [f"{self.host} model under recipe {self.recipe.metadata.name!r}"]
         lines.append("operations: " + ", ".join(self.operations) + ("" if self.enabled else " (disabled)"))
-        if self.recipe is not None:
-            lines.append(described(self.recipe))
+        lines.append(described(self.recipe))
         if self.span:
-            lines.append(
-                f"blocks {self.span[0]}..{self.span[1] - 1} routed over {self.windows} windows of {self.window}"
-            )
-            lines.append(
-                f"parameters added: {self.parameters_added:,}; shortcut weights: {self.adapter or 'untrained'}"
-            )
+            lines += [
+                f"blocks {self.span[0]}..{self.span[1] - 1} routed over {self.windows} windows of {self.window}",
+                f"parameters added: {self.parameters_added:,}; shortcut weights: {self.adapter or 'untrained'}",
+            ]
         if self.calibration is not None:
             record, found = self.calibration, self.calibration.against_dense
             lines.append(
@@ -86,15 +83,8 @@ class Status:
                 f"{record.max_clip_drop:g}" + ("" if record.kept else ": NOT KEPT")
             )
         if self.frames:
-            kept = [
-                f"{name} kept {value:.0%}"
-                for name, value in (
-                    ("windows", self.windows_kept),
-                    ("keys", self.keys_kept),
-                    ("queries", self.queries_kept),
-                )
-                if value is not None
-            ]
+            shares = {"windows": self.windows_kept, "keys": self.keys_kept, "queries": self.queries_kept}
+            kept = [f"{name} kept {share:.0%}" for name, share in shares.items() if share is not None]
             lines.append(f"last session: {self.frames} tracked frames; " + ", ".join(kept))
         if self.recorded_calls is not None:
             told = [f"{part} {why} {n}" for part, calls in self.recorded_calls.items() for why, n in calls.items()]
@@ -140,21 +130,20 @@ def sparsify(
         CalibrationError: too few usable clips, or no setting keeps the recipe's promise.
         After any of these the model is as it was.
     """
-    if clips is not None:
-        from surgery.calibration import calibrate
-
-        if adapter is not None:
-            raise CalibrationError(
-                "adapter and clips are both given; an adapter is calibrated already: give one of them, or load it "
-                "first and call calibrate(model, clips)"
-            )
-        chosen = Recipe.load(recipe if recipe is not None else DEFAULT_RECIPE)
-        calibrate(model, clips, _with_compile(chosen, compile), progress=progress)
-        return model
+    if clips is not None and adapter is not None:
+        raise CalibrationError(
+            "adapter and clips are both given; an adapter is calibrated already: give one of them, or load it "
+            "first and call calibrate(model, clips)"
+        )
     loaded = open_adapter(adapter) if isinstance(adapter, (str, Path)) else adapter
     default = loaded.recipe if loaded is not None else DEFAULT_RECIPE
-    chosen = Recipe.load(recipe if recipe is not None else default)
-    return apply(model, _with_compile(chosen, compile), loaded, force)
+    chosen = _with_compile(Recipe.load(recipe if recipe is not None else default), compile)
+    if clips is None:
+        return apply(model, chosen, loaded, force)
+    from surgery.calibration import calibrate
+
+    calibrate(model, clips, chosen, progress=progress)
+    return model
 
 
 def status(model: object) -> Status:

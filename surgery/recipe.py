@@ -20,6 +20,7 @@ import surgery.operations  # noqa: F401  what ships is known to recipes
 from surgery.core.moved import Place, places, put, take, translated
 from surgery.core.operation import Fields, Operation, known
 from surgery.core.promise import CalibrationSettings
+from surgery.digests import PACKAGE
 from surgery.errors import RecipeError, nearest, nearest_field
 from surgery.plain_yaml import read_yaml, write_yaml
 from surgery.validation import explain
@@ -96,13 +97,15 @@ class Recipe(Fields):
 
     @model_validator(mode="after")
     def _searches_its_own_fields(self) -> Recipe:
+        if self.calibration is None:
+            return self
         bare = self.model_copy(update={"calibration": None})
         # A value may clash with what the recipe has now and not with another searched value, or an override to come.
         plain = tuple(type(each).neutral() for each in self.operations)
         neutral = bare.model_copy(update={"operations": plain})
         entries = {operation.type: operation.model_dump() for operation in self.operations}
         found: dict[str, str] = {}
-        for key, values in (self.calibration.search if self.calibration is not None else {}).items():
+        for key, values in self.calibration.search.items():
             for value in values:
                 try:
                     bare.with_values({key: value})
@@ -115,9 +118,8 @@ class Recipe(Fields):
             other = found.setdefault(".".join((known()[kind].alias, *place)), key)
             if other != key:
                 raise ValueError(f"calibration.search: {other!r} and {key!r} are the same field; give one")
-        if self.calibration is not None:
-            search = dict(zip(found, self.calibration.search.values(), strict=True))
-            object.__setattr__(self, "calibration", self.calibration.model_copy(update={"search": search}))
+        search = dict(zip(found, self.calibration.search.values(), strict=True))
+        object.__setattr__(self, "calibration", self.calibration.model_copy(update={"search": search}))
         return self
 
     def find(self, kind: type[_T]) -> _T | None:
@@ -203,14 +205,11 @@ class Recipe(Fields):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, every field spelt out; `Recipe.from_dict` reads it back to an equal recipe."""
-        data = {
-            "schema": self.schema_,
-            "metadata": self.metadata.model_dump(mode="json", exclude_defaults=True),
-            "operations": [operation.model_dump(mode="json") for operation in self.operations],
-        }
-        if self.calibration is not None:
-            fields = self.calibration.model_dump()
-            data["calibration"] = {**fields, "search": {key: list(each) for key, each in fields["search"].items()}}
+        data = self.model_dump(mode="json", by_alias=True)
+        if not self.metadata.fits:
+            del data["metadata"]["fits"]
+        if self.calibration is None:
+            del data["calibration"]
         return data
 
     def with_values(self, values: Mapping[str, Any]) -> Recipe:
@@ -237,7 +236,10 @@ class Recipe(Fields):
         entries = {entry["type"]: entry for entry in data["operations"]}
         changes: dict[tuple[str, Place], tuple[Place, Any]] = {}
         for override in [overrides] if isinstance(overrides, str) else overrides:
-            kind, place, written, value = _change(str(override), entries)
+            try:
+                kind, place, written, value = _change(str(override), entries)
+            except ValueError as error:
+                raise RecipeError(f"override {str(override)!r:.200}: {error}") from error
             changes[kind, place] = written, value
         # Put where they were written, so that what is wrong with them is told of that place.
         for (kind, place), (written, value) in changes.items():
@@ -253,7 +255,7 @@ def _change(override: str, entries: Mapping[str, dict[str, Any]]) -> tuple[str, 
         entries: plain operations by type.
 
     Raises:
-        RecipeError: the operations have no such field, or the override or its value cannot be read.
+        ValueError: the operations have no such field, or the override or its value cannot be read.
     """
     key, _, raw = override.partition("=")
     alias, *parts = key.strip().split(".")
@@ -261,43 +263,34 @@ def _change(override: str, entries: Mapping[str, dict[str, Any]]) -> tuple[str, 
     present = {kinds[kind].alias: entry for kind, entry in entries.items()}
     paths = [f"{name}.{path}" for name, entry in present.items() for path in _paths(entry)]
     if not raw.strip() or not parts:
-        raise RecipeError(
-            f"override {override!r}: expected '<operation>.<field>=<value>'{_meant(paths, [alias, *parts][-1])}"
-        )
+        raise ValueError(f"expected '<operation>.<field>=<value>'{_meant(paths, [alias, *parts][-1])}")
     entry = present.get(alias, entries.get(alias))
     if entry is None:
-        raise RecipeError(
-            f"override {override!r}: this recipe has no operation {alias!r}"
-            f"{_meant(paths, key.strip()) or nearest(alias, present)}; it has: {', '.join(present)}"
-        )
+        meant = _meant(paths, key.strip()) or nearest(alias, present)
+        raise ValueError(f"this recipe has no operation {alias!r}{meant}; it has: {', '.join(present)}")
     target: Any = entry
     place = translated(tuple(parts), places(kinds[entry["type"]].moved))
     for depth, part in enumerate(place):
         valid = [field for field in target if depth or field != "type"] if isinstance(target, dict) else []
         if part not in valid:
             meant = nearest_field(part, [*valid, *_paths(target)]) if valid else ""
-            raise RecipeError(
-                f"override {override!r}: no field {part!r}{meant}; "
-                f"valid: {', '.join(valid) or 'none, ' + repr(place[depth - 1]) + ' is a value'}"
-            )
+            choice = ", ".join(valid) or f"none, {place[depth - 1]!r} is a value"
+            raise ValueError(f"no field {part!r}{meant}; valid: {choice}")
         target = target[part]
     if isinstance(target, dict):
-        raise RecipeError(
-            f"override {override!r}: {parts[-1]!r} is a group; set one of its fields: "
-            + ", ".join(_paths(target, f"{'.'.join((alias, *place))}."))
-        )
+        fields = ", ".join(_paths(target, ".".join((alias, *place, ""))))
+        raise ValueError(f"{parts[-1]!r} is a group; set one of its fields: {fields}")
     try:
         return entry["type"], place, tuple(parts), read_yaml(raw)
     except ValueError as error:
-        raise RecipeError(f"override {override!r:.200}: {raw!r:.80} is not a YAML value") from error
+        raise ValueError(f"{raw!r:.80} is not a YAML value") from error
 
 
 def _builtin() -> dict[str, Path]:
-    here = Path(__file__).resolve().parent
-    for folder in (here / "_recipes", here.parent / "recipes"):
+    for folder in (PACKAGE / "_recipes", PACKAGE.parent / "recipes"):
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    raise RecipeError(f"the built-in recipes are missing from this installation (looked in {here / '_recipes'})")
+    raise RecipeError(f"the built-in recipes are missing from this installation (looked in {PACKAGE / '_recipes'})")
 
 
 def list_recipes() -> dict[str, str]:

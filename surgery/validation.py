@@ -46,8 +46,7 @@ def check(data: Any, model: type[BaseModel], source: Path, raises: type[SurgeryE
         model.model_validate(data)
     except ValidationError as error:
         raise raises(f"{source}: {explain(error, model)}") from error
-    found: dict[str, Any] = data
-    return found
+    return dict(data)
 
 
 def _problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> str:

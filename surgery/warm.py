@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
+from surgery.bench.clip import LoopingClip
 from surgery.core.access import access_to
 from surgery.core.driver import follow
 from surgery.core.session import VideoState
@@ -110,36 +111,28 @@ def window_counts(surgery: Surgery) -> tuple[int, ...]:
 def _aside(surgery: Surgery) -> Iterator[None]:
     """Other threads wait; how windows are chosen, and what the model says of its last session, stay."""
     router = surgery.find(WindowRouter)
-    with access_to(surgery.host.model).frame():
-        stats, policy = surgery.stats, router.policy if router is not None else None
-        try:
-            yield
-        finally:
-            surgery.stats = stats
-            if router is not None and policy is not None:
-                router.policy = policy
+    with access_to(surgery.host.model).frame(), ExitStack() as stack:
+        stack.callback(setattr, surgery, "stats", surgery.stats)
+        if router is not None:
+            stack.callback(setattr, router, "policy", router.policy)
+        yield
 
 
 def _track(surgery: Surgery, counts: Sequence[int], objects: int, least: int) -> int:
     """Track made-up frames, `least` and as many more as there are counts; the number of frames."""
-    host, side = surgery.host, surgery.host.image_size()
-    length = least + len(counts)
-    masks = _squares(side, objects)
-    known = set(surgery.states)
-    clip = _Noise(length, side, next(host.model.parameters()))
-    video: VideoState | None = None
-    for number, _ in enumerate(follow(host, clip, masks)):
-        if video is None:
-            video = next((each for each in surgery.states if each not in known), None)
+    host, known = surgery.host, set(surgery.states)
+    clip = LoopingClip(host.image_size(), least + len(counts), objects, next(host.model.parameters()).device)
+    for number, _ in enumerate(follow(host, clip, clip.masks)):
+        video = next((each for each in surgery.states if each not in known), None)
         if video is not None:
-            _steer(video, surgery, masks, number, counts)
-    return length
+            _steer(video, surgery, clip.masks, number, counts)
+    return len(clip)
 
 
 def _steer(
-    video: VideoState, surgery: Surgery, masks: dict[int, np.ndarray], number: int, counts: Sequence[int]
+    video: VideoState, surgery: Surgery, masks: dict[int, npt.NDArray[np.bool_]], number: int, counts: Sequence[int]
 ) -> None:
-    """Say what frame `number + 1` will be like, whatever the weights made of the noise."""
+    """Say what frame `number + 1` will be like, whatever the weights made of the clip."""
     router = surgery.find(WindowRouter)
     if counts and router is not None:
         router.policy = FixedWindows(tuple(range(counts[number % len(counts)])))
@@ -153,27 +146,3 @@ def _steer(
             # As on a frame tracked before: the newest memory frame was measured already.
             last = next(reversed(memory.frames))
             memory.frames[number], memory.offsets[number] = memory.frames[last], memory.offsets[last]
-
-
-def _squares(side: int, objects: int) -> dict[int, np.ndarray]:
-    masks = {}
-    for number in range(objects):
-        mask = np.zeros((side, side), dtype=bool)
-        corner = side // 4 + number * side // 4
-        mask[corner : corner + side // 8, corner : corner + side // 8] = True
-        masks[number + 1] = mask
-    return masks
-
-
-class _Noise:
-    """Normalised frames [3, S, S], the same on every run, on the device and in the precision of `like`."""
-
-    def __init__(self, length: int, side: int, like: Tensor) -> None:
-        self._length, self._side, self._like = length, side, like
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Tensor:
-        noise = torch.randn(3, self._side, self._side, generator=torch.Generator().manual_seed(index))
-        return noise.to(self._like.device, self._like.dtype)

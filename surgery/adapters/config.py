@@ -1,18 +1,21 @@
-"""`adapter_config.json`: its schema, the versions it has had, and reading it suspiciously."""
+"""What adapters hold, and `adapter_config.json`: its schema, the versions it has had, reading it suspiciously."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
+from torch import Tensor
 from typing_extensions import TypedDict
 
 from surgery.adapters.fingerprint import Fingerprint
 from surgery.adapters.record import CalibrationRecord
 from surgery.errors import AdapterError
 from surgery.operations.window_routing.settings import WindowSettings
+from surgery.recipe import Recipe
 from surgery.validation import explain
 
 SCHEMA_VERSION = 2
@@ -22,11 +25,9 @@ _MAX_JSON = 1_000_000
 _MAX_CHANNELS, _MAX_BLOCK = 8192, 1000
 
 _Text = Annotated[str, Field(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
-
-
-_Stage = Annotated[list[Annotated[int, Field(ge=1, le=_MAX_CHANNELS)]], Field(min_length=2, max_length=2)]
-
-
+_Version = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[0-9A-Za-z.+!-]+$")]
+_Channels = Annotated[int, Field(ge=1, le=_MAX_CHANNELS)]
+_Stage = Annotated[list[_Channels], Field(min_length=2, max_length=2)]
 _FAMILY = "SAM 2"
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -72,13 +73,13 @@ class AdapterConfig(Part):
 
     schema_version: Literal[2] = 2
     library: Literal["surgery"] = "surgery"
-    library_version: Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[0-9A-Za-z.+!-]+$")]
+    library_version: _Version
     base_model: BaseModelInfo
     family: Annotated[str, Field(max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9 .-]*$")] = _FAMILY
     entry_block: Annotated[int, Field(ge=0, le=_MAX_BLOCK)]
     exit_block: Annotated[int, Field(ge=1, le=_MAX_BLOCK)]
-    channels: Annotated[int, Field(ge=1, le=_MAX_CHANNELS)]
-    window: Annotated[int, Field(ge=1, le=_MAX_CHANNELS)]
+    channels: _Channels
+    window: _Channels
     shortcut: Literal["bottleneck", "identity", "ffn", "attention"]
     stages: Annotated[list[_Stage], Field(min_length=2, max_length=8)] | None = None
     thresholds: Thresholds
@@ -86,19 +87,49 @@ class AdapterConfig(Part):
     provenance: Provenance | None = None
 
 
+class ProposalConfig(Part):
+    """`adapter_config.json` of a proposal head. channels: of the features at strides 4, 8 and 16. base_model: its
+    fingerprint is over encoder, prompt encoder and mask decoder."""
+
+    kind: Literal["proposals"] = "proposals"
+    schema_version: Literal[1] = 1
+    library: Literal["surgery"] = "surgery"
+    library_version: _Version
+    base_model: BaseModelInfo
+    channels: Annotated[list[_Channels], Field(min_length=3, max_length=3)]
+
+
+C = TypeVar("C", AdapterConfig, ProposalConfig)
+
+
+@dataclass(frozen=True, eq=False)
+class Held(Generic[C]):
+    """A validated adapter in memory. source: folder or `repo@commit`. tensors: state dict (fp32) of what was added."""
+
+    source: str
+    config: C
+    recipe: Recipe
+    tensors: dict[str, Tensor]
+
+    @property
+    def parameters(self) -> int:
+        """Number of added parameters."""
+        return sum(value.numel() for value in self.tensors.values())
+
+    def folder(self, weights: bytes, card: str) -> dict[str, bytes]:
+        """Its four files by name; the same for equal adapters."""
+        content = self.config.model_dump()
+        # So that versions that do not know these fields read the file.
+        for field, usual in (("stages", None), ("family", _FAMILY)):
+            if field in content and content[field] == usual:
+                del content[field]
+        config = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        return {CONFIG: config.encode(), WEIGHTS: weights, RECIPE: self.recipe.to_yaml().encode(), CARD: card.encode()}
+
+
 def thresholds_of(routing: WindowSettings) -> Thresholds:
     """Those of a recipe."""
     return Thresholds(saliency_mass=routing.object.saliency_mass, score_gate=routing.object.score_gate)
-
-
-def encode_config(config: AdapterConfig) -> bytes:
-    """The file's bytes; the same for equal configurations."""
-    content = config.model_dump()
-    # So that versions that do not know these fields read the file.
-    for field, usual in (("stages", None), ("family", _FAMILY)):
-        if content[field] == usual:
-            del content[field]
-    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
 def require_small(path: Path, limit: int, what: str) -> None:
@@ -121,13 +152,23 @@ def read_json(path: Path) -> Any:
         raise AdapterError(f"{path}: not valid JSON: {error}") from error
 
 
-def read_config(path: Path) -> AdapterConfig:
+def read_config(path: Path) -> AdapterConfig | ProposalConfig:
     """Read, migrate and validate `adapter_config.json`.
 
     Raises:
         AdapterError: missing, malformed, of an unknown schema version, or with fields this version does not know.
     """
     data = read_json(path)
+    proposals = isinstance(data, dict) and data.get("kind") == "proposals"
+    kind: type[AdapterConfig | ProposalConfig] = ProposalConfig if proposals else AdapterConfig
+    try:
+        return kind.model_validate(data if proposals else _current(data, path))
+    except ValidationError as error:
+        raise AdapterError(f"{path}: {explain(error, kind)}") from error
+
+
+def _current(data: Any, path: Path) -> dict[str, Any]:
+    """What a shortcut's configuration of any schema version is in this one. Raises AdapterError: an unknown one."""
     version = data.get("schema_version") if isinstance(data, dict) else None
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         newer = type(version) is int and version > SCHEMA_VERSION
@@ -135,16 +176,10 @@ def read_config(path: Path) -> AdapterConfig:
         raise AdapterError(
             f"{path}: schema_version is {version!r:.80}{by}; this version of surgery reads 1 to {SCHEMA_VERSION}"
         )
-    try:
-        return AdapterConfig.model_validate(_migrate(data) if version == 1 else data)
-    except ValidationError as error:
-        raise AdapterError(f"{path}: {explain(error, AdapterConfig)}") from error
-
-
-def _migrate(data: dict[str, Any]) -> dict[str, Any]:
-    """Schema 1 (0.1.0) to 2: the fingerprint was one digest in a string."""
+    if version == SCHEMA_VERSION:
+        return dict(data)
+    # In 0.1.0 the fingerprint was one digest in a string.
     base = data.get("base_model")
     if isinstance(base, dict):
-        old = str(base.get("fingerprint"))
-        base = {**base, "fingerprint": {"bfloat16": old.removeprefix("bf16-sha256:")}}
+        base = {**base, "fingerprint": {"bfloat16": str(base.get("fingerprint")).removeprefix("bf16-sha256:")}}
     return {**data, "schema_version": SCHEMA_VERSION, "base_model": base}

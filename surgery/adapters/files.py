@@ -9,7 +9,7 @@ README.md                  model card
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,28 @@ from torch import Tensor
 
 from surgery.adapters.card import HERE, model_card
 from surgery.adapters.config import (
-    CARD,
     CONFIG,
     RECIPE,
     WEIGHTS,
     AdapterConfig,
     BaseModelInfo,
+    Held,
+    ProposalConfig,
     Provenance,
-    encode_config,
     read_config,
-    read_json,
     thresholds_of,
 )
 from surgery.adapters.fingerprint import Match, compare, fingerprint
 from surgery.adapters.folder import require_replaceable, write_folder
-from surgery.adapters.proposals import KIND, ProposalAdapter, proposals_of, read_proposals
+from surgery.adapters.proposals import ProposalAdapter, proposals_of, read_head
 from surgery.adapters.record import CalibrationRecord
-from surgery.adapters.tensors import encode_tensors, read_tensors
-from surgery.adapters.warned import BaseModelWarning, RoundedBaseWarning, UnprovenBaseWarning, require_base
-from surgery.core.host import HostView, finite
+from surgery.adapters.tensors import encode_tensors, read_tensors, shapes_of, trained, weights_of
+from surgery.adapters.warned import require_base
+from surgery.core.host import HostView
 from surgery.core.surgery import Surgery
 from surgery.core.weights import quantised_layer
 from surgery.engine import require_surgery
-from surgery.errors import AdapterError, AdapterMismatchError, ModelStateError, RecipeError, WeightsError
+from surgery.errors import AdapterError, AdapterMismatchError, ModelStateError, RecipeError
 from surgery.operations import CompileParts, SparseWindowRouting
 from surgery.operations.window_routing.bound import WindowRouter, require_router
 from surgery.operations.window_routing.geometry import span_of
@@ -52,33 +51,8 @@ _CORRECTIONS = "corrections."
 _READS = 400
 
 
-@dataclass(frozen=True, eq=False)
-class Adapter:
-    """A validated adapter in memory. source: folder or `repo@commit`. tensors: the shortcut's state dict (fp32)."""
-
-    source: str
-    config: AdapterConfig
-    recipe: Recipe
-    tensors: dict[str, Tensor]
-
-    @property
-    def parameters(self) -> int:
-        """Number of added parameters."""
-        return sum(value.numel() for value in self.tensors.values())
-
-    def _check(self, router: WindowRouter, force: bool) -> None:
-        """Raise AdapterMismatchError unless this adapter fits the model (and, unless `force`, its weights)."""
-        shortcut = router.settings.skipped.shortcut.type
-        config = self.config
-        family = router.surgery.host.family
-        if config.family != family:
-            raise AdapterMismatchError(f"{self.source}: made for {config.family}, this is a {family} model")
-        match = self.match(router.surgery.host)
-        if shortcut != config.shortcut:
-            raise AdapterMismatchError(
-                f"{self.source}: holds a {config.shortcut!r} shortcut, the recipe asks for {shortcut!r}"
-            )
-        require_base(self.source, config.base_model.id, match, "the routed blocks", force)
+class Adapter(Held[AdapterConfig]):
+    """One of window routing: the shortcut."""
 
     def match(self, host: HostView) -> Match | None:
         """How the model's weights compare with those of the base; None where none are recorded.
@@ -111,32 +85,33 @@ class Adapter:
         router = surgery.find(WindowRouter)
         if router is None:
             return
-        self._check(router, force)
-        shortcut = router.shortcut
+        config, host, shortcut = self.config, surgery.host, router.shortcut
+        if config.family != host.family:
+            raise AdapterMismatchError(f"{self.source}: made for {config.family}, this is a {host.family} model")
+        match, asked = self.match(host), router.settings.skipped.shortcut.type
+        if config.shortcut != asked:
+            raise AdapterMismatchError(
+                f"{self.source}: holds a {config.shortcut!r} shortcut, the recipe asks for {asked!r}"
+            )
+        require_base(self.source, config.base_model.id, match, "the routed blocks", force)
         tensors = self.tensors
         if shortcut.corrections is None:
             tensors = {name: value for name, value in tensors.items() if not name.startswith(_CORRECTIONS)}
-        else:
-            wanted = {name: value.shape for name, value in shortcut.state_dict().items()}
-            if wanted != {name: value.shape for name, value in tensors.items()}:
-                held = "none" if self.config.stages is None else f"for stages {self.config.stages}"
-                raise AdapterMismatchError(
-                    f"{self.source}: the recipe corrects reused stages (correction: patch), the adapter holds fitted "
-                    f"corrections: {held}; set routing.stages.correction=none or calibrate this model anew"
-                )
+        elif shapes_of(shortcut.state_dict()) != shapes_of(tensors):
+            held = "none" if config.stages is None else f"for stages {config.stages}"
+            raise AdapterMismatchError(
+                f"{self.source}: the recipe corrects reused stages (correction: patch), the adapter holds fitted "
+                f"corrections: {held}; set routing.stages.correction=none or calibrate this model anew"
+            )
         shortcut.load_state_dict(tensors)
-        if self.config.calibration is not None or self.config.provenance is not None:
-            _remember(shortcut, _Origin(self.config.calibration, self.config.provenance, self.recipe, tensors))
+        if config.calibration is not None or config.provenance is not None:
+            _remember(shortcut, _Origin(config.calibration, config.provenance, self.recipe, tensors))
 
     def files(self, adapter_id: str = HERE) -> dict[str, bytes]:
         """The four files by name; equal adapters give equal bytes. adapter_id: what the card's example loads."""
         config = self.config
-        return {
-            CONFIG: encode_config(config),
-            WEIGHTS: encode_tensors(config.entry_block, self.tensors, config.thresholds),
-            RECIPE: self.recipe.to_yaml().encode(),
-            CARD: model_card(config, self.recipe, self.parameters, adapter_id).encode(),
-        }
+        weights = encode_tensors(config.entry_block, self.tensors, config.thresholds)
+        return self.folder(weights, model_card(config, self.recipe, self.parameters, adapter_id))
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,19 +172,17 @@ def read_adapter(path: str | Path, source: str | None = None) -> AnyAdapter:
 
 
 def _read(folder: Path, source: str) -> AnyAdapter:
-    data = read_json(folder / CONFIG)
-    if isinstance(data, dict) and data.get("kind") == KIND:
-        return read_proposals(folder, data, source)
     config = read_config(folder / CONFIG)
     try:
         recipe = Recipe.load(folder / RECIPE)
     except RecipeError as error:
         raise AdapterError(str(error)) from error
+    if isinstance(config, ProposalConfig):
+        return ProposalAdapter(source, config, recipe, read_head(folder / WEIGHTS, config))
     routing = recipe.find(SparseWindowRouting)
     if routing is None:
         raise AdapterError(f"{folder / RECIPE}: the recipe of an adapter must have sparse_window_routing")
-    tensors = read_tensors(folder / WEIGHTS, config, routing)
-    return Adapter(source=source, config=config, recipe=recipe, tensors=tensors)
+    return Adapter(source, config, recipe, read_tensors(folder / WEIGHTS, config, routing))
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
@@ -247,14 +220,10 @@ def adapter_of(model: Any) -> Adapter:
     layer = quantised_layer(host.model)
     if layer is not None:
         raise ModelStateError(f"{layer} is quantised; save the adapter before the model is quantised")
-    tensors = _weights(shortcut)
-    for name, value in tensors.items():
-        if not finite(value):
-            raise WeightsError(
-                f"shortcut: {name} has values that are not finite; an adapter with them could not be loaded"
-            )
+    tensors = trained(shortcut, "shortcut")
     origin = _origin(shortcut, recipe, tensors)
     base_id, revision = host.base_id()
+    corrected = router.tiles.widths if shortcut.corrections is not None and router.tiles is not None else None
     config = AdapterConfig(
         library_version=__version__,
         base_model=BaseModelInfo(id=base_id, revision=revision, fingerprint=fingerprint(host, span)),
@@ -264,14 +233,12 @@ def adapter_of(model: Any) -> Adapter:
         channels=span.channels,
         window=span.window,
         shortcut=routing.skipped.shortcut.type,
-        stages=[list(width) for width in router.tiles.widths]
-        if shortcut.corrections is not None and router.tiles is not None
-        else None,
+        stages=[list(width) for width in corrected] if corrected is not None else None,
         thresholds=thresholds_of(routing),
-        calibration=origin.calibration if origin else None,
-        provenance=origin.provenance if origin else None,
+        calibration=origin.calibration,
+        provenance=origin.provenance,
     )
-    return Adapter(source="this model", config=config, recipe=recipe, tensors=tensors)
+    return Adapter("this model", config, recipe, tensors)
 
 
 def record_calibration(model: Any, record: CalibrationRecord) -> None:
@@ -296,18 +263,9 @@ def calibration_of(model: Any) -> CalibrationRecord | None:
     """
     surgery = require_surgery(model)
     router = surgery.find(WindowRouter)
-    if router is None or surgery.recipe is None:
+    if router is None or surgery.recipe is None or quantised_layer(router.shortcut) is not None:
         return None
-    shortcut = router.shortcut
-    if quantised_layer(shortcut) is not None:
-        return None
-    tensors = _weights(shortcut)
-    origin = _origin(shortcut, surgery.recipe, tensors)
-    return origin.calibration if origin is not None else None
-
-
-def _weights(shortcut: Shortcut) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", torch.float32) for name, value in shortcut.state_dict().items()}
+    return _origin(router.shortcut, surgery.recipe, weights_of(router.shortcut)).calibration
 
 
 def _remember(shortcut: Shortcut, origin: _Origin) -> None:
@@ -315,28 +273,15 @@ def _remember(shortcut: Shortcut, origin: _Origin) -> None:
     setattr(shortcut, _ORIGIN, origin)
 
 
-def _origin(shortcut: Shortcut, recipe: Recipe, tensors: dict[str, Tensor]) -> _Origin | None:
+def _origin(shortcut: Shortcut, recipe: Recipe, tensors: dict[str, Tensor]) -> _Origin:
+    """What is known of the weights that a shortcut has now, under the recipe that it is in now."""
     origin = vars(shortcut).get(_ORIGIN)
-    if not isinstance(origin, _Origin) or set(tensors) != set(origin.tensors):
-        return None
-    if not all(torch.equal(value, origin.tensors[name]) for name, value in tensors.items()):
-        return None
+    if (
+        not isinstance(origin, _Origin)
+        or set(tensors) != set(origin.tensors)
+        or not all(torch.equal(value, origin.tensors[name]) for name, value in tensors.items())
+    ):
+        return _Origin(None, None, recipe, tensors)
     # Provenance is of the weights alone; the record holds for the recipe it was measured with, compiled or not.
     measured = recipe.without(CompileParts) == origin.recipe.without(CompileParts)
-    kept = origin.calibration if measured else None
-    return _Origin(kept, origin.provenance, recipe, origin.tensors)
-
-
-__all__ = [
-    "Adapter",
-    "AnyAdapter",
-    "BaseModelWarning",
-    "RoundedBaseWarning",
-    "UnprovenBaseWarning",
-    "adapter_of",
-    "calibration_of",
-    "read_adapter",
-    "record_calibration",
-    "save_adapter",
-    "saved_of",
-]
+    return origin if measured else replace(origin, calibration=None)

@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from surgery.core.host import HostView
+from surgery.core.operation import Fields
 from surgery.operations.window_routing.geometry import SpanInfo
 
 FloatFormat = Literal["float32", "bfloat16", "float16"]
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Fingerprint(BaseModel):
+class Fingerprint(Fields):
     """Digests of blocks entry..exit, parameter names included; None where an older surgery did not record one.
 
     precision: the coarsest format that holds the base's weights exactly. sketch: written by 0.1.0, no longer read.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
     float32: _Digest | None = None
     bfloat16: _Digest
     float16: _Digest | None = None
@@ -94,6 +94,3 @@ def _digest(weights: Mapping[str, Tensor], precision: str, through: str = "float
         rounded = tensor.to(getattr(torch, through)).to(getattr(torch, precision))
         digest.update(rounded.view(torch.int32 if precision == "float32" else torch.int16).numpy().tobytes())
     return digest.hexdigest()
-
-
-__all__ = ["Fingerprint", "Match", "compare", "compare_weights", "fingerprint", "fingerprint_of"]

@@ -113,6 +113,3 @@ def _rename_twice(fresh: Path, place: Path) -> None:
             os.rename(old, place)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-__all__ = ["require_replaceable", "write_folder"]

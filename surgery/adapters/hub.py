@@ -53,9 +53,8 @@ def is_repo_id(path: str | Path) -> bool:
 
 def safe_subfolder(subfolder: str | None) -> str | None:
     """`subfolder` itself, None for none. Raises AdapterError when it would leave the repository."""
-    if subfolder in (None, "", "."):
+    if not subfolder or subfolder == ".":
         return None
-    assert subfolder is not None
     parts = PurePosixPath(subfolder).parts
     if ".." in parts or subfolder.startswith("/") or re.search(r"[\\:\x00-\x1f]", subfolder):
         raise AdapterError(
@@ -174,13 +173,11 @@ def push_adapter(
         if CONFIG in present:
             _require_ours(repo_id, api.hf_hub_download(repo_id, CONFIG, revision=head))
         kept = CARD in present and not overwrite_card
+        if kept:
+            del files[CARD]
         done = api.create_commit(
             repo_id,
-            operations=[
-                CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
-                for name, content in files.items()
-                if not (name == CARD and kept)
-            ],
+            operations=[CommitOperationAdd(name, content) for name, content in files.items()],
             commit_message=commit_message or f"Upload adapter with surgery {__version__}",
             revision=revision,
             create_pr=create_pr,
@@ -201,12 +198,11 @@ def _files_to_push(model: Any, repo_id: str) -> dict[str, bytes]:
     if not isinstance(model, (str, os.PathLike)):
         return saved_of(model).files(repo_id)
     folder = Path(model)
-    adapter = read_adapter(folder)
-    files = adapter.files(repo_id)
-    own = _own_files(folder)
-    if own.get(CARD) == adapter.files()[CARD]:
-        del own[CARD]
-    return files | own
+    adapter, files = read_adapter(folder), _own_files(folder)
+    ours = adapter.files()[CARD]
+    if files.get(CARD, ours) == ours:
+        files[CARD] = adapter.files(repo_id)[CARD]
+    return files
 
 
 def _own_files(folder: Path) -> dict[str, bytes]:
@@ -251,6 +247,3 @@ def _hint(error: BaseException | None) -> str:
     while error is not None and getattr(error, "response", None) is None:
         error = error.__cause__ or error.__context__
     return _HINTS.get(getattr(getattr(error, "response", None), "status_code", 0), "")
-
-
-__all__ = ["CardKeptWarning", "Pushed", "download", "is_repo_id", "pull_adapter", "push_adapter", "safe_subfolder"]

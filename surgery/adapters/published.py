@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from surgery.adapters.config import AdapterConfig, BaseModelInfo, Provenance, require_small, thresholds_of
-from surgery.adapters.files import Adapter, UnprovenBaseWarning
+from surgery.adapters.files import Adapter
 from surgery.adapters.fingerprint import fingerprint
 from surgery.adapters.folder import require_replaceable, write_folder
+from surgery.adapters.tensors import shapes_of
+from surgery.adapters.warned import UnprovenBaseWarning
 from surgery.core.host import finite
 from surgery.errors import AdapterError
 from surgery.hosts import view_of
@@ -149,11 +151,11 @@ def _tensors(path: Path, content: bytes) -> dict[str, Tensor]:
 
 
 def _release(path: Path, tensors: dict[str, Tensor]) -> _Release:
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    found = shapes_of(tensors)
     for release in _RELEASES:
         with torch.device("meta"):
             wanted = SHORTCUTS["bottleneck"](release.size.widths[2]).state_dict()
-        if found == {name: tuple(value.shape) for name, value in wanted.items()}:
+        if found == shapes_of(wanted):
             return release
     known = " or ".join(f"{release.size.widths[2]} ({release.file})" for release in _RELEASES)
     shown = ", ".join(f"{name} {shape}" for name, shape in list(found.items())[:8])
@@ -161,6 +163,3 @@ def _release(path: Path, tensors: dict[str, Tensor]) -> _Release:
         f"{path}: holds {shown or 'nothing'}; expected norm, down_project and up_project of a bottleneck of width "
         f"{known}"
     )
-
-
-__all__ = ["import_published"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+from surgery.digests import PACKAGE
 
 
 def shipped_adapters() -> dict[str, Path]:
     """Return `{name: folder}` of the adapters that ship, such as `demo-balanced`, sorted by name."""
     # In a checkout, and so in an editable install, they lie at the top of the repository.
-    for folder in (_PACKAGE / "_adapters", _PACKAGE.parent / "adapters"):
+    for folder in (PACKAGE / "_adapters", PACKAGE.parent / "adapters"):
         if folder.is_dir():
             return {path.name: path for path in sorted(folder.iterdir()) if (path / "adapter_config.json").is_file()}
     return {}

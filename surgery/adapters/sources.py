@@ -47,14 +47,8 @@ def load_adapter(
     Warns:
         RoundedBaseWarning, UnprovenBaseWarning: see `Adapter.check`.
     """
-    adapter = open_adapter(
-        path,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        subfolder=subfolder,
-    )
+    hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    adapter = open_adapter(path, revision=revision, subfolder=subfolder, **hub)
     chosen = Recipe.load(recipe) if recipe is not None else adapter.recipe
     return apply(model, chosen, adapter, force)
 

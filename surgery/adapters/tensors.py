@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as encode_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from surgery.adapters.config import AdapterConfig, Thresholds, require_small, thresholds_of
 from surgery.core.host import finite
-from surgery.errors import AdapterError
+from surgery.errors import AdapterError, WeightsError
 from surgery.operations import SparseWindowRouting
 from surgery.operations.window_routing.correction import Corrections
 from surgery.operations.window_routing.shortcut import SHORTCUTS
@@ -26,12 +26,22 @@ from surgery.operations.window_routing.shortcut import SHORTCUTS
 _MAX_WEIGHTS = 64_000_000
 
 
-def encode_tensors(entry: int, state: dict[str, Tensor], thresholds: Thresholds) -> bytes:
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Of every tensor, by name."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def encode(tensors: Mapping[str, Tensor]) -> bytes:
     """The file's bytes; the same for equal tensors."""
+    return encode_safetensors(dict(sorted(tensors.items())), metadata={"format": "pt"})
+
+
+def encode_tensors(entry: int, state: dict[str, Tensor], thresholds: Thresholds) -> bytes:
+    """The same for a shortcut: its state dict and the thresholds."""
     prefix = _prefix(entry)
     tensors = {prefix + name: value.detach().to("cpu", torch.float32).contiguous() for name, value in state.items()}
     tensors |= {f"thresholds.{name}": torch.tensor(value, dtype=torch.float64) for name, value in thresholds.items()}
-    return encode_safetensors(dict(sorted(tensors.items())), metadata={"format": "pt"})
+    return encode(tensors)
 
 
 def read_tensors(path: Path, config: AdapterConfig, routing: SparseWindowRouting) -> dict[str, Tensor]:
@@ -44,7 +54,7 @@ def read_tensors(path: Path, config: AdapterConfig, routing: SparseWindowRouting
     """
     prefix = _prefix(config.entry_block)
     wanted: dict[str, tuple[int, ...]] = {f"thresholds.{name}": () for name in config.thresholds}
-    wanted |= {prefix + name: tuple(value.shape) for name, value in _shapes(config).items()}
+    wanted |= {prefix + name: shape for name, shape in _shapes(config).items()}
     found = read_exactly(path, wanted, _MAX_WEIGHTS, "a shortcut, which is about 1 MB")
     configured, chosen = dict[str, Any](config.thresholds), dict[str, Any](thresholds_of(routing))
     for name, value in chosen.items():
@@ -78,16 +88,32 @@ def read_exactly(path: Path, wanted: Mapping[str, tuple[int, ...]], most: int, w
     return found
 
 
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a module as an adapter holds it: fp32, on the CPU."""
+    return {name: value.detach().to("cpu", torch.float32) for name, value in module.state_dict().items()}
+
+
+def trained(module: nn.Module, what: str) -> dict[str, Tensor]:
+    """The same of a module that was trained. Raises WeightsError: `what` has values that are not finite."""
+    tensors = weights_of(module)
+    for name, value in tensors.items():
+        if not finite(value):
+            raise WeightsError(
+                f"{what}: {name} has values that are not finite; an adapter with them could not be loaded"
+            )
+    return tensors
+
+
 def _prefix(entry: int) -> str:
     return f"image_encoder.trunk.blocks.{entry}.shortcut."
 
 
-def _shapes(config: AdapterConfig) -> dict[str, Tensor]:
+def _shapes(config: AdapterConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         shortcut = SHORTCUTS[config.shortcut](config.channels)
         if config.stages is not None:
             shortcut.corrections = Corrections([(side, channels) for side, channels in config.stages])
-        return shortcut.state_dict()
+        return shapes_of(shortcut.state_dict())
 
 
 def _check(path: Path, name: str, shape: tuple[int, ...], entry: Any) -> None:
@@ -101,6 +127,3 @@ def _check(path: Path, name: str, shape: tuple[int, ...], entry: Any) -> None:
 def _some(names: set[str]) -> str:
     text = ", ".join(f"{name!r:.120}" for name in sorted(names)[:8])
     return (f"[{text}]" if names else "none") + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-__all__ = ["encode_tensors", "read_exactly", "read_tensors"]

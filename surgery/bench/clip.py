@@ -29,14 +29,13 @@ class LoopingClip:
         edge, step = max(2, pitch // 3), max(1, pitch // 60)
         corners = [(pitch * (n // cells) + pitch // 4, pitch * (n % cells) + pitch // 4) for n in range(objects)]
         colours = torch.randn(objects, 3, generator=generator).sign() * 2
-        kept = []
+        self._frames: list[Tensor] = []
         for number in range(UNIQUE):
             frame = ground + 0.02 * torch.randn(3, side, side, generator=generator)
             for (row, column), colour in zip(corners, colours, strict=True):
                 left = column + step * number
                 frame[:, row : row + edge, left : left + edge] = colour[:, None, None]
-            kept.append(frame.to(device))
-        self._frames = kept
+            self._frames.append(frame.to(device))
         self.masks: dict[int, npt.NDArray[np.bool_]] = {}
         for number, (row, column) in enumerate(corners):
             mask = np.zeros((side, side), dtype=np.bool_)

@@ -33,11 +33,7 @@ def device_name(device: torch.device) -> str:
 
 def not_measured(device: torch.device) -> list[dict[str, str]]:
     """The kinds of device this run says nothing about, and why."""
-    present = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     why = {True: "not measured: another device was asked for", False: "not measured: none on this machine"}
     return [{"device": kind, "reason": why[here]} for kind, here in present.items() if kind != device.type]
 

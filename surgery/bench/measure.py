@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from surgery.adapters.files import AnyAdapter
 
 Step = Callable[[], None]
-ORDERS = ((0, 1), (1, 0))
 _Two = tuple[list[float], list[float]]
 
 
@@ -101,62 +99,57 @@ class _Case:
     def __init__(self, pair: Pair, settings: Settings, step: Step) -> None:
         self.pair, self.settings, self.step = pair, settings, step
         self.clock = Clock(pair.device, settings.clock == "processor")
-        length = 1 + settings.warm + settings.frames + settings.module_frames + 1
-        self.clip = LoopingClip(pair.sparse.host.image_size(), length, settings.objects, pair.device, settings.seed)
+        side, length = pair.sparse.host.image_size(), frame_count(settings) // 2
+        clip = LoopingClip(side, length, settings.objects, pair.device, settings.seed)
+        self.runs = [
+            stepped(follow(host, clip, clip.masks), pair.device, settings, own)
+            for host, own in zip(pair.hosts(), (False, pair.own), strict=True)
+        ]
         self.peaks = [0.0, 0.0]
 
     def run(self, windows: tuple[int, ...] | None) -> dict[str, Any]:
         settings = self.settings
-        runs = [
-            stepped(follow(host, self.clip, self.clip.masks), self.pair.device, settings, own)
-            for host, own in zip(self.pair.hosts(), (False, self.pair.own), strict=True)
-        ]
-        first = [self._frame(runs[which], which) for which in (0, 1)]
-        warm = self._alternate(runs, settings.warm)
+        first = [self._frame(which) for which in (0, 1)]
+        warm = self._alternate(settings.warm)
         self.peaks = [0.0, 0.0]
         before = totals(self.pair.sparse)
-        series = self._alternate(runs, settings.frames)
+        series = self._alternate(settings.frames)
         shares = kept(self.pair.sparse, before, windows is not None)
-        tables = {"ms": self._spans(runs, lambda: TimeMeter(self.clock), settings.module_frames)}
+        tables = {"ms": self._spans(lambda: TimeMeter(self.clock), settings.module_frames)}
         if settings.module_frames:
             # One frame with attention written out as matrix products, and not compiled.
             counter = FlopCounterMode(display=False)
             with plain(self.pair), sdpa_kernel(SDPBackend.MATH), counter:
-                tables["gflop"] = self._spans(runs, lambda: FlopMeter(counter), 1)
+                tables["gflop"] = self._spans(lambda: FlopMeter(counter), 1)
         return self._row(first, warm, series, tables) | shares
 
-    def _frame(self, run: Iterator[Tensor], which: int) -> float:
+    def _frame(self, which: int) -> float:
         self.clock.reset_peak()
         # A mask is had when it is in the host's memory, one byte a pixel.
-        _, ms = self.clock.timed(lambda: (next(run) > 0).cpu())
+        _, ms = self.clock.timed(lambda: (next(self.runs[which]) > 0).cpu())
         self.peaks[which] = max(self.peaks[which], self.clock.peak_mb())
         self.step()
         return ms
 
-    def _alternate(self, runs: list[Iterator[Tensor]], frames: int) -> _Two:
+    def _alternate(self, frames: int) -> _Two:
         times: _Two = ([], [])
-        for number in range(frames):
-            for which in ORDERS[number % 2]:
-                times[which].append(self._frame(runs[which], which))
+        for which in _turns(frames):
+            times[which].append(self._frame(which))
         return times
 
-    def _spans(
-        self, runs: list[Iterator[Tensor]], meter: Callable[[], Meter], frames: int
-    ) -> tuple[dict[str, float], dict[str, float]]:
+    def _spans(self, meter: Callable[[], Meter], frames: int) -> tuple[dict[str, float], dict[str, float]]:
         """Mean per frame of every part, by what `meter` reads."""
         probes = [Probe(meter()), Probe(meter())]
         inside = self.settings.compile == "none"
-        for number in range(frames):
-            for which in ORDERS[number % 2]:
-                probe = probes[which]
-                with probed(self.pair.hosts()[which], self.pair.surgeries()[which], probe, inside):
+        for which in _turns(frames):
+            probe = probes[which]
+            with probed(self.pair.hosts()[which], self.pair.surgeries()[which], probe, inside):
+                self.clock.synchronise()
+                with probe.span(REST):
+                    (next(self.runs[which]) > 0).cpu()
                     self.clock.synchronise()
-                    probe.enter(REST)
-                    (next(runs[which]) > 0).cpu()
-                    self.clock.synchronise()
-                    probe.leave()
-                probe.settle()
-                self.step()
+            probe.settle()
+            self.step()
         dense, sparse = ({name: value / frames for name, value in probe.totals.items()} for probe in probes)
         return dense, sparse
 
@@ -166,10 +159,9 @@ class _Case:
     ) -> dict[str, Any]:  # fmt: skip
         settings, sparse = self.settings, self.pair.sparse
         ratio, interval = figures.speedup(series)
-        predicted = None
-        if "gflop" in tables:
-            dense_gflop, sparse_gflop = (sum(table.values()) for table in tables["gflop"])
-            predicted = dense_gflop / sparse_gflop
+        gflop = [sum(table.values()) for table in tables.get("gflop", ())]
+        predicted = gflop[0] / gflop[1] if gflop else None
+        compiled = settings.compile != "none"
         row: dict[str, Any] = {
             **identity(self.pair, settings),
             "whole_frame_speedup": ratio,
@@ -181,15 +173,18 @@ class _Case:
             "memory_kind": self.clock.memory_kind,
             "peak_memory_mb": max(self.peaks),
         }
-        compile_s = []
         for which, name in enumerate(("dense", "sparse")):
             side = figures.latency(series[which])
             spent = max(0.0, first[which] + sum(warm[which]) - side["median"] * (1 + settings.warm)) / 1000
-            compile_s.append(spent)
             row[name] = {
                 **side, "first": first[which], "frames": len(series[which]), "peak_memory_mb": self.peaks[which],
-                "compile_s": spent if settings.compile != "none" else None,
+                "compile_s": spent if compiled else None,
             }  # fmt: skip
             row["latency"].append({"name": name, "ms": [round(value, 4) for value in series[which]]})
-        row["compile_s"] = sum(compile_s) if settings.compile != "none" else None
+        row["compile_s"] = row["dense"]["compile_s"] + row["sparse"]["compile_s"] if compiled else None
         return row
+
+
+def _turns(frames: int) -> Iterator[int]:
+    """Which model tracks next, each of them `frames` times: neither always follows the other."""
+    return (which for number in range(frames) for which in ((0, 1), (1, 0))[number % 2])

@@ -51,14 +51,16 @@ def probed(host: HostView, surgery: Surgery | None, probe: Probe, inside: bool =
             site: Site | None = vars(module).get("_surgery")
             if site is not None:
                 stack.callback(setattr, site, "runs", site.runs)
-                site.runs = {
-                    seam: tuple(_spanned(probe, run, seam) for run in runs) for seam, runs in site.runs.items()
+                site.runs = site.runs | {
+                    seam: tuple(_spanned(probe, run.__self__, run) for run in runs)  # type: ignore[attr-defined]
+                    for seam, runs in site.runs.items()
+                    if seam in OWN_SEAMS
                 }
         router = surgery.find(WindowRouter) if surgery is not None else None
         if router is not None:
             # It chooses inside the encoder.
             stack.callback(setattr, router, "policy", router.policy)
-            router.policy = _named(probe, _operation(router), router.policy)
+            router.policy = _spanned(probe, router, router.policy)
         yield
 
 
@@ -93,23 +95,9 @@ def _operation(bound: Any) -> str:
     return str(bound.settings.type).replace("_", " ")
 
 
-def _spanned(probe: Probe, run: Run, seam: str) -> Run:
-    if seam not in OWN_SEAMS:
-        return run
-    return _named(probe, _operation(run.__self__), run)  # type: ignore[attr-defined]
-
-
-def _named(probe: Probe, name: str, run: Run) -> Run:
-    """`run` in a span of this name."""
-
-    def spanned(*args: Any, **kwargs: Any) -> Any:
-        probe.enter(name)
-        try:
-            return run(*args, **kwargs)
-        finally:
-            probe.leave()
-
-    return spanned
+def _spanned(probe: Probe, bound: Any, run: Run) -> Run:
+    """`run` in a span of an operation."""
+    return probe.span(_operation(bound))(run)
 
 
 @contextmanager
@@ -121,26 +109,23 @@ def fixed_windows(surgery: Surgery, share: float | None) -> Iterator[tuple[int, 
     The router still does its work, and is timed with it; only its choice is replaced, its own wish for a dense frame
     (cut, lost object, all windows needed) included. Frames that cannot be routed stay dense.
     """
-    router, queries = surgery.find(WindowRouter), surgery.find(QueryRouter)
-    retrieval = surgery.find(BoundRetrieval)
+    router = surgery.find(WindowRouter)
     if share is None or router is None:
         yield None
         return
-    grid, before = router.grid, router.policy
+    grid = router.grid
     windows = tuple(sorted(middle_first(grid.rows, grid.cols)[: max(1, round(share * grid.count))]))
-    router.policy = FixedWindows(windows, timed=True)
-    if queries is not None:
-        queries.reaches = False
-    if retrieval is not None:
-        retrieval.restores = False
-    try:
+    policy = FixedWindows(windows, timed=True)
+    with ExitStack() as stack:
+        for bound, name, value in (
+            (router, "policy", policy),
+            (surgery.find(QueryRouter), "reaches", False),
+            (surgery.find(BoundRetrieval), "restores", False),
+        ):
+            if bound is not None:
+                stack.callback(setattr, bound, name, getattr(bound, name))
+                setattr(bound, name, value)
         yield windows
-    finally:
-        router.policy = before
-        if queries is not None:
-            queries.reaches = True
-        if retrieval is not None:
-            retrieval.restores = True
 
 
 def middle_first(rows: int, columns: int) -> list[int]:

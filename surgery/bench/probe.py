@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +70,15 @@ class Probe:
         self.totals: defaultdict[str, float] = defaultdict(float)
         self._open: list[tuple[str, Any]] = []
         self._closed: list[tuple[str, str | None, Any, Any]] = []
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """A span around what runs inside, or, as a decorator, around every call."""
+        self.enter(name)
+        try:
+            yield
+        finally:
+            self.leave()
 
     def enter(self, name: str) -> None:
         """Begin a span; inside another of the same name it is part of that."""

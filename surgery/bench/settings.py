@@ -6,8 +6,9 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from surgery.core.operation import Fields
 from surgery.errors import SurgeryError
 from surgery.operations import CompileMode
 from surgery.validation import explain
@@ -19,7 +20,7 @@ class BenchmarkError(SurgeryError):
     """A benchmark cannot be run as asked: a setting out of range, or one that the host or device cannot do."""
 
 
-class Settings(BaseModel):
+class Settings(Fields):
     """One case.
 
     objects: tracked at once. windows: share of the stage-3 windows computed on routed frames, in (0, 1], or None for
@@ -35,7 +36,6 @@ class Settings(BaseModel):
         BenchmarkError: a value that is out of range, or that does not go with another.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     objects: int = Field(1, ge=1)
     windows: float | None = Field(None, gt=0, le=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -42,8 +42,7 @@ class CaseStore:
         held = read_as(path, _Case, BenchmarkError)
         if held["digest"] != key:
             raise BenchmarkError(f"{path}: not the case {key}; delete it to measure the case again")
-        row: dict[str, Any] = held["row"]
-        return row
+        return dict(held["row"])
 
     def put(self, key: str, row: dict[str, Any]) -> None:
         """Keep the row of a finished case."""

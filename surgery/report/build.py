@@ -9,7 +9,10 @@ from typing import Any
 from surgery.report import charts
 from surgery.report.frames import embedded
 from surgery.report.page import at, write_page
-from surgery.report.read import ReportError, Result, read_result
+from surgery.report.read import ReportError, read_result
+
+_KINDS = ("eval", "bench", "calibration", "trace")
+"""In the order of the page, the traces apart."""
 
 
 def write_report(
@@ -29,7 +32,7 @@ def write_report(
     if not files:
         raise ReportError("no result file was given; expected at least one of eval, bench, calibration or trace JSON")
     results = [read_result(Path(file)) for file in files]
-    of_kind = {kind: [result for result in results if result.kind == kind] for kind in (*_TITLES, "trace")}
+    of_kind = {kind: [result for result in results if result.kind == kind] for kind in _KINDS}
     traces = of_kind.pop("trace")
     pictures = embedded(traces, Path(frames)) if frames is not None else {}
     for result in of_kind["bench"]:
@@ -46,7 +49,6 @@ def write_report(
             pictures=pictures,
             compromises=charts.compromises([result.data for result in of_kind["eval"]]),
             files=[{**result.data, "file": result.path.name} for result in results],
-            title_of=lambda result: _TITLES[result.kind](result),
             arms=_arms,
             worst_first=_worst_first,
             by_drop=_by_drop,
@@ -55,18 +57,6 @@ def write_report(
     except OSError as error:
         raise ReportError(f"{target}: cannot be written ({error.strerror})") from error
     return target
-
-
-def _models(result: Result) -> str:
-    return ", ".join(dict.fromkeys(row["model"] for row in result.data["rows"])) or "no finished case"
-
-
-_TITLES = {
-    "eval": lambda result: f"Quality: {result.data['settings']['model']}, recipe {charts.recipe_name(result.data)}",
-    "bench": lambda result: f"Speed: {_models(result)}",
-    "calibration": lambda result: "Calibration",
-}
-"""By kind, in the order of the page."""
 
 
 def _arms(summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -97,9 +87,6 @@ def _case_name(row: dict[str, Any]) -> str:
         share += " (routed)"
     objects = f"{row['objects']} object{'s' * (row['objects'] != 1)}"
     parts = [row["model"], row["precision"], objects, share, row["device"]]
-    if row.get("long"):
-        parts.append(f"{row['long']} frames, one model after the other")
-    for key, usual in (("protocol", "surgery"), ("compile", "none")):
-        if row.get(key) not in (None, usual):
-            parts.append(f"{key} {row[key]}")
+    if row.get("compile") not in (None, "none"):
+        parts.append(f"compile {row['compile']}")
     return ", ".join([*parts, row["host"]])

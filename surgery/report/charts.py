@@ -27,8 +27,7 @@ def lines(x: str, y: str, series: Iterable[tuple[str, Iterable[tuple[float, floa
 
 def latency_chart(row: dict[str, Any]) -> dict[str, Any]:
     """Time of every measured frame of a benchmark's case."""
-    series = [(one["name"], one.get("frame") or range(len(one["ms"])), one["ms"]) for one in row["latency"]]
-    return lines("frame", "ms per frame", [(name, zip(index, ms, strict=False)) for name, index, ms in series])
+    return lines("frame", "ms per frame", [(one["name"], enumerate(one["ms"])) for one in row["latency"]])
 
 
 def memory_chart(row: dict[str, Any]) -> dict[str, Any]:
@@ -62,10 +61,9 @@ def trace_charts(trace: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     """The share of windows and keys, and the time, of every frame of a trace."""
     frames, shares, grid = trace["frames"], [], trace.get("grid")
     if grid is not None:
-        windows = [grid[0] * grid[1] if frame.get("windows") is None else len(frame["windows"]) for frame in frames]
-        kept = [
-            (frame["index"], 100 * count / (grid[0] * grid[1])) for frame, count in zip(frames, windows, strict=True)
-        ]
+        whole = grid[0] * grid[1]
+        windows = [whole if frame.get("windows") is None else len(frame["windows"]) for frame in frames]
+        kept = [(frame["index"], 100 * count / whole) for frame, count in zip(frames, windows, strict=True)]
         read = [(frame["index"], 100 * frame["keys_kept"]) for frame in frames if frame.get("keys_kept") is not None]
         shares = [("windows computed", kept), ("memory keys read", read)]
     times = [(arm, [(frame["index"], at(frame, f"ms.{arm}")) for frame in frames]) for arm in ARMS]

@@ -10,17 +10,17 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from surgery.report.read import ReportError, Result
+from surgery.video.folder import KINDS
 
 WIDTH = 480
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def embedded(traces: Sequence[Result], folder: Path) -> dict[Path, list[str | None]]:
     """Per trace file, a JPEG data URI for each of its frames, None where the picture is not there.
 
     Raises:
-        ReportError: no such folder, no trace to embed for, a trace none of whose pictures are there, a name with a path
-            in it, or a file that is not a picture.
+        ReportError: no such folder, no trace to embed for, a trace none of whose pictures are there, a sequence
+            with a path in its name, or a file that is not a picture.
     """
     if not folder.is_dir():
         raise ReportError(f"{folder}: not a folder; --frames expects FRAMES/SEQUENCE/NAME.jpg or FRAMES/NAME.jpg")
@@ -28,18 +28,15 @@ def embedded(traces: Sequence[Result], folder: Path) -> dict[Path, list[str | No
         raise ReportError(f"{folder}: frames were given, but no trace to show them in")
     made = {}
     for trace in traces:
-        sequence = trace.data["sequence"]
-        _plain(sequence, trace.path, "sequence")
+        sequence, names = trace.data["sequence"], [frame["name"] for frame in trace.data["frames"]]
+        if not sequence or sequence in (".", "..") or any(sign in sequence for sign in "/\\\0"):
+            raise ReportError(f"{trace.path}: key 'sequence': {sequence!r:.60} is not a plain file name")
         home = folder / sequence if (folder / sequence).is_dir() else folder
-        uris = []
-        for number, frame in enumerate(trace.data["frames"]):
-            _plain(frame["name"], trace.path, f"frames[{number}].name")
-            paths = (home / f"{frame['name']}{suffix}" for suffix in _SUFFIXES)
-            found = next((path for path in paths if path.is_file()), None)
-            uris.append(None if found is None else data_uri(found))
+        # Looked up, so that no frame's name leads out of the folder.
+        there = {path.stem: path for path in home.iterdir() if path.suffix.lower() in KINDS}
+        uris = [data_uri(there[name]) if name in there else None for name in names]
         if not any(uris):
-            first = trace.data["frames"][0]["name"]
-            raise ReportError(f"{home}: no picture of {trace.path.name}; expected {first}.jpg and so on")
+            raise ReportError(f"{home}: no picture of {trace.path.name}; expected {names[0]}.jpg and so on")
         made[trace.path] = uris
     return made
 
@@ -59,8 +56,3 @@ def encoded(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _plain(name: str, path: Path, key: str) -> None:
-    if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
-        raise ReportError(f"{path}: key '{key}': {name!r:.60} is not a plain file name")

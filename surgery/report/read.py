@@ -46,14 +46,11 @@ class _Module(_Checked):
     sparse_ms: float
     dense_gflop: float | None = None
     sparse_gflop: float | None = None
-    dense_gb_per_s: float | None = None
-    sparse_gb_per_s: float | None = None
 
 
 class _Latency(_Checked):
     name: str
     ms: list[float]
-    frame: list[int] | None = None
 
 
 class _Memory(_Checked):
@@ -92,17 +89,11 @@ class _Row(_Checked):
     keys: _Keys | None = None
     peak_memory_mb: float | None = None
     compile_s: float | None = None
-    long: int | None = None
-
-
-class _Unmeasured(_Checked):
-    device: str
-    reason: str
 
 
 class _Bench(_File):
     rows: list[_Row]
-    not_measured: list[_Unmeasured] | None = None
+    not_measured: list[dict[str, str]] | None = None
 
 
 class _Kept(_Checked):
