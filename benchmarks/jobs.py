@@ -38,6 +38,7 @@ from surgery.jobs.worker import Asked, Tracker
 from surgery.loading import load_model
 from surgery.recipe import Recipe
 from surgery.tracking import track as track_one
+from surgery.tracking_everything import EverythingFrame
 from surgery.video import labels_from_logits, open_video, write_label_png
 
 RECIPE = "faithful"
@@ -154,14 +155,14 @@ def two_actors(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             place.begin()
             began, spent = time.perf_counter(), processor_seconds()
             asked = ((task, key_of(task, made_by)) for task in tasks)
-            assert all(outcome.error is None for outcome in pool.outcomes(asked))
+            assert not any(isinstance(outcome.result, Exception) for outcome in pool.outcomes(asked))
             rounds.append({
                 "plain": {"seconds": max(wall for wall, _ in ours), "processor": sum(cpu for _, cpu in ours)},
                 "actors": {
                     "seconds": time.perf_counter() - began, "processor": processor_seconds() - spent,
                 },
             })  # fmt: skip
-            place.end()
+            place.held.close()
     for process in processes:
         assert process.stdin is not None
         process.stdin.close()
@@ -216,7 +217,7 @@ def engine_share(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
         def with_engine(task: Task) -> None:
             (outcome,) = engine.outcomes(iter([(task, key_of(task, made_by))]))
-            assert outcome.error is None
+            assert not isinstance(outcome.result, Exception)
 
         def without(task: Task) -> None:
             assert task.prompts is not None
@@ -232,16 +233,16 @@ def engine_share(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 spent[arm] = time.process_time() - began
             ratios.append(spent[with_engine] / spent[without])
             times.append([spent[without], spent[with_engine]])
-    place.end()
+    place.held.close()
     return {"frames": options.long, "ratio": statistics.median(ratios), "ratios": ratios, "processor_seconds": times}
 
 
 class Drawn(Tracker):
     """Writes the same mask for every frame, without asking the model."""
 
-    def _labels(self, task: Task, video: Any) -> Any:
+    def _tracked(self, task: Task, video: Any) -> Any:
         for index, frame in enumerate(video):
-            yield index, frame, MASK, 0.0
+            yield EverythingFrame(index, frame, MASK, (), (), 0, 0.0)
 
 
 def engine_alone(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -267,7 +268,7 @@ def engine_alone(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         for index, _ in enumerate(opened):
             write_label_png(masks / f"{opened.name_of(index)}.png", MASK)
         added.append(between - began - (time.process_time() - between))
-    place.end()
+    place.held.close()
     return {"frames": options.long, "processor_seconds": statistics.median(added), "runs": added}
 
 

@@ -37,6 +37,26 @@ def write_whole(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+@contextmanager
+def held(folder: Path, raises: type[SurgeryError]) -> Iterator[None]:
+    """Make a folder, and hold it for this process while the block runs.
+
+    Raises:
+        raises: no permission, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise raises(f"{folder}: cannot be written ({error.strerror}), expected a folder to write to") from error
+    busy = "another process is writing there, expected none: wait for it, or choose another folder"
+    try:
+        hold(opened, raises(f"{folder}: {busy}"))
+        yield
+    finally:
+        os.close(opened)
+
+
 def hold(file: int | IO[bytes], busy: SurgeryError) -> None:
     """Hold an open file or folder for this process until it is closed. Raises `busy` when another process holds it."""
     try:

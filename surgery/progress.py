@@ -13,8 +13,8 @@ from surgery.missing import require
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-Step = Callable[[str, int, int], None]
-"""Called with (stage, done, total) as work goes on; done reaches total when the stage ends."""
+Step = Callable[[str, int, int | None], None]
+"""Called with (stage, done, total) as work goes on; done is total when the stage ends. total None: not known."""
 # Seconds between plain lines of a stage.
 _PAUSE = 30.0
 
@@ -22,13 +22,13 @@ _PAUSE = 30.0
 class Counter:
     """Counts one stage. finish: the stage is over, whether or not all that was planned had to be done."""
 
-    def __init__(self, step: Step, stage: str, total: int) -> None:
+    def __init__(self, step: Step, stage: str, total: int | None) -> None:
         self._step, self._stage, self.total, self.done = step, stage, total, 0
         step(stage, 0, total)
 
     def __call__(self) -> None:
         self.done += 1
-        self._step(self._stage, self.done, max(self.done, self.total))
+        self._step(self._stage, self.done, self.total)
 
     def finish(self) -> None:
         """Tell that nothing more comes."""
@@ -74,17 +74,10 @@ class Bars:
     @contextmanager
     def stage(self, text: str, total: int | None = None) -> Iterator[Callable[[], None]]:
         """Show `text` while the block runs; call what it yields after every frame, of which `total` are expected."""
-        done = 0
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            self(text, done, total)
-
-        self(text, 0, total)
+        count = Counter(self, text, total)
         try:
-            yield step
-            self(text, done, done)
+            yield count
+            count.finish()
         finally:
             self._drop(text)
 

@@ -5,25 +5,26 @@ This is what the command line runs. Library users keep calling their host direct
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
+from surgery.bench.clock import Clock
 from surgery.core.driver import Driver, resized
 from surgery.core.host import HostView
 from surgery.core.session import FrameRecord
 from surgery.engine import current_surgery
 from surgery.errors import VideoError
 from surgery.hosts import view_of
-from surgery.video import BoxPrompt, MaskPrompt, Prompt, Video, check, draw_windows
+from surgery.video import BoxPrompt, MaskPrompt, Prompt, Video, check, draw_windows, labels_from_logits
+from surgery.video.masks import Labels
 from surgery.video.source import Frame
 
 _ENDLESS = 10**9
@@ -41,6 +42,11 @@ class TrackedFrame:
     logits: dict[int, npt.NDArray[np.float32]]
     seconds: float
     record: FrameRecord | None
+
+    @property
+    def labels(self) -> Labels:
+        """uint8 [H, W], 0 for nothing, made anew; see `labels_from_logits`."""
+        return labels_from_logits(self.logits)
 
 
 def track(model: Any, video: Video, prompts: Sequence[Prompt], after: int = -1) -> Iterator[TrackedFrame]:
@@ -80,34 +86,35 @@ def prompt(driver: Driver, prompts: Iterable[Prompt]) -> None:
             driver.add_points(each.frame, each.obj_id, each.points, each.labels)
 
 
+def maps_by_id(ids: Iterable[int], logits: Tensor, size: tuple[int, int]) -> dict[int, npt.NDArray[np.float32]]:
+    """Mask logits of a step, [n, 1, h, w], as fp32 arrays [height, width] of the video's size by object id."""
+    arrays = resized(logits, size)[:, 0].float().cpu().numpy()
+    return {int(obj_id): array for obj_id, array in zip(ids, arrays, strict=True)}
+
+
 def _tracked(model: Any, video: Video, prompts: Sequence[Prompt], after: int) -> Iterator[TrackedFrame]:
-    view, device = view_of(model), next(model.parameters()).device
-    by_frame: dict[int, list[Prompt]] = {}
-    for each in prompts:
-        by_frame.setdefault(each.frame, []).append(each)
+    view, clock = view_of(model), Clock(next(model.parameters()).device)
+    prompted = {each.frame for each in prompts}
     frames = LazyFrames(video, view)
     driver = view.drive(frames, video.size)
-    marks = sorted({*by_frame, after + 1} if after >= min(by_frame) else by_frame)
+    marks = sorted({*prompted, after + 1} if after >= min(prompted) else prompted)
     for start, stop in pairwise([*marks, _ENDLESS]):
         if frames.ahead(start) is None:
             break
-        with _timed(device) as prompting:
-            prompt(driver, by_frame.get(start, ()))
+        _, spent = clock.timed(partial(prompt, driver, [each for each in prompts if each.frame == start]))
         last = stop - 1 if start > after else start
         with closing(driver.steps(start, last)) as steps:
             for index in range(start, last + 1):
                 frame = frames.ahead(index)
                 if frame is None:
                     break
-                with _timed(device) as stepping:
-                    ids, logits = next(steps)
+                (ids, logits), stepping = clock.timed(steps.__next__)
                 if index > after:
-                    seconds = sum(stepping) + (sum(prompting) if index == start else 0.0)
-                    arrays = resized(logits, video.size)[:, 0].float().cpu().numpy()
-                    found = {int(obj_id): array for obj_id, array in zip(ids, arrays, strict=True)}
-                    yield TrackedFrame(index, frame, found, seconds, _record(model, index))
+                    found = maps_by_id(ids, logits, video.size)
+                    yield TrackedFrame(index, frame, found, (spent + stepping) / 1000, _record(model, index))
+                spent = 0.0
     # Whether a video declares so many frames, or any number, depends on it.
-    missed = min((frame for frame in by_frame if frame >= frames.reached), default=None)
+    missed = min((frame for frame in prompted if frame >= frames.reached), default=None)
     if missed is not None:
         raise VideoError(f"{video.name}: ended after {frames.reached} frames, before the prompt on frame {missed}")
 
@@ -116,18 +123,6 @@ def _record(model: Any, frame: int) -> FrameRecord | None:
     surgery = current_surgery(model)
     last = surgery.stats.last if surgery is not None and surgery.stats is not None else None
     return last if last is not None and last.frame == frame else None
-
-
-@contextmanager
-def _timed(device: torch.device) -> Iterator[list[float]]:
-    """How long the block takes, synchronised: the seconds are in the list when it ends."""
-    spent: list[float] = []
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
-    wait(device)
-    start = time.perf_counter()
-    yield spent
-    wait(device)
-    spent.append(time.perf_counter() - start)
 
 
 class LazyFrames:

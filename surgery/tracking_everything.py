@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
-from surgery.core.driver import Driver, resized
+from surgery.core.driver import Driver
 from surgery.core.pictures import Found
 from surgery.errors import PromptError
 from surgery.hosts import view_of
 from surgery.pictures import bound_of, found_in
-from surgery.tracking import LazyFrames
+from surgery.tracking import LazyFrames, maps_by_id
 from surgery.video import Video, labels_from_logits
 from surgery.video.masks import MAX_ID, Labels, Mask
 from surgery.video.source import Frame
@@ -105,7 +105,7 @@ class _Everything:
                         return
                     began = time.perf_counter()
                     ids, logits = next(steps)
-                    labels = self._labels(ids, logits, frame, index)
+                    labels = self._labels(ids, logits, index)
                     seconds = time.perf_counter() - began + looked
                     if index == stop:
                         break
@@ -120,12 +120,9 @@ class _Everything:
                 yield EverythingFrame(stop, frame, labels, (), ended, len(self.seen), seconds + looked)
                 start, ended, looked = stop + 1, (), 0.0
 
-    def _labels(self, ids: Any, logits: torch.Tensor, frame: Frame, index: int) -> Labels:
-        arrays = resized(logits, (frame.shape[0], frame.shape[1]))[:, 0].float().cpu().numpy()
-        labels = labels_from_logits({int(obj_id): array for obj_id, array in zip(ids, arrays, strict=True)})
-        for obj_id in np.unique(labels):
-            if obj_id:
-                self.seen[int(obj_id)] = index
+    def _labels(self, ids: Iterable[int], logits: Tensor, index: int) -> Labels:
+        labels = labels_from_logits(maps_by_id(ids, logits, self.frames.video.size))
+        self.seen.update({int(obj_id): index for obj_id in np.unique(labels) if obj_id})
         return labels
 
     def _look(self, index: int, frame: Frame, labels: Labels) -> tuple[tuple[int, ...], float]:

@@ -6,9 +6,12 @@ from typing import Any
 
 import click
 
+from surgery import adapters
+from surgery.adapters.record import CalibrationRecord
 from surgery.cli.common import Command, OutPath, counted, out, print_json
 from surgery.cli.options import SAVED, Asked, asking, json_option
 from surgery.errors import SurgeryError
+from surgery.hosts import view_of
 
 
 @click.command(cls=Command)
@@ -25,13 +28,8 @@ def push(adapter: str, repo_id: str, as_json: bool, **how: Any) -> None:
 
     No model is needed. The access token is taken from HF_TOKEN or `hf auth login`.
     """
-    from surgery.adapters import push_adapter
-
-    done = push_adapter(adapter, repo_id, **how)
-    if as_json:
-        print_json(vars(done))
-    else:
-        out.print(done.pr_url or done.url)
+    done = adapters.push_adapter(adapter, repo_id, **how)
+    print_json(vars(done)) if as_json else out.print(done.pr_url or done.url)
 
 
 @click.command(cls=Command)
@@ -42,13 +40,9 @@ def push(adapter: str, repo_id: str, as_json: bool, **how: Any) -> None:
 @json_option
 def pull(repo_id: str, folder: str, revision: str | None, subfolder: str | None, as_json: bool) -> None:
     """Download the adapter REPO_ID (user/name), validate it, and write it to a folder."""
-    from surgery.adapters import pull_adapter
-
-    adapter = pull_adapter(repo_id, folder, revision=revision, subfolder=subfolder)
-    if as_json:
-        print_json({"source": adapter.source, "folder": folder})
-    else:
-        out.print(f"{adapter.source} -> {folder}")
+    adapter = adapters.pull_adapter(repo_id, folder, revision=revision, subfolder=subfolder)
+    facts = {"source": adapter.source, "folder": folder}
+    print_json(facts) if as_json else out.print(" -> ".join(facts.values()))
 
 
 @click.command(cls=Command)
@@ -62,14 +56,14 @@ def verify(name: str, revision: str | None, subfolder: str | None, asked: Asked,
     """Check ADAPTER (a folder or a Hub id): files, structure, finite weights, thresholds, and, with --model, whether it
     fits that model and its weights. Exit code 1 when it is bad or does not fit.
     """
-    from surgery.adapters import open_adapter
-
     facts: dict[str, Any] = {"adapter": name, "valid": False}
     try:
-        opened = open_adapter(name, revision=revision, subfolder=subfolder)
+        opened = adapters.open_adapter(name, revision=revision, subfolder=subfolder)
         facts |= {"valid": True, **_facts(opened)}
         if asked.model:
-            facts["model"] = {"name": asked.model, **_against(opened, asked.load())}
+            match = opened.match(view_of(asked.load(), pictures=True))
+            found = vars(match) if match is not None else {"verdict": "not recorded", "precision": None}
+            facts["model"] = {"name": asked.model, **found}
             facts["valid"] = facts["model"]["verdict"] != "different"
     except SurgeryError as error:
         facts |= {"valid": False, "error": str(error), "kind": type(error).__name__}
@@ -86,9 +80,7 @@ def verify(name: str, revision: str | None, subfolder: str | None, asked: Asked,
 @json_option
 def import_published(checkpoint: str, folder: str, asked: Asked, as_json: bool) -> None:
     """Turn a released Efficient-SAM2 shortcut, bypass_bottleneck_{base,large}.pth, into an adapter folder."""
-    from surgery.adapters import import_published as convert
-
-    adapter = convert(checkpoint, folder, model=asked.load() if asked.model else None)
+    adapter = adapters.import_published(checkpoint, folder, model=asked.load() if asked.model else None)
     facts = {"adapter": folder, "valid": True, **_facts(adapter)}
     print_json(facts) if as_json else _print(facts)
 
@@ -108,14 +100,6 @@ def _facts(adapter: Any) -> dict[str, Any]:
         "parameters": adapter.parameters,
         "recipe": adapter.recipe.to_dict(),
     } | ({"blocks": [config.entry_block, config.exit_block]} if hasattr(config, "entry_block") else {})
-
-
-def _against(adapter: Any, model: Any) -> dict[str, Any]:
-    """How the adapter fits a model. verdict: as in `fingerprint.Match`, or "not recorded"."""
-    from surgery.hosts import view_of
-
-    match = adapter.match(view_of(model, pictures=True))
-    return vars(match) if match is not None else {"verdict": "not recorded", "precision": None}
 
 
 _VERDICTS = {
@@ -155,14 +139,11 @@ def _print(facts: dict[str, Any]) -> None:
 def _measured(calibration: dict[str, Any] | None) -> str:
     if calibration is None:
         return "not measured"
-    parts = []
-    for fidelity in (calibration["against_dense"], calibration["against_truth"]):
-        if fidelity is not None:
-            ends = fidelity["interval"]
-            spread = "one clip, no interval" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
-            parts.append(
-                f"J&F loss against {fidelity['reference']} {fidelity['drop']:.4f} ({spread}), worst "
-                f"clip {fidelity['worst_drop']:.4f}"
-            )
-    kept = "kept" if calibration["kept"] else "not kept"
-    return "; ".join(parts) + f"; {counted(len(calibration['held_out_clips']), 'held-out clip')}, promise {kept}"
+    record = CalibrationRecord.model_validate(calibration)
+    parts = [
+        f"J&F loss against {each.reference} {each.drop:.4f} ({each.spread()}), worst clip {each.worst_drop:.4f}"
+        for each in (record.against_dense, record.against_truth)
+        if each is not None
+    ]
+    kept = "kept" if record.kept else "not kept"
+    return "; ".join([*parts, f"{counted(len(record.held_out_clips), 'held-out clip')}, promise {kept}"])

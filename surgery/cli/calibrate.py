@@ -7,37 +7,36 @@ from typing import Any
 
 import click
 
+from surgery import calibration, jobs
+from surgery.adapters import save_adapter
+from surgery.calibration.clips import LAYOUTS
+from surgery.calibration.whole import prompted
 from surgery.cli.common import Command, OutPath, err, out, print_json
-from surgery.cli.options import Asked, asking, json_option, on_ray
-from surgery.errors import AdapterError
+from surgery.cli.options import Asked, asking, json_option, on_ray, together
+from surgery.errors import AdapterError, CalibrationError
 from surgery.operations import SparseWindowRouting
 from surgery.progress import progress_bar
+from surgery.recipe import Recipe
 
-
-def _shared(function: Any) -> Any:
-    for option in (
-        click.option("--max-frames", type=click.IntRange(min=3), help="Use only so many frames of each clip."),
-        click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Adapter to write."),
-        click.option(
-            "--clips", "clips", multiple=True, required=True, metavar="PATH",
-            help="Video file, folder of frames, folder with frames/ and masks/, or a folder of those; repeatable.",
-        ),
-        asking(adapter=False),
-        click.argument("model"),
-    ):  # fmt: skip
-        function = option(function)
-    return function
+_shared = together(
+    click.argument("model"),
+    asking(adapter=False),
+    click.option(
+        "--clips", multiple=True, required=True, metavar="PATH",
+        help="Video file, folder of frames, folder with frames/ and masks/, or a folder of those; repeatable.",
+    ),
+    click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Adapter to write."),
+    click.option("--max-frames", type=click.IntRange(min=3), help="Use only so many frames of each clip."),
+)  # fmt: skip
 
 
 @click.command(cls=Command)
 @_shared
+@click.option("--held-out", multiple=True, metavar="PATH", help="Clips to measure on; default half of --clips.")
+@click.option("--seed", default=0, type=click.IntRange(min=0))
+@click.option("--runs", default=8, type=click.IntRange(min=1), help="Settings run for real.")
 @click.option(
-    "--held-out", "held_out", multiple=True, metavar="PATH", help="Clips to measure on; default half of --clips."
-)
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option("--runs", default=8, show_default=True, type=click.IntRange(min=1), help="Settings run for real.")
-@click.option(
-    "--if-missed", default="raise", show_default=True, type=click.Choice(["raise", "nearest"]),
+    "--if-missed", default="raise", type=click.Choice(["raise", "nearest"]),
     help="When no setting keeps the promise: fail, or write the most faithful one.",
 )  # fmt: skip
 @on_ray
@@ -55,24 +54,17 @@ def calibrate(
     \b
     surgery calibrate facebook/sam2.1-hiera-large --recipe balanced --clips a.mp4 --clips b.mp4 --out my-adapter
     """
-    from surgery import Recipe
-    from surgery.adapters import save_adapter
-    from surgery.calibration import PromiseError
-    from surgery.calibration import calibrate as run
-    from surgery.jobs import PoolSettings, Setup, clips_on
-
     target = _target(folder)
     model, chosen = asked.load(), Recipe.load(str(asked.recipe), asked.overrides)
     reports = Path(report_to) if report_to is not None else target.with_name(target.name + "-report")
-    setup = Setup(asked.model, host=asked.host, device=asked.device)
-    pool = None if ray is None else PoolSettings(ray, actors, threads, tries)
+    pool = None if ray is None else jobs.PoolSettings(ray, actors, threads, tries)
     try:
-        with clips_on(model, setup, pool) as each:
-            report = run(
+        with jobs.clips_on(model, jobs.Setup(asked.model, host=asked.host, device=asked.device), pool) as each:
+            report = calibration.calibrate(
                 model, clips, chosen, held_out=held_out or None, progress=not as_json, name=asked.model, each=each,
                 **how,
             )  # fmt: skip
-    except PromiseError as error:
+    except calibration.PromiseError as error:
         error.report.save(reports)
         err.print(f"report: {reports}")
         raise
@@ -85,35 +77,25 @@ def calibrate(
         save_adapter(model, target)
     if as_json:
         print_json(report.as_dict())
-        return
-    out.print(report.as_markdown())
-    out.print(f"adapter: {target}\nreport:  {reports}")
+    else:
+        out.print(f"{report.as_markdown()}\nadapter: {target}\nreport:  {reports}")
 
 
 @click.command(cls=Command)
 @_shared
-def fit(
-    asked: Asked, clips: tuple[str, ...], folder: str, max_frames: int | None,
-) -> None:  # fmt: skip
+def fit(asked: Asked, clips: tuple[str, ...], folder: str, max_frames: int | None) -> None:
     """Fit only the shortcut of MODEL, leave the recipe's thresholds, and write an adapter."""
-    from surgery import Recipe, sparsify
-    from surgery.adapters import save_adapter
-    from surgery.calibration import fit_shortcut, gather_clips
-    from surgery.calibration.clips import LAYOUTS
-    from surgery.calibration.whole import prompted
-    from surgery.errors import CalibrationError
-
     target = _target(folder)
     model, chosen = asked.load(), Recipe.load(str(asked.recipe), asked.overrides)
     with progress_bar(True) as bars:
-        usable, skipped = gather_clips(clips, max_frames, bars)
-        sparsify(model, chosen)
+        usable, skipped = calibration.gather_clips(clips, max_frames, bars)
+        asked.operate(model, chosen)
         usable = prompted(model, usable, skipped, bars)
         for clip in skipped:
             bars.say(f"skipped {clip}")
         if not usable:
             raise CalibrationError(f"none of the {len(skipped)} clips is usable. What works: {LAYOUTS}")
-        result = fit_shortcut(model, usable, step=bars)
+        result = calibration.fit_shortcut(model, usable, step=bars)
     save_adapter(model, target)
     explained = "" if result.explained is None else f"closed form explains {result.explained:.1%} of the residual; "
     out.print(f"{explained}adapter: {target}")

@@ -1,17 +1,17 @@
-"""What the commands share: consoles, progress, and turning our errors into one line and an exit code."""
+"""What the commands share: consoles, tables, progress, and turning our errors into one line and an exit code."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
@@ -23,6 +23,9 @@ from surgery.progress import progress_bar
 out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 err = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
+SCORES = ("J&F", "J", "F", "ms", "windows", "keys")
+"""Heads of the columns of `score_cells`."""
+
 
 def note(message: Warning | str, *_: Any, **__: Any) -> None:
     """A warning as one line on stderr, in the place of `warnings.showwarning`."""
@@ -31,8 +34,6 @@ def note(message: Warning | str, *_: Any, **__: Any) -> None:
 
 class Failure(click.ClickException):
     """A `SurgeryError` as the command line shows it: exit code 1, one message on stderr."""
-
-    exit_code = 1
 
     def show(self, file: Any = None) -> None:
         err.print(Text.assemble(("error:", "bold red"), f" {self.message}"))
@@ -52,9 +53,8 @@ class Command(click.Command):
             number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
             err.print(f"stopped by {signal.Signals(number).name}")
             raise click.exceptions.Exit(128 + number) from stop
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            # A pipe that nobody reads any more has no name.
             if error.filename is None or error.strerror is None:
                 raise
             raise Failure(f"{error.filename}: {error.strerror}, expected a path that can be used") from error
@@ -93,10 +93,25 @@ def noted(path: object, note: str) -> Text:
 
 def print_json(data: Any) -> None:
     """One JSON document on stdout."""
-    json.dump(data, sys.stdout, indent=2)
-    sys.stdout.write("\n")
+    click.echo(json.dumps(data, indent=2))
 
 
 def counted(number: int, thing: str) -> str:
     """As in "1 object", "2 objects"."""
     return f"{number} {thing}{'s' * (number != 1)}"
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of plain text under a head. No figure is ever cut: a narrow terminal folds the lines."""
+    widths = [max(map(cell_len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        cells = [set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True)]
+        out.print(Text("  ".join(cells).rstrip(), style="bold" if row is head else ""), soft_wrap=True)
+
+
+def score_cells(values: Mapping[str, Any]) -> list[str]:
+    """The figures under `SCORES`."""
+    scores = ["-" if values[name] is None else f"{values[name]:.3f}" for name in ("j_and_f", "j", "f")]
+    ms = "-" if values["ms"] is None else f"{values['ms']:.1f}"
+    kept = ["all" if values[name] is None else f"{values[name]:.0%}" for name in ("windows_kept", "keys_kept")]
+    return [*scores, ms, *kept]

@@ -13,9 +13,8 @@ import torch
 
 from surgery import __version__
 from surgery.api import sparsify
-from surgery.cli.common import Command, OutPath, noted, out, print_json, shown
-from surgery.cli.options import host_option, json_option, recipe_option, set_option
-from surgery.cli.tables import SCORES, print_table, score_cells
+from surgery.cli.common import SCORES, Command, OutPath, noted, out, print_json, print_table, score_cells, shown
+from surgery.cli.options import host_option, json_option, recipe_option, set_option, together
 from surgery.demo import model as demo_model
 from surgery.demo.clips import Difficulty, held_out, write_davis
 from surgery.demo.show import DemoRun, calibrated, run
@@ -25,30 +24,22 @@ from surgery.video.prompts import PROMPTS
 PUBLISHED = "published-base-plus"
 """Recipe with the thresholds of the released code; without its weights the shortcut is the identity."""
 
-_difficulty_option = click.option(
-    "--difficulty", default="medium", show_default=True, type=click.Choice(get_args(Difficulty))
-)
-_seed_option = click.option("--seed", default=0, show_default=True, help="First held-out clip.")
+_difficulty_option = click.option("--difficulty", default="medium", type=click.Choice(get_args(Difficulty)))
+_seed_option = click.option("--seed", default=0, help="First held-out clip.")
 
 
 def _comparing(clips: int) -> Callable[[Any], Any]:
     """What `_compare` asks for. clips: by default."""
-
-    def add(function: Any) -> Any:
-        for option in (
-            json_option,
-            _seed_option,
-            host_option,
-            _difficulty_option,
-            click.option("--frames", default=24, show_default=True, type=click.IntRange(2, 1000)),
-            click.option("--clips", default=clips, show_default=True, type=click.IntRange(1, 10_000)),
-            set_option,
-            recipe_option,
-        ):
-            function = option(function)
-        return function
-
-    return add
+    return together(
+        recipe_option,
+        set_option,
+        click.option("--clips", default=clips, type=click.IntRange(1, 10_000)),
+        click.option("--frames", default=24, type=click.IntRange(2, 1000)),
+        _difficulty_option,
+        host_option,
+        _seed_option,
+        json_option,
+    )
 
 
 def _compare(
@@ -74,7 +65,7 @@ def _compare(
 
 
 @click.command(cls=Command)
-@click.option("--out", "folder", default="demo-output", show_default=True, type=OutPath(file_okay=False))
+@click.option("--out", "folder", default="demo-output", type=OutPath(file_okay=False))
 @_comparing(clips=3)
 def demo(folder: str, as_json: bool, **asked: Any) -> None:
     """Track synthetic clips with the embedded model, stock and under surgery, and show the difference."""
@@ -103,7 +94,7 @@ _FILES = {
 
 @click.command(cls=Command, name="demo-eval")
 @_comparing(clips=100)
-@click.option("--prompt", default="mask", show_default=True, type=click.Choice(PROMPTS))
+@click.option("--prompt", default="mask", type=click.Choice(PROMPTS))
 def demo_eval(as_json: bool, **asked: Any) -> None:
     """Score the embedded model on held-out clips, stock and under RECIPE side by side.
 
@@ -124,11 +115,11 @@ def demo_eval(as_json: bool, **asked: Any) -> None:
 
 @click.command(cls=Command, name="demo-clips")
 @click.option("--out", "folder", required=True, type=OutPath(file_okay=False), help="Folder for the DAVIS layout.")
-@click.option("--clips", default=3, show_default=True, type=click.IntRange(1, 10_000))
-@click.option("--frames", default=24, show_default=True, type=click.IntRange(1, 10_000))
-@click.option("--size", default=256, show_default=True, type=click.IntRange(64, 2048), help="Side in pixels.")
+@click.option("--clips", default=3, type=click.IntRange(1, 10_000))
+@click.option("--frames", default=24, type=click.IntRange(1, 10_000))
+@click.option("--size", default=256, type=click.IntRange(64, 2048), help="Side in pixels.")
 @_difficulty_option
-@click.option("--cuts", default=0, show_default=True, type=click.IntRange(0), help="Scene cuts per clip.")
+@click.option("--cuts", default=0, type=click.IntRange(0), help="Scene cuts per clip.")
 @_seed_option
 def demo_clips(folder: str, seed: int, clips: int, **how: Any) -> None:
     """Write held-out synthetic clips with exact masks as a DAVIS-layout folder."""

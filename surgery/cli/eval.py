@@ -9,9 +9,8 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, OutPath, counted, err, noted, out, print_json
+from surgery.cli.common import SCORES, Command, OutPath, counted, err, noted, out, print_json, print_table, score_cells
 from surgery.cli.options import Asked, asking, json_option, on_ray
-from surgery.cli.tables import SCORES, print_table, score_cells
 from surgery.evaluation import CONVENTIONS, DATASETS, evaluate, open_dataset
 from surgery.progress import progress_bar
 
@@ -52,9 +51,7 @@ def evaluate_command(
     opened = open_dataset(dataset, root, split)
     names = [part for text in sequences for part in text.split(",") if part] or None
     chosen = asked.chosen()
-    how |= {
-        "sequences": names, "out": folder, "name": asked.model, "command": shlex.join(["surgery", *sys.argv[1:]]),
-    }  # fmt: skip
+    how |= {"sequences": names, "out": folder, "name": asked.model, "command": shlex.join(["surgery", *sys.argv[1:]])}
     with progress_bar(err.is_terminal) as bars:
         how["progress"] = lambda done, total, name: bars("tracking", done, total, name)
         if ray is not None:
@@ -69,20 +66,10 @@ def evaluate_command(
                 # Nothing else needs the stock model, so it need not be copied.
                 model, chosen, adapter = asked.operate(model, chosen), None, None
             scores = evaluate(model, opened, recipe=chosen, adapter=adapter, dense_too=dense_too, **how)
-    if as_json:
-        print_json(scores.as_dict())
-        return
-    _say(scores)
-    for name in ("eval.json", "eval.csv"):
-        out.print(f"  {Path(folder) / name}")
-    for arm, place in scores.head["predictions"].items():
-        out.print(noted(f"  {Path(folder) / place}", f"masks, {arm}"))
-    if scores.head["traces"] is not None:
-        traces = Path(folder) / scores.head["traces"]
-        out.print(noted(f"  {traces}", "traces; a page that plays them: surgery report"))
+    print_json(scores.as_dict()) if as_json else _say(scores, Path(folder))
 
 
-def _say(scores: Any) -> None:
+def _say(scores: Any, folder: Path) -> None:
     rows = []
     for row in scores.sequences:
         rows += _lines(row["sequence"], scores.arms, row, (row.get("difference") or {}).get("j_and_f"))
@@ -90,8 +77,7 @@ def _say(scores: Any) -> None:
     found = (summary.get("difference") or {}).get("j_and_f") or {}
     rows += _lines(counted(summary["objects"], "object"), scores.arms, summary, found.get("mean"))
     print_table(("", "", *SCORES, "difference"), rows)
-    faster = summary.get("speedup")
-    if faster:
+    if faster := summary.get("speedup"):
         out.print(
             f"{faster['mean']:.2f} times as fast as stock, 95 % interval {faster['low']:.2f} to {faster['high']:.2f}: "
             f"median {summary['dense']['ms']:.1f} -> {summary['sparse']['ms']:.1f} ms over all frames"
@@ -116,6 +102,12 @@ def _say(scores: Any) -> None:
     for reason in dict.fromkeys(item["reason"] for item in scores.not_scored):
         left = {(item["sequence"], item["object"]) for item in scores.not_scored if item["reason"] == reason}
         out.print(f"without a score: {counted(len(left), 'object')} ({reason})")
+    for name in ("eval.json", "eval.csv"):
+        out.print(f"  {folder / name}")
+    for arm, place in scores.head["predictions"].items():
+        out.print(noted(f"  {folder / place}", f"masks, {arm}"))
+    if scores.head["traces"] is not None:
+        out.print(noted(f"  {folder / scores.head['traces']}", "traces; a page that plays them: surgery report"))
 
 
 def _lines(label: str, arms: list[str], rows: dict[str, Any], difference: float | None) -> list[list[str]]:

@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from surgery.api import status
-from surgery.cli.common import Command, out, print_json
+from surgery.cli.common import Command, out, print_json, print_table
 from surgery.cli.options import Asked, asking, json_option
-from surgery.cli.tables import print_table
 from surgery.core.cost import CostModel
 from surgery.describe import described
 from surgery.engine import require_surgery
@@ -68,40 +67,36 @@ def describe(surgery: Any) -> dict[str, Any]:
 def _costs(surgery: Any) -> list[dict[str, Any]]:
     """GFLOP of encoder and memory attention: the recipe at its own point, and stock."""
     model, router = CostModel(surgery), surgery.find(WindowRouter)
-    stock, own, windows, at_most = model.stock, model.parts({}), None, False
+    own, windows, at_most = model.parts({}), None, False
     if router is not None:
-        settings, windows = router.settings, router.allowed
-        at_most = settings.windows == "object" and not settings.fill
+        windows = router.allowed
+        at_most = router.settings.windows == "object" and not router.settings.fill
         own = model.parts({"windows": windows / router.grid.count})
-    ratio = sum(stock.values()) / sum(own.values())
-    return [
-        {"what": what, "windows": kept, "at_most": most, "ratio": less, **{str(part): cost[part] for part in cost}}
-        for what, kept, most, less, cost in (
-            ("recipe", windows, at_most, ratio, own),
-            ("stock", None, False, 1.0, stock),
-        )
-    ]
+    rows: list[dict[str, Any]] = []
+    for what, kept, most, cost in (("recipe", windows, at_most, own), ("stock", None, False, model.stock)):
+        ratio = sum(model.stock.values()) / sum(cost.values())
+        parts = {str(part): flops for part, flops in cost.items()}
+        rows.append({"what": what, "windows": kept, "at_most": most, "ratio": ratio, **parts})
+    return rows
 
 
 def _print(model: str, facts: dict[str, Any]) -> None:
     out.print(f"{model}, {facts['host']} host, {facts['image_size']} px, recipe {facts['recipe']}")
-    own, stock, *_ = rows = facts["gflop_per_frame"]
-    mine, whole = (row["encoder"] + row["memory_attention"] for row in (own, stock))
-    point = _point(own, facts["windows"])
-    out.print(f"{point}: {mine:.1f} GFLOP per frame, stock {whole:.1f}: {own['ratio']:.2f} times fewer")
+    own, _ = rows = facts["gflop_per_frame"]
+    windows, point = facts["windows"], "no windows routed"
+    if windows is not None:
+        point = f"recipe, {'at most ' * own['at_most']}{own['windows']} of {windows['count']} windows"
+    sums = [row["encoder"] + row["memory_attention"] for row in rows]
+    out.print(f"{point}: {sums[0]:.1f} GFLOP per frame, stock {sums[1]:.1f}: {own['ratio']:.2f} times fewer")
     out.print(f"The recipe: {facts['does']}")
     out.print("Counted, not timed: encoder and memory attention, one object, seven memory frames, multiply-add = 2.")
-    names = [_point(row, facts["windows"]) if row["what"] != "stock" else "stock" for row in rows]
     print_table(
         ("windows computed", "encoder", "memory attention", "sum", "stock / this"),
         [
-            [
-                name, f"{row['encoder']:.1f}", f"{row['memory_attention']:.1f}",
-                f"{row['encoder'] + row['memory_attention']:.1f}", f"{row['ratio']:.2f}x",
-            ]
-            for name, row in zip(names, rows, strict=True)
+            [name, f"{row['encoder']:.1f}", f"{row['memory_attention']:.1f}", f"{total:.1f}", f"{row['ratio']:.2f}x"]
+            for name, row, total in zip((point, "stock"), rows, sums, strict=True)
         ],
-    )  # fmt: skip
+    )
     out.print(f"{facts['parameters']:,} parameters, {facts['parameters_added']:,} added")
     blocks = []
     # Neighbours that differ only in their number are one line.
@@ -110,17 +105,8 @@ def _print(model: str, facts: dict[str, Any]) -> None:
         name = str(first["block"]) if len(alike) == 1 else f"{first['block']}..{last['block']}"
         blocks.append([name, str(first["channels"]), str(first["heads"]), first["attention"], _ROLES[first["role"]]])
     print_table(("blocks", "channels", "heads", "attention", "under this recipe"), blocks)
-    if facts["windows"] is not None:
-        windows = facts["windows"]
+    if windows is not None:
         out.print(f"{windows['count']} windows of {windows['side']} ({windows['rows']} x {windows['columns']})")
-
-
-def _point(row: dict[str, Any], windows: dict[str, Any] | None) -> str:
-    """Where a row stands."""
-    if row["windows"] is None or windows is None:
-        return "no windows routed"
-    most = "at most " if row["at_most"] else ""
-    return f"{row['what']}, {most}{row['windows']} of {windows['count']} windows"
 
 
 _ROLES = {"dense": "as is", "routed": "chosen windows only", "merge": "as is; merges the windows"}

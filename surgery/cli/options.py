@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import wraps
-from typing import Any, TypeVar
+from functools import reduce, wraps
+from typing import Any
 
 import click
 import torch
@@ -16,9 +16,6 @@ from surgery.cli.common import shown
 from surgery.hosts import builders
 from surgery.progress import Bars
 from surgery.recipe import Recipe
-
-F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
 
 SAVED = loading.saved_forms()
 """How saved models are named, for help texts."""
@@ -33,11 +30,16 @@ host_option = click.option(
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="OP.FIELD=VALUE", help="Change a recipe field; repeatable."
 )
-recipe_option = click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="Recipe name or YAML path.")
+recipe_option = click.option("--recipe", default=DEFAULT_RECIPE, help="Recipe name or YAML path.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 _stock_option = click.option("--recipe", help="Recipe name or YAML path; 'none' runs the stock model.")
 _adapter_option = click.option("--adapter", type=click.Path(), help="Adapter folder with a fitted shortcut.")
 _device_option = click.option("--device", help="torch device; default: CUDA when there is one, else the CPU.")
+
+
+def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """One decorator for several, in the order of the help text."""
+    return lambda function: reduce(lambda made, option: option(made), reversed(options), function)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Asked:
         return model if self.recipe == "none" else sparsify(model, recipe, adapter=self.adapter)
 
 
-def asking(recipe: bool = True, adapter: bool = True, stock: bool = False) -> Callable[[F], Callable[..., Any]]:
+def asking(recipe: bool = True, adapter: bool = True, stock: bool = False) -> Callable[[Any], Any]:
     """The options of `Asked`, which the command gets as `asked`.
 
     Args:
@@ -81,47 +83,50 @@ def asking(recipe: bool = True, adapter: bool = True, stock: bool = False) -> Ca
     chosen = [_stock_option if stock else recipe_option, set_option, *([_adapter_option] * adapter)] if recipe else []
     names = {field.name for field in fields(Asked)}
 
-    def add(function: F) -> Callable[..., Any]:
+    def add(function: Any) -> Any:
         @wraps(function)
         def command(**given: Any) -> Any:
             asked = Asked(**{name: given.pop(name) for name in names & given.keys()})
             return function(asked=asked, **given)
 
-        wrapped: Callable[..., Any] = command
-        for option in (_device_option, host_option, *reversed(chosen)):
-            wrapped = option(wrapped)
-        return wrapped
+        return together(*chosen, host_option, _device_option)(command)
 
     return add
 
 
-def _set_threads(context: click.Context, parameter: click.Parameter, threads: int | None) -> int | None:
+def set_threads(context: click.Context, parameter: click.Parameter, threads: int | None) -> int | None:
+    """What --threads does, before the command runs."""
     if threads is not None:
         torch.set_num_threads(threads)
     return threads
 
 
-def on_ray(function: F) -> F:
-    """The options of a Ray cluster: ray, actors, threads and tries."""
-    for option in (
-        click.option("--tries", type=click.IntRange(min=1), default=3, show_default=True,
-                     help="With --ray: how often work is begun whose process died."),
-        click.option("--threads", type=click.IntRange(min=1), callback=_set_threads,
-                     help="CPU threads of torch; with --ray of each process, default cores / actors."),
-        click.option("--actors", type=click.IntRange(min=1),
-                     help="With --ray: models at once; default one a GPU, or a core where there is none."),
-        click.option("--ray", metavar="local|ADDRESS", help="Work on a Ray cluster, or this machine as one."),
-    ):  # fmt: skip
-        function = option(function)
-    return function
+on_ray = together(
+    click.option("--ray", metavar="local|ADDRESS", help="Work on a Ray cluster, or this machine as one."),
+    click.option("--actors", type=click.IntRange(min=1),
+                 help="With --ray: models at once; default one a GPU, or a core where there is none."),
+    click.option("--threads", type=click.IntRange(min=1), callback=set_threads,
+                 help="CPU threads of torch; with --ray of each process, default cores / actors."),
+    click.option("--tries", type=click.IntRange(min=1), default=3,
+                 help="With --ray: how often work is begun whose process died."),
+)  # fmt: skip
+"""The options of a Ray cluster: ray, actors, threads and tries."""
 
 
-def listed(option: str, text: str, read: Callable[[str], T], expected: str) -> list[T]:
-    """The values between the commas of an option; `read` raises ValueError for one that is not what is expected."""
-    found = []
-    for part in map(str.strip, text.split(",")):
-        try:
-            found.append(read(part))
-        except ValueError:
-            raise click.BadParameter(f"{part!r} is not {expected}", param_hint=option) from None
-    return found
+class Listed(click.ParamType):
+    """Values between commas; `read` raises ValueError for one that is not what is expected."""
+
+    name = "text"
+
+    def __init__(self, read: Callable[[str], Any], expected: str) -> None:
+        self.read, self.expected = read, expected
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        """The values."""
+        found = []
+        for part in map(str.strip, value.split(",")):
+            try:
+                found.append(self.read(part))
+            except ValueError:
+                self.fail(f"{part!r} is not {self.expected}", param, ctx)
+        return found

@@ -6,15 +6,16 @@ import json
 import os
 import shutil
 import uuid
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from surgery.errors import VideoError
-from surgery.files import hold, write_whole
+from surgery.files import held, write_whole
 from surgery.validation import read_as
-from surgery.video.masks import Labels, read_label_png, write_label_png
+from surgery.video.masks import Labels, read_label_png
 from surgery.video.source import Video
 
 # A run goes on only with what it was started with; a video may not change its size in between, either.
@@ -47,6 +48,7 @@ class RunFolder:
     Attributes:
         after: the frame up to which all masks are there, when resuming; else the one before the first.
         before: the summary of the run to go on with, or None.
+        held: closed to let others write here, who may not from `begin` on.
 
     Raises:
         VideoError: not empty and neither `resume` nor `overwrite`, something else than a run of ours in it, or no
@@ -58,7 +60,7 @@ class RunFolder:
         self.masks, self.overlay, self.note = path / "masks", path / "overlay.mp4", path / "summary.json"
         self.before: dict[str, Any] | None = None
         self.after = first - 1
-        self._lock: int | None = None
+        self.held = ExitStack()
         if not path.is_dir() or not any(path.iterdir()):
             return
         if not (resume or overwrite):
@@ -66,7 +68,10 @@ class RunFolder:
                 f"{path}: not empty; --resume goes on with the run in it, --overwrite starts it over, or choose a new "
                 "folder"
             )
-        found = self._read()
+        try:
+            found = read_as(self.note, _PastSummary, VideoError)
+        except VideoError as error:
+            raise VideoError(f"{path}: holds no run of `surgery track`; choose a new folder ({error})") from error
         if resume:
             self.before = found
             count = None if video.names is None else len(video.names)
@@ -98,31 +103,18 @@ class RunFolder:
         Args:
             overlay: whether this run writes one; an old one is removed if not.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            busy = "another process is writing there, expected none: wait for it, or choose another folder"
-            self._lock = os.open(self.path, os.O_RDONLY)
-            hold(self._lock, VideoError(f"{self.path}: {busy}"))
-            if self.overwrite and self.masks.exists():
-                # In one step: half a set of old masks must never look like one to go on with.
-                old = self.path / f".{uuid.uuid4().hex[:12]}.part"
-                os.rename(self.masks, old)
-            for left in (*self.path.glob(".*.part*"), *self.masks.glob(".*.part")):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            if self.overwrite or not overlay:
-                self.overlay.unlink(missing_ok=True)
-            self.masks.mkdir(exist_ok=True)
-            kept = {self.mask(index) for index in range(self.first, self.after + 1)}
-            for stray in set(self.masks.glob("*.png")) - kept:
-                stray.unlink()
-        except OSError as error:
-            raise self._not_writable(error.strerror) from error
-
-    def end(self) -> None:
-        """Let others write here."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self.held.enter_context(held(self.path, VideoError))
+        if self.overwrite and self.masks.exists():
+            # In one step: half a set of old masks must never look like one to go on with.
+            os.rename(self.masks, self.path / f".{uuid.uuid4().hex[:12]}.part")
+        for left in (*self.path.glob(".*.part*"), *self.masks.glob(".*.part")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if self.overwrite or not overlay:
+            self.overlay.unlink(missing_ok=True)
+        self.masks.mkdir(exist_ok=True)
+        kept = {self.mask(index) for index in range(self.first, self.after + 1)}
+        for stray in set(self.masks.glob("*.png")) - kept:
+            stray.unlink()
 
     def mask(self, index: int) -> Path:
         """Where the mask of a frame lies: named as the frame is."""
@@ -132,22 +124,9 @@ class RunFolder:
         """The mask of a frame, (height, width) uint8."""
         return read_label_png(self.mask(index))
 
-    def write(self, index: int, labels: Labels) -> None:
-        """Write the mask of a frame."""
-        write_label_png(self.mask(index), labels)
-
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         try:
             write_whole(self.note, json.dumps(summary, indent=2) + "\n")
         except OSError as error:
             raise VideoError(f"{self.note}: cannot be written ({error}), expected a writable folder") from error
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            return read_as(self.note, _PastSummary, VideoError)
-        except VideoError as error:
-            raise VideoError(f"{self.path}: holds no run of `surgery track`; choose a new folder ({error})") from error
-
-    def _not_writable(self, reason: str | None) -> VideoError:
-        return VideoError(f"{self.path}: cannot be written ({reason}), expected a folder to write to")

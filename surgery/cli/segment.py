@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from surgery.core.pictures import Found
 from surgery.errors import PictureError
 from surgery.evaluation.coco import Annotations
 from surgery.evaluation.recall import mask_ious, recall
+from surgery.evaluation.trace import run_lengths
 from surgery.files import write_whole
 from surgery.pictures import bound_of, found_in, read_picture, stock_found_in
 from surgery.progress import Bars, progress_bar
@@ -39,10 +41,8 @@ from surgery.video.masks import MAX_ID, Labels
 @click.option("--compare", is_flag=True, help="Pictures: also stock's masks, side by side in OUT/report.html.")
 @click.option("--truth", type=click.Path(), help="Pictures: a COCO or LVIS instances JSON to score the masks by.")
 @click.option("--as-video", is_flag=True, help="The pictures of a folder are the frames of one video.")
-@click.option("--every", type=click.IntRange(min=1), default=16, show_default=True, help="Video: frames between looks.")
-@click.option(
-    "--max-objects", type=click.IntRange(1, MAX_ID), default=50, show_default=True, help="Video: tracked at once."
-)
+@click.option("--every", type=click.IntRange(min=1), default=16, help="Video: frames between looks.")
+@click.option("--max-objects", type=click.IntRange(1, MAX_ID), default=50, help="Video: tracked at once.")
 @click.option("--max-frames", type=click.IntRange(min=1), help="Video: stop after this many frames.")
 @json_option
 def segment(
@@ -61,8 +61,7 @@ def segment(
     surgery segment photo.jpg --model facebook/sam2.1-hiera-large --out run
     surgery segment clip.mp4 --model facebook/sam2.1-hiera-large --adapter my-head --out run
     """
-    target = Path(folder)
-    path = Path(source)
+    target, path = Path(folder), Path(source)
     pictures = path.suffix.lower() in KINDS or (path.is_dir() and not as_video)
     for option, given in (("--compare", compare), ("--truth", truth)):
         if given and not pictures:
@@ -150,19 +149,14 @@ def _video(
     video = open_video(path)
     total = min(filter(None, (video.num_frames, max_frames)), default=None)
     rows, objects = [], 0
-    with (
-        bars.stage("tracking", total) as step,
-        VideoWriter(target / "overlay.mp4", video.fps or 24.0) as overlay,
-    ):
-        for each in track_everything(model, video, every=every, max_objects=most):
+    with bars.stage("tracking", total) as step, VideoWriter(target / "overlay.mp4", video.fps or 24.0) as overlay:
+        for each in islice(track_everything(model, video, every=every, max_objects=most), max_frames):
             write_label_png(target / "labels" / f"{video.name_of(each.index)}.png", each.labels)
             overlay.write(draw_ids(draw_masks(each.frame, each.labels), each.labels))
             objects += len(each.new)
             rows.append({"frame": each.index, "new": each.new, "ended": each.ended, "alive": each.alive,
                          "seconds": each.seconds})  # fmt: skip
             step()
-            if len(rows) == max_frames:
-                break
     return {"unit": "frame", "frames": len(rows), "objects": objects, "tracked": rows}
 
 
@@ -189,10 +183,7 @@ def coco_records(found: Found, name: str) -> list[dict[str, Any]]:
 
 def rle(mask: npt.NDArray[np.bool_]) -> dict[str, list[int]]:
     """COCO's uncompressed run lengths: column by column, the first run is of background."""
-    flat = np.concatenate([[False], mask.T.ravel(), [True]])
-    ends = np.flatnonzero(flat[1:] != flat[:-1])
-    ends = np.append(ends[ends < mask.size], mask.size)
-    return {"size": [*map(int, mask.shape)], "counts": np.diff(ends, prepend=0).tolist()}
+    return {"size": [*mask.shape], "counts": run_lengths(mask.T)}
 
 
 def _write(path: Path, data: Any) -> None:

@@ -31,8 +31,7 @@ def _heed(number: int, frame: FrameType | None) -> None:
 def stoppable() -> Iterator[None]:
     """Inside, SIGINT and SIGTERM raise `Stopped`, unless the process was started to ignore them."""
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    heeded = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, _heed) for number in heeded}
+    before = {each: signal.signal(each, _heed) for each in numbers if signal.getsignal(each) is not signal.SIG_IGN}
     try:
         yield
     finally:

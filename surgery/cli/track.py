@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from surgery.cli.common import Command, OutPath, out, print_json
+from surgery import jobs
+from surgery.cli.common import Command, OutPath, counted, out, print_json
 from surgery.cli.options import SAVED, Asked, asking, json_option, on_ray
 from surgery.cli.run_folder import RunFolder
-from surgery.cli.track_many import track_many
 from surgery.cli.track_run import TrackRun
-from surgery.jobs.manifest import Prompts, are_many
+from surgery.jobs.manifest import are_many
 from surgery.jobs.remote import is_url
 from surgery.progress import progress_bar
 from surgery.video import open_video
@@ -64,28 +64,29 @@ def track(
     started = time.perf_counter()
     if resume and overwrite:
         raise click.UsageError("--resume goes on and --overwrite starts over: expected one of them")
-    given = Prompts(boxes=boxes, points=points, masks=masks)
+    given = jobs.Prompts(boxes=boxes, points=points, masks=masks)
     if len(videos) > 1 or are_many(videos[0]) or is_url(folder) or cluster["ray"] is not None:
         if fps is not None or show_windows:
             raise click.UsageError("--fps and --show-windows are for one video, here are many")
-        track_many(
-            asked, videos, given, folder, as_json, resume=resume, overwrite=overwrite, max_frames=max_frames,
-            overlay=bool(overlay), **cluster,
+        done = jobs.track(
+            videos, model=asked.model, out=folder, recipe=asked.chosen() or asked.recipe, adapter=asked.adapter,
+            prompts=given, host=asked.host, device=asked.device, resume=resume, overwrite=overwrite,
+            max_frames=max_frames, overlay=bool(overlay), **cluster,
         )  # fmt: skip
+        print_json(done.model_dump(mode="json")) if as_json else _say_many(done, folder)
+        if done.failed:
+            raise click.exceptions.Exit(1)
         return
-    (video,) = videos
     with progress_bar(True) as bars:
         with bars.stage("starting"):
-            source = open_video(video)
+            source = open_video(videos[0])
             prompts = given.read(source)
             place = RunFolder(Path(folder), source, min(prompt.frame for prompt in prompts), resume, overwrite)
         chosen = asked.chosen()
         model = asked.operate(asked.load(bars), chosen)
-        run = TrackRun(place, model, source, prompts, started, {"model": asked.model, "video": video})
-        try:
+        run = TrackRun(place, model, source, prompts, started, {"model": asked.model, "video": videos[0]})
+        with place.held:
             run.track(bars, max_frames, (fps or source.fps or 24.0) if overlay is not False else None, show_windows)
-        finally:
-            place.end()
     print_json(run.summary) if as_json else _say(run)
 
 
@@ -94,11 +95,22 @@ def _say(run: TrackRun) -> None:
         return "all" if value is None else f"{value:.0%}"
 
     summary = run.summary
-    for line in (
+    out.print(
         run.written(),
         f"{summary['seconds']:.1f} s end to end, {summary['frames_per_second']:.2f} frames a second; the model takes "
         f"{summary['ms_per_frame']['median']:.0f} ms a frame (median)",
         f"windows computed {share(summary['windows_kept'])}, memory keys read {share(summary['keys_kept'])}",
         *(f"dense frames, {reason}: {count}" for reason, count in (summary["dense_frames"] or {}).items()),
-    ):
-        out.print(line)
+        sep="\n",
+    )
+
+
+def _say_many(summary: jobs.JobSummary, folder: str) -> None:
+    counts = summary.videos
+    out.print(
+        f"{counted(counts['done'], 'video')} tracked, {counts['skipped']} done before, {counts['failed']} failed; "
+        f"{counted(summary.frames, 'frame')} in {summary.seconds:.1f} s, {summary.frames_per_second:.2f} a second; "
+        f"{folder}/summary.json"
+    )
+    for one in summary.failed:
+        out.print(f"{one.name}: {one.error}")

@@ -20,19 +20,10 @@ from surgery.errors import VideoError
 from surgery.hosts import view_of
 from surgery.progress import Bars
 from surgery.tracking import TrackedFrame, track, windows_drawn
-from surgery.video import (
-    BoxPrompt,
-    MaskPrompt,
-    Prompt,
-    Video,
-    VideoWriter,
-    continued,
-    draw_ids,
-    draw_masks,
-    labels_from_logits,
-    with_legend,
-)
+from surgery.video import Video, VideoWriter, write_label_png
 from surgery.video.masks import Labels
+from surgery.video.overlay import draw_ids, draw_masks, with_legend
+from surgery.video.prompts import BoxPrompt, MaskPrompt, Prompt, continued
 from surgery.video.source import Frame
 
 
@@ -75,7 +66,7 @@ class TrackRun:
             "masks_as_prompts": [
                 {"frame": video.name_of(prompt.frame), "object": prompt.obj_id}
                 for prompt in self.prompts
-                if not any(prompt is one for one in prompts)
+                if prompt not in prompts
             ],
         }
 
@@ -141,8 +132,8 @@ class TrackRun:
         return f"{self.summary['frames']} masks in {self.place.masks}, beside {' and '.join(files)}"
 
     def _write(self, result: TrackedFrame, writer: VideoWriter | None, show_windows: bool) -> None:
-        labels, record = labels_from_logits(result.logits), result.record
-        self.place.write(result.index, labels)
+        labels, record = result.labels, result.record
+        write_label_png(self.place.mask(result.index), labels)
         self.rows.append(
             {
                 "frame": result.index,
@@ -163,10 +154,9 @@ class TrackRun:
         if not self.place.resumed:
             return
         with bars.stage("drawing what was tracked before", stop - first) as step:
-            for index, frame in enumerate(islice(self.video, stop)):
-                if index >= first:
-                    self._draw(writer, frame, self.place.read(index), show_windows)
-                    step()
+            for index, frame in islice(enumerate(self.video), first, stop):
+                self._draw(writer, frame, self.place.read(index), show_windows)
+                step()
 
     def _draw(self, writer: VideoWriter, frame: Frame, labels: Labels, show_windows: bool) -> None:
         note = "objects; outlined: out of sight" + "; dark: windows not computed" * show_windows

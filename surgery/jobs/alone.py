@@ -93,8 +93,7 @@ class Outcome(Generic[A, R]):
     """What became of `asked`: its result, or the error. tries: how often it was begun."""
 
     asked: A
-    result: R | None
-    error: Exception | None = None
+    result: R | Exception
     tries: int = 1
 
 
@@ -127,4 +126,4 @@ class Alone(Generic[A, R]):
             try:
                 yield Outcome(each, self._worker.run(each, self._step))
             except Exception as error:
-                yield Outcome(each, None, error)
+                yield Outcome(each, error)

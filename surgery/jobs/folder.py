@@ -9,14 +9,14 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from surgery.errors import JobError
-from surgery.files import hold, write_whole
+from surgery.files import held, write_whole
 from surgery.jobs.manifest import Task
 from surgery.jobs.remote import is_url, matches, read, stamp, upload, write
 from surgery.report.job import write_job
@@ -57,10 +57,13 @@ class _PastJob(BaseModel):
 
 
 class JobFolder:
-    """The folder of one job, held for this process where it is on a disk. Nothing is written before `begin`.
+    """The folder of one job. Nothing is written before `begin`.
 
     Args:
         place: path or address. resume: videos that are done under the same key stay. overwrite: all are tracked again.
+
+    Attributes:
+        held: closed to let others write here, who may not from `begin` on where the folder is on a disk.
 
     Raises:
         JobError: not empty and neither is asked for, something else than a job in it, or no permission.
@@ -69,7 +72,7 @@ class JobFolder:
     def __init__(self, place: str, resume: bool, overwrite: bool) -> None:
         self.place, self.resume = place, resume
         self._path = None if is_url(place) else Path(place)
-        self._lock: int | None = None
+        self.held = ExitStack()
         path = self._path
         if matches(f"{place}/*") if path is None else path.is_dir() and any(path.iterdir()):
             if not (resume or overwrite):
@@ -84,23 +87,9 @@ class JobFolder:
 
     def begin(self) -> None:
         """Make the folder and hold it for this process."""
-        if self._path is None:
-            return
-        try:
-            self._path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self._path, os.O_RDONLY)
-        except OSError as error:
-            raise JobError(
-                f"{self.place}: cannot be written ({error.strerror}), expected a folder to write to"
-            ) from error
-        hold(self._lock, JobError(f"{self.place}: another job is writing there, expected none: wait for it"))
-        self.clear()
-
-    def end(self) -> None:
-        """Let others write here."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._path is not None:
+            self.held.enter_context(held(self._path, JobError))
+            self.clear()
 
     def clear(self) -> None:
         """Remove what processes that were killed left behind. Nobody else may be writing."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class JobSummary(BaseModel):
     seconds: float = 0.0
     frames_per_second: float = 0.0
     per_worker: float = 0.0
-    dense_frames: dict[str, int] = {}
+    dense_frames: Counter[str] = Counter()
     slowest: list[Slow] = []
     most_lost: list[Lost] = []
     failed: list[Failure] = []
@@ -120,22 +121,18 @@ def track(
         SurgeryError: the model, recipe or adapter, as of `load_model` and `sparsify`.
     """
     sources = [manifest] if isinstance(manifest, (str, os.PathLike, Line)) else list(manifest)
-    stock = recipe == "none"
-    if stock and adapter is not None:
+    if recipe == "none" and adapter is not None:
         raise JobError("recipe 'none' is the stock model, expected no adapter with it")
     default = open_adapter(adapter).recipe if adapter is not None and recipe is None else DEFAULT_RECIPE
-    chosen = None if stock else Recipe.load(default if recipe is None else recipe)
+    chosen = None if recipe == "none" else Recipe.load(default if recipe is None else recipe)
     setup = Setup(model, chosen, None if adapter is None else str(adapter), host, device)
     place = JobFolder(located(out), resume, overwrite)
-    with progress_bar(progress) as bars:
+    with progress_bar(progress) as bars, place.held:
         finds_all = chosen is not None and chosen.find(SegmentEverything) is not None
         tasks = gather(sources, prompts, finds_all, lambda done, total: bars("looking at videos", done, total))
         place.begin()
-        try:
-            pool = None if ray is None else PoolSettings(ray, actors, threads, tries)
-            return _Run(place, setup, tasks, bars, pool, max_frames, overlay).track()
-        finally:
-            place.end()
+        pool = None if ray is None else PoolSettings(ray, actors, threads, tries)
+        return _Run(place, setup, tasks, bars, pool, max_frames, overlay).track()
 
 
 class _Run:
@@ -143,20 +140,16 @@ class _Run:
         self, place: JobFolder, setup: Setup, tasks: list[Task], bars: Bars, pool: PoolSettings | None,
         max_frames: int | None, overlay: bool,
     ) -> None:  # fmt: skip
-        self.place, self.setup, self.tasks, self.bars, self.max_frames = place, setup, tasks, bars, max_frames
+        self.place, self.tasks, self.bars, self.max_frames, self.overlay = place, tasks, bars, max_frames, overlay
         how = place.place, max_frames, overlay
         self.engine: Engine = (
-            Alone(Tracker(setup, *how), self._frame) if pool is None else Pool(pool, Tracker, setup, *how)
+            Alone(Tracker(setup, *how), partial(self._show, 1)) if pool is None else Pool(pool, Tracker, setup, *how)
         )
-        self.settings = {"max_frames": max_frames, "overlay": overlay}
-        recipe = setup.recipe.to_dict() if setup.recipe is not None else None
-        counts = {"asked": len(tasks), "done": 0, "skipped": 0, "failed": 0}
         self.summary = JobSummary(
-            model=setup.model, recipe=recipe, adapter=setup.adapter, workers=self.engine.size, videos=counts
-        )
-        self.dense: Counter[str] = Counter()
-        self.slow: list[tuple[float, str, int]] = []
-        self.lost: list[tuple[int, str, int]] = []
+            model=setup.model, recipe=setup.recipe.to_dict() if setup.recipe is not None else None,
+            adapter=setup.adapter, workers=self.engine.size,
+            videos={"asked": len(tasks), "done": 0, "skipped": 0, "failed": 0},
+        )  # fmt: skip
         self.left = sum(map(self._frames, tasks))
         self.started = time.perf_counter()
         self.shown = 0
@@ -166,12 +159,12 @@ class _Run:
             with self.engine:
                 self.summary.workers = self.engine.size
                 self._write()
-                with self.bars.stage(f"loading {self.setup.model}"):
+                with self.bars.stage(f"loading {self.summary.model}"):
                     made_by = self.engine.load()
                 self.summary.host, self.summary.device = made_by["host"], made_by["device"]
                 self.started = time.perf_counter()
-                told_of = {**made_by, "recipe": self.summary.recipe, **self.settings}
-                for outcome in self.engine.outcomes(self._todo(told_of)):
+                how = {"recipe": self.summary.recipe, "max_frames": self.max_frames, "overlay": self.overlay}
+                for outcome in self.engine.outcomes(self._todo({**made_by, **how})):
                     self._count(outcome)
             self.summary.complete = True
         except BaseException as error:
@@ -187,7 +180,7 @@ class _Run:
             try:
                 key = key_of(task, made_by)
             except OSError as error:
-                self._count(Outcome((task, ""), None, error, 0))
+                self._count(Outcome((task, ""), error, 0))
                 continue
             if self.place.done(task, key):
                 self.summary.videos["skipped"] += 1
@@ -197,33 +190,27 @@ class _Run:
 
     def _count(self, outcome: Outcome[Asked, VideoRow]) -> None:
         (task, _), row, summary = outcome.asked, outcome.result, self.summary
-        if row is None:
+        if isinstance(row, Exception):
             summary.videos["failed"] += 1
-            assert outcome.error is not None
-            error = told(outcome.error)
-            summary.failed.append(Failure(name=task.name, video=task.video, error=error, tries=outcome.tries))
-            self.bars.say(f"{task.name}: not tracked: {error}")
+            summary.failed.append(Failure(name=task.name, video=task.video, error=told(row), tries=outcome.tries))
+            self.bars.say(f"{task.name}: not tracked: {told(row)}")
         else:
             summary.videos["done"] += 1
             summary.frames += row.frames
-            self._remember(row)
-        self.shown = max(self.shown, summary.frames)
+            summary.dense_frames.update(row.dense_frames or {})
+            # The greatest few, so that what a job remembers does not grow with its videos.
+            slow = Slow(name=row.name, frames=row.frames, seconds=row.seconds)
+            summary.slowest = nlargest(_WORST, [*summary.slowest, slow], key=lambda one: one.seconds)
+            lost = [Lost(name=row.name, objects=len(row.lost), frames=sum(row.lost.values()))] if row.lost else []
+            summary.most_lost = nlargest(_WORST, [*summary.most_lost, *lost], key=lambda one: one.frames)
         self._show()
-
-    def _remember(self, row: VideoRow) -> None:
-        self.dense.update(row.dense_frames or {})
-        _keep(self.slow, (row.seconds, row.name, row.frames))
-        if row.lost:
-            _keep(self.lost, (sum(row.lost.values()), row.name, len(row.lost)))
 
     def _frames(self, task: Task) -> int:
         return min(task.frames, self.max_frames or task.frames)
 
-    def _frame(self) -> None:
-        self.shown += 1
-        self._show()
-
-    def _show(self) -> None:
+    def _show(self, frames: int = 0) -> None:
+        """frames: tracked since the last call, as far as they are not in the summary."""
+        self.shown = max(self.shown + frames, self.summary.frames)
         videos, spent = self.summary.videos, max(time.perf_counter() - self.started, 1e-9)
         speed = self.shown / spent
         ended = videos["done"] + videos["skipped"] + videos["failed"]
@@ -236,16 +223,4 @@ class _Run:
         summary.seconds = time.perf_counter() - self.started
         summary.frames_per_second = summary.frames / summary.seconds
         summary.per_worker = summary.frames_per_second / summary.workers
-        summary.dense_frames = dict(self.dense)
-        summary.slowest = [
-            Slow(name=name, frames=frames, seconds=spent) for spent, name, frames in sorted(self.slow)[::-1]
-        ]
-        summary.most_lost = [
-            Lost(name=name, objects=many, frames=count) for count, name, many in sorted(self.lost)[::-1]
-        ]
         self.place.write(summary)
-
-
-def _keep(worst: list[Any], one: Any) -> None:
-    """Keep the greatest few, so that what a job remembers does not grow with its videos."""
-    (heapq.heappush if len(worst) < _WORST else heapq.heappushpop)(worst, one)

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from surgery.errors import JobError, ManifestError, PromptError, VideoError, about
-from surgery.jobs.remote import exists, is_url, matches
+from surgery.jobs.remote import is_url, matches, opened
 from surgery.validation import explain
 from surgery.video import Prompt, Video, check, merge_points, open_video, parse_box, parse_mask, parse_point
 from surgery.video.folder import KINDS
@@ -74,12 +74,9 @@ Source = str | os.PathLike[str] | Line
 
 def are_many(source: str | os.PathLike[str]) -> bool:
     """Whether this is a manifest, a pattern, an address or a folder of videos, and not one video."""
-    path = Path(source)
-    if is_url(source):
+    if is_url(source) or Path(source).suffix == ".jsonl":
         return True
-    if path.is_dir():
-        return not _is_frames(path) and bool(_videos_in(path))
-    return path.suffix == ".jsonl" or (not path.exists() and glob.has_magic(str(source)))
+    return [line.video for _, line in _lines([source], [])] != [str(source)]
 
 
 def gather(
@@ -137,7 +134,8 @@ def _looked_at(task: Task) -> Task | str:
     """The task with its length, or what is wrong with it. What lies elsewhere is not fetched for that."""
     try:
         if is_url(task.video):
-            return task if exists(task.video) else f"{task.where}: no such file or folder: {task.video}"
+            system, path = opened(task.video)
+            return task if system.exists(path) else f"{task.where}: no such file or folder: {task.video}"
         video = open_video(task.video)
         if task.prompts is not None:
             task.prompts.read(video)

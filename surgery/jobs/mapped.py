@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 from surgery.calibration.fidelity import Each, in_turn
@@ -21,10 +22,10 @@ def results(pool: Pool[A, R], asked: Iterable[A]) -> Iterator[tuple[A, R]]:
     """What was asked, and its result, as they come. Raises, after all the others, what became of those that failed."""
     failed = []
     for outcome in pool.outcomes(iter(asked)):
-        if outcome.error is not None:
-            failed.append(outcome.error)
+        if isinstance(outcome.result, Exception):
+            failed.append(outcome.result)
         else:
-            yield outcome.asked, outcome.result  # type: ignore[misc]
+            yield outcome.asked, outcome.result
     if len(failed) > 1:
         raise JobError("\n".join([f"{len(failed)} failed, the others are done:", *map(told, failed)]))
     if failed:
@@ -75,13 +76,9 @@ class Mapped(Worker[Call, tuple[int, Any]]):
         """How many steps it took, and what came of it."""
         _, function, state, item = asked
         state.restore(self.model)
-        steps = 0
-
-        def count() -> None:
-            nonlocal steps
-            steps += 1
-
-        return steps, function(self.model, item, count)
+        steps = count()
+        result = function(self.model, item, steps.__next__)
+        return next(steps), result
 
 
 @contextmanager

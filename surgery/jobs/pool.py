@@ -76,9 +76,7 @@ class Pool(Generic[A, R]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        for actor, _job in self._doing.values():
-            self._ray.kill(actor)
-        for actor in self._idle:
+        for actor in (*self._idle, *(actor for actor, _ in self._doing.values())):
             self._ray.kill(actor)
         self._doing, self._idle = {}, []
         if self._owned:
@@ -150,7 +148,7 @@ class Pool(Generic[A, R]):
                     if job is None:
                         raise cause from error
                     self._idle.append(actor)
-                    yield Outcome(job.asked, None, cause, job.tries)
+                    yield Outcome(job.asked, cause, job.tries)
                     continue
                 # Dead, or not to be trusted: a GPU that failed once fails with every video.
                 self._ray.kill(actor)
@@ -161,7 +159,7 @@ class Pool(Generic[A, R]):
                     again.append(job)
                 else:
                     lost = JobError(f"given up after {job.tries} tries, the last: {reason}")
-                    yield Outcome(job.asked, None, lost, job.tries)
+                    yield Outcome(job.asked, lost, job.tries)
                 if self._stillborn < self._settings.tries:
                     self._hire()
                 elif not self._doing and not self._idle:
@@ -169,7 +167,7 @@ class Pool(Generic[A, R]):
                 continue
             self._idle.append(actor)
             if job is not None:
-                yield Outcome(job.asked, result, None, job.tries)
+                yield Outcome(job.asked, result, job.tries)
             else:
                 self._stillborn = 0
                 self.check(result)

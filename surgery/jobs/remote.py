@@ -27,12 +27,6 @@ def opened(url: str) -> tuple[Any, str]:
     return found
 
 
-def exists(url: str) -> bool:
-    """Whether a file or folder is there."""
-    system, path = opened(url)
-    return bool(system.exists(path))
-
-
 def matches(pattern: str) -> list[str]:
     """The addresses that a pattern stands for, sorted."""
     system, path = opened(pattern)

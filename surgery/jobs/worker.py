@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from itertools import islice
 
 import numpy as np
@@ -17,11 +17,9 @@ from surgery.jobs.alone import Setup, Worker, nothing
 from surgery.jobs.folder import NOTE, VideoRow, published
 from surgery.jobs.manifest import Task
 from surgery.jobs.remote import fetched
-from surgery.tracking import track
-from surgery.tracking_everything import track_everything
-from surgery.video import Video, VideoWriter, draw_ids, draw_masks, labels_from_logits, open_video, write_label_png
-from surgery.video.masks import Labels
-from surgery.video.source import Frame
+from surgery.tracking import TrackedFrame, track
+from surgery.tracking_everything import EverythingFrame, track_everything
+from surgery.video import Video, VideoWriter, draw_ids, draw_masks, open_video, write_label_png
 
 Asked = tuple[Task, str]
 """A video and its key, of `key_of`."""
@@ -45,28 +43,24 @@ class Tracker(Worker[Asked, VideoRow]):
             SurgeryError: the video or its prompts; and whatever the model raises.
         """
         started = time.perf_counter()
-        with fetched(asked[0].video) as path:
-            return self._track(*asked, open_video(path), started, step)
-
-    def _track(self, task: Task, key: str, video: Video, started: float, step: Callable[[], None]) -> VideoRow:
+        task, key = asked
         seen: set[int] = set()
         lost: Counter[int] = Counter()
         frames, seconds = 0, 0.0
-        with published(self._folder, task.name) as part:
-            masks = part / "masks"
+        with fetched(task.video) as path, published(self._folder, task.name) as part:
+            video, masks = open_video(path), part / "masks"
             masks.mkdir()
-            with ExitStack() as stack:
-                writer: VideoWriter | None = None
-                if self._overlay:
-                    writer = stack.enter_context(VideoWriter(part / "overlay.mp4", video.fps or 24.0))
-                for index, frame, labels, spent in islice(self._labels(task, video), self._max_frames):
-                    write_label_png(masks / f"{video.name_of(index)}.png", labels)
+            overlay = VideoWriter(part / "overlay.mp4", video.fps or 24.0) if self._overlay else nullcontext()
+            with overlay as writer:
+                for found in islice(self._tracked(task, video), self._max_frames):
+                    labels = found.labels
+                    write_label_png(masks / f"{video.name_of(found.index)}.png", labels)
                     there = {int(label) for label in np.unique(labels) if label}
                     seen |= there
                     lost.update(seen - there)
                     if writer is not None:
-                        writer.write(draw_ids(draw_masks(frame, labels), labels))
-                    frames, seconds = frames + 1, seconds + spent
+                        writer.write(draw_ids(draw_masks(found.frame, labels), labels))
+                    frames, seconds = frames + 1, seconds + found.seconds
                     step()
                 if not frames:
                     raise VideoError(f"{video.name}: no frame was tracked")
@@ -79,10 +73,7 @@ class Tracker(Worker[Asked, VideoRow]):
             write_whole(part / NOTE, row.model_dump_json(indent=2) + "\n")
         return row
 
-    def _labels(self, task: Task, video: Video) -> Iterator[tuple[int, Frame, Labels, float]]:
+    def _tracked(self, task: Task, video: Video) -> Iterator[TrackedFrame | EverythingFrame]:
         if task.prompts is None:
-            for found in track_everything(self.model, video):
-                yield found.index, found.frame, found.labels, found.seconds
-            return
-        for result in track(self.model, video, task.prompts.read(video)):
-            yield result.index, result.frame, labels_from_logits(result.logits), result.seconds
+            return track_everything(self.model, video)
+        return track(self.model, video, task.prompts.read(video))

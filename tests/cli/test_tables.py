@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from surgery.cli import bench, tables
+from surgery.cli import bench, common
 
 
 @pytest.fixture(params=[40, 80, 200])
 def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     console = Console(width=request.param)
-    for module in (bench, tables):
+    for module in (bench, common):
         monkeypatch.setattr(module, "out", console)
     return int(request.param)
 
@@ -21,7 +21,7 @@ def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 def test_figures_are_never_cut(width: int, capsys: pytest.CaptureFixture[str]) -> None:
     name = "a [/b] clip with a name that is far longer than any terminal is wide, as data sets have them, 0001"
     rows = [[name, "dense", *(f"{number}.125" for number in range(7))], ["", "sparse", *("-" * 7)]]
-    tables.print_table(("", "", *(f"title {number}" for number in range(7))), rows)
+    common.print_table(("", "", *(f"title {number}" for number in range(7))), rows)
     shown = capsys.readouterr().out
     assert "…" not in shown and name in shown
     assert all(f"{number}.125" in shown and f"title {number}" in shown for number in range(7))
@@ -29,7 +29,7 @@ def test_figures_are_never_cut(width: int, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_table_that_fits_is_one(width: int, capsys: pytest.CaptureFixture[str]) -> None:
-    tables.print_table(("part", "ms"), [["encoder", "1.5"], ["rest", "22.0"]])
+    common.print_table(("part", "ms"), [["encoder", "1.5"], ["rest", "22.0"]])
     assert capsys.readouterr().out.split() == ["part", "ms", "encoder", "1.5", "rest", "22.0"]
 
 

@@ -212,9 +212,9 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path, frames: Path) -> None:
     first.begin(overlay=True)
     with pytest.raises(VideoError, match="another process is writing there"):
         second.begin(overlay=True)
-    first.end()
+    first.held.close()
     second.begin(overlay=True)
-    second.end()
+    second.held.close()
 
 
 def test_a_signal_waits_for_what_belongs_together() -> None:
