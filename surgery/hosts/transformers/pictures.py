@@ -75,8 +75,7 @@ class TransformersPictures(TrackerPictures):
         return own.conv_s0.out_channels, own.conv_s1.out_channels, own.hidden_size
 
     def tensors(self) -> dict[str, Tensor]:
-        own = self._own("shared_image_embedding", "vision_encoder", "prompt_encoder", "mask_decoder")
-        return to_stock(own)
+        return to_stock(self._own("shared_image_embedding", "vision_encoder", "prompt_encoder", "mask_decoder"))
 
     def records(self, found: Found, size: tuple[int, int]) -> dict[str, Any]:
         return {"masks": list(found.masks.cpu()), "scores": found.scores, "bounding_boxes": found.boxes}

@@ -44,11 +44,10 @@ class TransformersView(VideoView, HieraView):
             return None
         expected = 'expected a Sam2VideoModel: Sam2VideoModel.from_pretrained("facebook/sam2.1-hiera-large")'
         if kind.startswith("EdgeTam"):
-            lack = (
-                "is of EdgeTAM: its encoder has no windows to skip, and a perceiver has cut its memory to an eighth "
-                "already"
+            return (
+                f"{kind} is of EdgeTAM: its encoder has no windows to skip, and a perceiver has cut its memory to an "
+                f"eighth already; {expected}"
             )
-            return f"{kind} {lack}; {expected}"
         if "Sam" in kind:
             return f"{kind} is for pictures: it has no memory and no previous frame to route by; {expected}"
         return f"{kind} is not a SAM 2 video model; {expected}"

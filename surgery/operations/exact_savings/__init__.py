@@ -108,7 +108,7 @@ class BoundSavings(OwnWork[ExactSavings]):
             yield Patch("product", None)
         if "strips" in savings and recipe is not None and recipe.approximate:
             yield Patch("strip", self._strip)
-            if self._blocks_differ_anyway():
+            if any(patch.seam == "block" and approximate for patch, approximate in self._others()):
                 yield from (Patch("block", self._block, index) for index in before_global_stage(self.surgery.host))
 
     def _others(self) -> Iterator[tuple[Patch, bool]]:
@@ -120,9 +120,6 @@ class BoundSavings(OwnWork[ExactSavings]):
     def _taken(self, part: Part) -> bool:
         # What is compiled or recorded must not keep tensors from one call to the next.
         return any(patch.seam == "forward" and patch.index in (None, part) for patch, _ in self._others())
-
-    def _blocks_differ_anyway(self) -> bool:
-        return any(patch.seam == "block" and approximate for patch, approximate in self._others())
 
     def _code(
         self, context: FrameContext | None, module: Any, key: tuple[Any, ...], make: Callable[[], Tensor], proceed: Any

@@ -150,15 +150,8 @@ def plan_keys(
         for slot, frame in enumerate(ids)
         if slot != newest and frame is not None and frame in memory.frames and warm
     }
-    plan = KeyPlan(
-        layers=layers,
-        query_stride=query_stride,
-        index=[None] * layers,
-        rows=[None] * layers,
-        measures=measures,
-        kept=layers * spatial,
-        total=layers * spatial,
-    )
+    whole = layers * spatial
+    plan = KeyPlan(layers, query_stride, [None] * layers, [None] * layers, measures, kept=whole, total=whole)
     if pruned:
         _choose_rows(plan, pruned, memory, len(memory_frames), tokens, length, device, rebalance)
     return plan if pruned or measures else None
