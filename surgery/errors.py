@@ -20,6 +20,13 @@ class ModelStateError(SurgeryError):
     """The model is in a state that forbids the call: not sparse, already dispatched, compiled, patched by others."""
 
 
+def bypassed(what: str) -> ModelStateError:
+    """The error for a part of which not all ran under the surgery. what: it did, out of how many."""
+    return ModelStateError(
+        f"{what} under the surgery; was the model compiled before sparsify? Call sparsify first, then compile"
+    )
+
+
 class WeightsError(SurgeryError):
     """A weight the surgery relies on is not finite, or is out of range of the recipe's precision."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from surgery.core.constants import constant, steps
 from surgery.core.early import Early
-from surgery.errors import ModelStateError, RecipeError
+from surgery.errors import RecipeError, bypassed
 
 if TYPE_CHECKING:
     from surgery.core.frame import FrameContext, ObjectStep
@@ -120,10 +120,7 @@ def record_evidence(context: FrameContext | None, masks: Tensor, ious: Tensor | 
     found = union((chosen > 0).unbind()) & (score > 0)
     noted = tuple(each for each in inputs if each is not None)
     if len(noted) < len(inputs):
-        raise ModelStateError(
-            f"the mask decoder ran {len(noted)} of its {len(inputs)} token-to-image attentions under the surgery; was "
-            "the model compiled before sparsify? Call sparsify first, then compile"
-        )
+        raise bypassed(f"the mask decoder ran {len(noted)} of its {len(inputs)} token-to-image attentions")
     known = context.video.evidence
     middle, ahead = None, found
     if settings.motion:

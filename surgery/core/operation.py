@@ -214,7 +214,7 @@ class Bound(Generic[_O]):
         what runs on it can be counted. A share that is absent is what the settings allow; 1 means nothing is left out.
         """
 
-    def inside(self, part: Part, device: str) -> AbstractContextManager[None]:
+    def inside(self, part: Part, device: str) -> AbstractContextManager[Any]:
         """What to enter for work of other operations with the modules of a part, between the host's calls."""
         return nullcontext()
 

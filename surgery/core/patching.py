@@ -7,7 +7,7 @@ name into saved files (`config.json`: architectures). One class exists per pair,
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -16,6 +16,11 @@ _SLOT = "_surgery"
 
 class Patched:
     """Base of all mixins that are put in front of a host class."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What the host's class has."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         mixin, host = type(self).__bases__

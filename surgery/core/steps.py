@@ -96,5 +96,5 @@ def encode(surgery: Surgery, pixels: Tensor, run: Callable[[], T]) -> T:
 
 def stored(surgery: Surgery, handle: SessionHandle, frame: int, obj_ids: Sequence[int]) -> None:
     """The host has stored the memories of these objects on a frame."""
-    for run in surgery.root_runs("stored"):
+    for run in surgery.root_runs("stored") if surgery.enabled else ():
         run(handle, frame, obj_ids)

@@ -1,13 +1,17 @@
-"""What a model's weights are made of: values or only shapes, plain numbers or codes of quantised ones."""
+"""What a model's weights are made of: values or only shapes, plain numbers or codes of quantised ones; and in what
+precision callers and operations want them."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from surgery.errors import ModelStateError, UnsupportedModelError
+from surgery.core.casts import name_of
+from surgery.errors import ModelStateError, PrecisionWarning, UnsupportedModelError
 
 T = TypeVar("T")
 
@@ -55,6 +59,36 @@ def require_unquantised(module: nn.Module, part: str, how: str, run: Callable[[]
             f"part {part}: {layer} was quantised after the surgery, and the recipe runs the part {how}, which failed "
             f"({type(error).__name__}); take a recipe without operations precision, quantize and compile"
         ) from error
+
+
+def require_fp32(name: str, weight: Tensor, operation: str, before: bool = False) -> None:
+    """Raises ModelStateError for a weight that is not fp32. before: the operation has not begun with the model yet."""
+    if weight.dtype == torch.float32:
+        return
+    found = name_of(weight.dtype)
+    if before:
+        raise ModelStateError(
+            f"{name} is {found}, and {operation} starts from fp32 weights; load the model in fp32, or take a recipe "
+            f"without {operation}"
+        )
+    raise ModelStateError(
+        f"{name} has {found} weights, and {operation} needs fp32 ones; convert the model back (.float()), or "
+        f"desparsify it and take a recipe without {operation}"
+    )
+
+
+def warned_of_caller(device: str, own: torch.dtype, recipe: str) -> bool:
+    """Whether the caller is under autocast of another type than a part's own, of which it is then warned. recipe: what
+    it does, for the message."""
+    if not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) == own:
+        return False
+    warnings.warn(
+        f"called under {name_of(torch.get_autocast_dtype(device))} autocast, while the recipe {recipe}: inside that "
+        "part the recipe's precision holds, between the parts the caller's",
+        PrecisionWarning,
+        stacklevel=2,
+    )
+    return True
 
 
 def quantised_layer(module: nn.Module) -> str | None:

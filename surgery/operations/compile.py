@@ -15,13 +15,13 @@ from types import FunctionType
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from surgery.core.host import HostView
 from surgery.core.operation import Bound, Operation, OwnWork, Patch
-from surgery.core.parts import ATTENTION, DECODER, ENCODER, MEMORY, PARTS, Part, some_parts
+from surgery.core.parts import ATTENTION, DECODER, ENCODER, MEMORY, PARTS, Part, SomeParts
 from surgery.core.patching import own_forward
 from surgery.core.surgery import Surgery
 from surgery.core.weights import require_unquantised
@@ -35,16 +35,11 @@ class CompileParts(Operation):
     """torch.compile of the large parts of the model, with a bounded set of graphs (docs/compile.md)."""
 
     type: Literal["compile"] = "compile"
-    parts: tuple[Part, ...] = Field(PARTS, description="what is compiled; the prompt encoder never is")
+    parts: SomeParts = Field(PARTS, description="what is compiled; the prompt encoder never is")
     mode: CompileMode = Field("default", description="of torch.compile; all but `default` are inductor's")
     backend: str = Field("inductor", min_length=1, max_length=80, description="any that torch.compile knows")
 
     alias: ClassVar[str] = "compile"
-
-    @field_validator("parts", mode="before")
-    @classmethod
-    def _known_parts(cls, value: Any) -> Any:
-        return some_parts(value)
 
     @model_validator(mode="after")
     def _modes_are_of_inductor(self) -> CompileParts:
@@ -61,7 +56,12 @@ class CompileParts(Operation):
 
     def check(self, host: HostView) -> list[nn.Module]:
         """See `Operation.check`: a backend that torch knows, and parts whose forward is their own."""
-        _check_backend(self)
+        known = torch.compiler.list_backends(())
+        if self.backend not in known:
+            raise RecipeError(
+                f"compile.backend: torch knows no backend {self.backend!r}{nearest(self.backend, known)}; it has: "
+                + ", ".join(known)
+            )
         for part in self.parts:
             module = host.parts()[part]
             if must_keep_forward(module):
@@ -89,13 +89,13 @@ class Spent:
 class Compilation(OwnWork[CompileParts]):
     """The compiled forwards of one model, made on first use. Never copied: a copy of the model makes its own.
 
-    spent: by part.
+    spent: by part. _parked: compiled forwards that the host had put on its modules, out of the way meanwhile.
     """
 
     def _start(self) -> None:
         self.spent: dict[str, Spent] = {part: Spent() for part in self.settings.parts}
         self._entries: dict[tuple[str, Kind], Callable[..., Any]] = {}
-        self._parked = ParkedForwards()
+        self._parked: list[tuple[nn.Module, Callable[..., Any]]] = []
 
     def patches(self) -> Iterator[Patch]:
         """See `Bound.patches`."""
@@ -105,12 +105,14 @@ class Compilation(OwnWork[CompileParts]):
         """See `Bound.applied`: forwards that the host compiled itself are put out of the way."""
         for part in self.settings.parts:
             module = self.surgery.host.parts()[part]
-            if not own_forward(module):
-                self._parked.take(module)
+            if "forward" in vars(module) and not own_forward(module):
+                self._parked.append((module, vars(module).pop("forward")))
 
     def undone(self) -> None:
         """See `Bound.undone`."""
-        self._parked.give_back()
+        for module, forward in self._parked:
+            vars(module)["forward"] = forward
+        self._parked.clear()
 
     @property
     def reuses_memory(self) -> bool:
@@ -123,11 +125,9 @@ class Compilation(OwnWork[CompileParts]):
         Not while an observer looks on, with gradients, or inside somebody else's compilation. Prompted frames run the
         decoder as it is: every number of clicks is another shape.
         """
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.surgery.observer is not None:
             return False
         context = self.surgery.context
-        if self.surgery.observer is not None:
-            return False
         return part != DECODER or (context is not None and context.step is not None and not context.step.prompted)
 
     def _run(
@@ -186,10 +186,9 @@ class Compilation(OwnWork[CompileParts]):
 
         name = "_".join([part, *(str(each) for each in kind)])
         own = FunctionType(run.__code__.replace(co_name=name), run.__globals__, name, None, run.__closure__)
-        how: dict[str, Any] = {"fullgraph": True, "dynamic": True if part == ATTENTION else None}
-        if self.settings.backend != "inductor":
-            return torch.compile(own, backend=self.settings.backend, **how)
-        return torch.compile(own, options=inductor_options(self.settings.mode), **how)
+        backend, dynamic = self.settings.backend, True if part == ATTENTION else None
+        options = inductor_options(self.settings.mode) if backend == "inductor" else None
+        return torch.compile(own, fullgraph=True, dynamic=dynamic, backend=backend, options=options)
 
 
 def inductor_options(mode: str) -> dict[str, Any]:
@@ -202,41 +201,14 @@ def inductor_options(mode: str) -> dict[str, Any]:
 
 def mark_batch(args: tuple[Any, ...]) -> bool:
     """Mark the batch of objects as a symbol; whether there is more than one object."""
-    several = False
-    for tensor in args:
-        if isinstance(tensor, Tensor) and tensor.ndim and tensor.shape[0] > 1:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
-            several = True
-    return several
+    several = [each for each in args if isinstance(each, Tensor) and each.ndim and each.shape[0] > 1]
+    for tensor in several:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return bool(several)
 
 
 def _graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
-class ParkedForwards:
-    """Compiled forwards that the host had put on its modules, out of the way while the recipe compiles them.
-
-    Never copied: a copy of such a forward would run the modules it was made for.
-    """
-
-    def __init__(self) -> None:
-        self._held: list[tuple[nn.Module, Callable[..., Any]]] = []
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ParkedForwards, ()
-
-    def take(self, module: nn.Module) -> None:
-        """Take the instance `forward` of `module`, if it has one."""
-        forward = vars(module).pop("forward", None)
-        if forward is not None:
-            self._held.append((module, forward))
-
-    def give_back(self) -> None:
-        """Put every forward back where it was."""
-        for module, forward in self._held:
-            vars(module)["forward"] = forward
-        self._held.clear()
 
 
 def compiled_own_forward(module: nn.Module) -> bool:
@@ -247,16 +219,6 @@ def compiled_own_forward(module: nn.Module) -> bool:
     # torch puts further functions around those of its own modules.
     original = inspect.unwrap(forward, stop=lambda each: hasattr(each, "__self__"))
     return getattr(original, "__self__", None) is module and getattr(original, "__func__", 0) is type(module).forward
-
-
-def _check_backend(settings: CompileParts) -> None:
-    """Raises RecipeError for a backend that torch does not know."""
-    known = torch.compiler.list_backends(())
-    if settings.backend not in known:
-        raise RecipeError(
-            f"compile.backend: torch knows no backend {settings.backend!r}{nearest(settings.backend, known)}; it has: "
-            + ", ".join(known)
-        )
 
 
 def must_keep_forward(module: nn.Module) -> bool:

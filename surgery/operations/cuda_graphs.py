@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from surgery.core.operation import Bound, Operation, OwnWork, Patch
-from surgery.core.parts import PARTS, Part, some_parts
+from surgery.core.parts import PARTS, SomeParts
 from surgery.core.region import Given, Record, Region, UnfitError, kind_of
 from surgery.core.surgery import Surgery
 from surgery.core.values import tensors
@@ -30,18 +30,13 @@ class CudaGraphs(Operation):
     """
 
     type: Literal["cuda_graphs"] = "cuda_graphs"
-    parts: tuple[Part, ...] = Field(PARTS, description="what is recorded; the prompt encoder never is")
+    parts: SomeParts = Field(PARTS, description="what is recorded; the prompt encoder never is")
     limit: int = Field(8, ge=1, le=64, description="most recordings of one part; further kinds of call run as they are")
 
     alias: ClassVar[str] = "graphs"
     # Outside of `compile`: what inductor made is recorded.
     order: ClassVar[int] = -5
     fixed_shapes: ClassVar[bool] = True
-
-    @field_validator("parts", mode="before")
-    @classmethod
-    def _known_parts(cls, value: Any) -> Any:
-        return some_parts(value)
 
     def beside(self, others: Sequence[Operation]) -> None:
         """See `Operation.beside`: nothing else may record CUDA graphs inside."""

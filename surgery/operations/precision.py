@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import statistics
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ from torch import Tensor, nn
 
 from surgery.core.casts import HALVES, cast, name_of, tensors
 from surgery.core.host import HostView
-from surgery.core.operation import Bound, Operation, Patch
-from surgery.core.parts import ENCODER, PARTS, Part, each_part_once
+from surgery.core.operation import Bound, Operation, OwnWork, Patch
+from surgery.core.parts import ENCODER, PARTS, Part, Parts
 from surgery.core.simulation import Prediction, Simulation
 from surgery.core.surgery import Surgery
-from surgery.core.weights import mark, require_unquantised
-from surgery.errors import ModelStateError, PrecisionWarning, UnsupportedModelError, WeightsError
+from surgery.core.weights import mark, require_fp32, require_unquantised, warned_of_caller
+from surgery.errors import ModelStateError, UnsupportedModelError, WeightsError
 
 _NAMES = {"bfloat16": "bf16", "float16": "fp16"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,7 +42,7 @@ class Precision(Operation):
         "autocast",
         description="`autocast`: as torch.autocast casts operations; `weights`: by half-precision weights",
     )
-    keep_fp32: tuple[Part, ...] = Field((), description="parts left as they are")
+    keep_fp32: Parts = Field((), description="parts left as they are")
 
     alias: ClassVar[str] = "precision"
 
@@ -52,15 +51,10 @@ class Precision(Operation):
     def _full_names(cls, value: Any) -> Any:
         return _NAMES.get(value, value) if isinstance(value, str) else value
 
-    @field_validator("keep_fp32", mode="before")
-    @classmethod
-    def _known_parts(cls, value: Any) -> Any:
-        return each_part_once(value)
-
     @property
     def clause(self) -> str:
         """See `Operation.clause`."""
-        half = [part.replace("_", " ") for part in PARTS if part not in self.keep_fp32]
+        half = [part.replace("_", " ") for part in self.numbers_of]
         return f"{self.dtype} in {', '.join(half) or 'no part'}"
 
     @property
@@ -78,8 +72,27 @@ class Precision(Operation):
         return {part: value if part in self.keep_fp32 else value / 2 for part, value in parts.items()}
 
     def check(self, host: HostView) -> list[nn.Module]:
-        """See `Operation.check`: weights that are fp32, and fit the half-precision type."""
-        _require_castable(host, self)
+        """See `Operation.check`: weights that are fp32, on a device of which torch knows autocast, and that fit the
+        half-precision type."""
+        for name in self.numbers_of:
+            module = host.parts()[name]
+            owned = [(key, value) for key, value in module.named_parameters() if ".shortcut." not in f".{key}"]
+            if self.cast == "weights":
+                _require_present(name, module)
+            for key, value in owned:
+                require_fp32(f"part {name}: {key}", value, "precision", before=True)
+                if not torch.amp.is_autocast_available(value.device.type):
+                    raise UnsupportedModelError(
+                        f"torch has no autocast for device {value.device.type!r}; expected cpu or cuda"
+                    )
+            largest = torch.stack([value.detach().abs().amax() for _, value in owned])
+            limit = torch.finfo(DTYPES[self.dtype]).max
+            place = int(largest.argmax())
+            if float(largest[place]) > limit:
+                raise WeightsError(
+                    f"part {name}: {owned[place][0]} has a weight of {float(largest[place]):.4g}, {self.dtype} ends at "
+                    f"{limit:.4g}; use bf16, or add {name} to precision.keep_fp32"
+                )
         return []
 
     def bind(self, surgery: Surgery, before: Bound[Any] | None) -> BoundPrecision:
@@ -96,28 +109,17 @@ class PartSeen:
     run: Callable[[Precision], Any]
 
 
-class BoundPrecision(Bound[Precision]):
+class BoundPrecision(OwnWork[Precision]):
     """Half precision in one model.
 
     halves: half-precision copies of weights by part, made again when they are missing. lock: held while a part has
     other weights than its own. warned: the caller's autocast was noticed.
     """
 
-    def __init__(self, settings: Precision, surgery: Surgery) -> None:
-        super().__init__(settings, surgery)
-        self._start()
-
     def _start(self) -> None:
         self._halves: dict[str, HalfWeights] = {}
         self._lock = threading.RLock()
         self._warned = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings, "surgery": self.surgery, "learned": None, "grid": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._start()
 
     def patches(self) -> Iterator[Patch]:
         """See `Bound.patches`: every part, those that stay fp32 as well, under whatever autocast the caller has."""
@@ -127,14 +129,11 @@ class BoundPrecision(Bound[Precision]):
         """See `Bound.undone`."""
         self._halves.clear()
 
-    def inside(self, part: Part, device: str) -> AbstractContextManager[None]:
+    def inside(self, part: Part, device: str) -> AbstractContextManager[Any]:
         """See `Bound.inside`."""
-        return self._inside(part, device) if self.surgery.observer is None else nullcontext()
-
-    @contextmanager
-    def _inside(self, part: Part, device: str) -> Iterator[None]:
-        with self._entered(part, self.surgery.host.parts()[part], self.settings, device):
-            yield
+        if self.surgery.observer is not None:
+            return nullcontext()
+        return self._entered(part, self.surgery.host.parts()[part], self.settings, device)
 
     def _run(
         self, part: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], proceed: Callable[..., Any]
@@ -176,14 +175,10 @@ class BoundPrecision(Bound[Precision]):
 
     @contextmanager
     def _entered(self, part: str, module: nn.Module, settings: Precision, device: str) -> Iterator[torch.dtype]:
-        reference = next(module.parameters())
-        if reference.dtype != torch.float32:
-            raise ModelStateError(
-                f"part {part} has {name_of(reference.dtype)} weights, and the recipe's precision needs fp32 ones; "
-                "convert the model back (.float()), or desparsify it and take a recipe without precision"
-            )
+        require_fp32(f"part {part}", next(module.parameters()), "precision")
         dtype = torch.float32 if part in settings.keep_fp32 else DTYPES[settings.dtype]
-        self._notice_the_caller(part, device, dtype)
+        asked = f"asks for {name_of(dtype)} in part {part}"
+        self._warned = self._warned or warned_of_caller(device, dtype, asked)
         if dtype == torch.float32:
             with torch.autocast(device, enabled=False):
                 yield dtype
@@ -199,19 +194,6 @@ class BoundPrecision(Bound[Precision]):
                 self._half_weights(part, module, dtype).bound(),
             ):
                 yield dtype
-
-    def _notice_the_caller(self, part: str, device: str, dtype: torch.dtype) -> None:
-        if self._warned or not torch.is_autocast_enabled(device):
-            return
-        outer = torch.get_autocast_dtype(device)
-        if outer != dtype:
-            self._warned = True
-            warnings.warn(
-                f"called under {name_of(outer)} autocast, while the recipe asks for {name_of(dtype)} in part {part}: "
-                "inside the parts the recipe's precision holds, between them the caller's",
-                PrecisionWarning,
-                stacklevel=2,
-            )
 
     def _half_weights(self, part: str, module: nn.Module, dtype: torch.dtype) -> HalfWeights:
         held = self._halves.get(part)
@@ -240,8 +222,7 @@ class PrecisionSimulation(Simulation):
 
     def predict(self, settings: Precision, lengths: Sequence[int]) -> Prediction:
         """See `Simulation.predict`: the errors of the parts in half precision are at risk."""
-        half = [part for part in PARTS if part not in settings.keep_fp32]
-        errors = [self.errors.get((part, _bare(settings)), []) for part in half]
+        errors = [self.errors.get((part, _bare(settings)), []) for part in settings.numbers_of]
         return Prediction(None, sum(statistics.fmean(each) for each in errors if each))
 
 
@@ -298,37 +279,3 @@ def _require_present(name: str, module: nn.Module) -> None:
             f"part {name} has weights that are offloaded, and cast 'weights' keeps copies on the device; use cast "
             "'autocast'"
         )
-
-
-def _require_castable(host: HostView, settings: Precision) -> None:
-    """Whether the parts of a model can run as `settings` ask; nothing is touched.
-
-    Raises:
-        ModelStateError: weights that are not fp32, or not on a device (offloaded).
-        UnsupportedModelError: torch has no autocast for the device.
-        WeightsError: a weight is larger than the half-precision type can hold.
-    """
-    for name, module in host.parts().items():
-        if name in settings.keep_fp32:
-            continue
-        owned = [(key, value) for key, value in module.named_parameters() if ".shortcut." not in f".{key}"]
-        if settings.cast == "weights":
-            _require_present(name, module)
-        for key, value in owned:
-            if value.dtype != torch.float32:
-                raise ModelStateError(
-                    f"part {name}: {key} is {name_of(value.dtype)}, and precision starts from fp32 weights; load the "
-                    "model in fp32, or take a recipe without precision and keep the model as it is"
-                )
-            if not torch.amp.is_autocast_available(value.device.type):
-                raise UnsupportedModelError(
-                    f"torch has no autocast for device {value.device.type!r}; expected cpu or cuda"
-                )
-        largest = torch.stack([value.detach().abs().amax() for _, value in owned])
-        limit = torch.finfo(DTYPES[settings.dtype]).max
-        place = int(largest.argmax())
-        if float(largest[place]) > limit:
-            raise WeightsError(
-                f"part {name}: {owned[place][0]} has a weight of {float(largest[place]):.4g}, {settings.dtype} ends at "
-                f"{limit:.4g}; use bf16, or add {name} to precision.keep_fp32"
-            )

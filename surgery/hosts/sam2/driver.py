@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,21 +20,17 @@ from surgery.hosts.sam21 import pixels_of
 _LOCK = threading.RLock()
 
 
-@contextmanager
-def frames_instead_of_files(frames: Any, size: tuple[int, int]) -> Iterator[None]:
+def frames_instead_of_files(frames: Any, size: tuple[int, int]) -> AbstractContextManager[None]:
     """Inside, `init_state(anything)` uses `frames`, a tensor or sequence of [3, S, S].
 
     size: (height, width) of the video in pixels.
     """
-    with _replaced("load_video_frames", lambda **_: (frames, *size)):
-        yield
+    return _replaced("load_video_frames", lambda **_: (frames, *size))
 
 
-@contextmanager
-def without_bar() -> Iterator[None]:
+def without_bar() -> AbstractContextManager[None]:
     """Inside, `propagate_in_video` starts without its progress bar: the caller shows one, or none."""
-    with _replaced("tqdm", lambda steps, **_: steps):
-        yield
+    return _replaced("tqdm", lambda steps, **_: steps)
 
 
 @contextmanager

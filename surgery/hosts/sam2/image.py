@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from surgery.core.pictures import PictureRoot
-from surgery.hosts.sam2.view import Sam2View, of_library
+from surgery.hosts.sam2.view import Sam2View
 
 
 class Sam2ImageView(Sam2View):
@@ -11,12 +11,4 @@ class Sam2ImageView(Sam2View):
 
     video = False
     root = PictureRoot
-    models = "sam2 SAM2Base"
-
-    @classmethod
-    def matches(cls, model: object) -> bool:
-        if not of_library(model):
-            return False
-        from sam2.modeling.sam2_base import SAM2Base
-
-        return isinstance(model, SAM2Base)
+    models, kind = "sam2 SAM2Base", "sam2.modeling.sam2_base.SAM2Base"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from surgery.core.attention import Projections
-from surgery.core.decoder import DecoderParts, TwoWayLayer
-from surgery.core.pictures import Filters, Found, Picture, PictureDriver, Points
+from surgery.core.pictures import Filters, Found, Picture, Points
 from surgery.errors import UnsupportedModelError
+from surgery.hosts.sam21.pictures import TrackerPictures
 
 
-class Sam2Pictures(PictureDriver):
+class Sam2Pictures(TrackerPictures):
     """`SAM2Base` and its kinds."""
 
     filters = Filters(iou=0.8, stability=0.95, inclusive=True)
@@ -58,37 +56,17 @@ class Sam2Pictures(PictureDriver):
         return self._prompts(boxes.reshape(-1, 2, 2), labels.repeat(len(boxes), 1))
 
     def _prompts(self, points: Tensor, labels: Tensor) -> Tensor:
-        sparse: Tensor = self.model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)[0]
-        return sparse
+        return self.model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)[0]
 
-    def decoder(self) -> DecoderParts:
-        own = self.model.sam_mask_decoder
-        transformer = own.transformer
-        scores = [own.obj_score_token.weight] if own.pred_obj_scores else []
-        masks = own.mask_tokens.weight
+    def transform(self, image: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.sam_mask_decoder.transformer(image, positions.expand(len(image), -1, -1, -1), tokens)
 
-        def transform(image: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-            found: tuple[Tensor, Tensor] = transformer(image, positions.expand(len(image), -1, -1, -1), tokens)
-            return found
+    def upscaled(self, image: Tensor, stride4: Tensor, stride8: Tensor) -> Tensor:
+        first, norm, activation, second, last = self.model.sam_mask_decoder.output_upscaling
+        return last(second(activation(norm(first(image) + stride8))) + stride4)
 
-        def single(logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-            if not own.dynamic_multimask_via_stability:
-                return logits[:, :1], scores[:, :1]
-            found: tuple[Tensor, Tensor] = own._dynamic_multimask_via_stability(logits, scores)
-            return found
-
-        return DecoderParts(
-            torch.cat([*scores, own.iou_token.weight, masks]),
-            len(masks),
-            [_layer(layer) for layer in transformer.layers],
-            projections(transformer.final_attn_token_to_image),
-            transformer.norm_final_attn,
-            transform,
-            _upscaled(own),
-            list(own.output_hypernetworks_mlps),
-            own.iou_prediction_head,
-            single,
-        )
+    def stable_one(self, logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.sam_mask_decoder._dynamic_multimask_via_stability(logits, scores)
 
     def channels(self) -> tuple[int, int, int]:
         own = self.model.sam_mask_decoder
@@ -98,52 +76,14 @@ class Sam2Pictures(PictureDriver):
         return self._own("image_encoder", "sam_prompt_encoder", "sam_mask_decoder")
 
     def records(self, found: Found, size: tuple[int, int]) -> list[dict[str, Any]]:
-        whole = [0, 0, size[1], size[0]]
-        corners = found.boxes.float().cpu().numpy()
-        areas = found.masks.flatten(1).sum(1).tolist()
-        return [
-            {
-                "segmentation": mask,
-                "area": area,
-                "bbox": [*box[:2].tolist(), float(box[2] - box[0]), float(box[3] - box[1])],
-                "predicted_iou": score,
-                "point_coords": [point],
-                "stability_score": stability,
-                "crop_box": [float(each) for each in whole],
-            }
-            for mask, area, box, score, point, stability in zip(
-                found.masks.cpu().numpy(),
-                areas,
-                corners,
-                found.scores.float().tolist(),
-                found.points.tolist(),
-                found.stability.tolist(),
-                strict=True,
-            )
-        ]
-
-
-def projections(attention: Any) -> Projections:
-    """Those of an attention of the two-way transformer."""
-    return Projections(attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, attention.num_heads)
-
-
-def _layer(layer: Any) -> TwoWayLayer:
-    return TwoWayLayer(
-        projections(layer.self_attn),
-        projections(layer.cross_attn_token_to_image),
-        projections(layer.cross_attn_image_to_token),
-        (layer.norm1, layer.norm2, layer.norm3, layer.norm4),
-        layer.mlp,
-        not layer.skip_first_layer_pe,
-    )
-
-
-def _upscaled(own: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    first, norm, activation, second, last = own.output_upscaling
-
-    def run(image: Tensor, stride4: Tensor, stride8: Tensor) -> Tensor:
-        found: Tensor = activation(norm(first(image) + stride8))
-        return last(second(found) + stride4)
-
-    return run
+        corners = found.boxes.float()
+        columns = {
+            "segmentation": list(found.masks.cpu().numpy()),
+            "area": found.masks.flatten(1).sum(1).tolist(),
+            "bbox": torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist(),
+            "predicted_iou": found.scores.float().tolist(),
+            "point_coords": found.points[:, None].tolist(),
+            "stability_score": found.stability.tolist(),
+            "crop_box": [[0.0, 0.0, float(size[1]), float(size[0])] for _ in found.masks],
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

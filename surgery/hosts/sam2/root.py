@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -16,18 +17,7 @@ from surgery.core.surgery import RootSite
 from surgery.core.turns import in_turn, seam
 from surgery.errors import ModelStateError
 from surgery.hosts.sam2.session import Sam2Session, TracedFrame, TracedFrames
-
-_CONDITIONING = (
-    "frame_idx",
-    "is_init_cond_frame",
-    "current_vision_feats",
-    "current_vision_pos_embeds",
-    "feat_sizes",
-    "output_dict",
-    "num_frames",
-    "track_in_reverse",
-)
-"""Parameters of the host's `_prepare_memory_conditioned_features`, in order."""
+from surgery.hosts.sam21.names import arguments
 
 
 class Sam2Root(Patched):
@@ -41,29 +31,21 @@ class Sam2Root(Patched):
         return in_turn(self, super().propagate_in_video(*args, **kwargs))  # type: ignore[misc, arg-type]
 
     @seam
-    def _run_single_frame_inference(
-        self, inference_state: dict[str, Any], output_dict: Any, frame_idx: int, *args: Any, **kwargs: Any
-    ) -> Any:
-        def run() -> Any:
-            return super(Sam2Root, self)._run_single_frame_inference(  # type: ignore[misc]
-                inference_state, output_dict, frame_idx, *args, **kwargs
-            )
-
-        surgery = self._surgery.surgery
+    def _run_single_frame_inference(self, *args: Any, **kwargs: Any) -> Any:
+        surgery, run = self._surgery.surgery, super()._run_single_frame_inference  # type: ignore[misc]
         if not surgery.enabled:
-            return run()
+            return run(*args, **kwargs)
         surgery.structure.require()
-        names = ("batch_size", "is_init_cond_frame", "point_inputs", "mask_inputs", "reverse", "run_mem_encoder")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        per_object = inference_state["output_dict_per_obj"]
-        position = next((idx for idx, outputs in per_object.items() if outputs is output_dict), None)
+        given = arguments(run, args, kwargs)
+        state, stores = given["inference_state"], given["inference_state"]["output_dict_per_obj"]
+        position = next((idx for idx, outputs in stores.items() if outputs is given["output_dict"]), None)
         if position is None:
             raise ModelStateError("the predictor tracks an object that its own inference_state does not list")
         step = ObjectStep(
-            handle=Sam2Session(inference_state),
-            obj_id=inference_state["obj_idx_to_id"][position],
-            objects={inference_state["obj_idx_to_id"][idx]: outputs for idx, outputs in per_object.items()},
-            frame=frame_idx,
+            handle=Sam2Session(state),
+            obj_id=state["obj_idx_to_id"][position],
+            objects={state["obj_idx_to_id"][idx]: outputs for idx, outputs in stores.items()},
+            frame=given["frame_idx"],
             reverse=bool(given["reverse"]),
             prompted=bool(given["is_init_cond_frame"])
             or given["point_inputs"] is not None
@@ -71,40 +53,36 @@ class Sam2Root(Patched):
             or not given["run_mem_encoder"],
         )
         with step_of(surgery, step):
-            outputs = run()
+            outputs = run(*args, **kwargs)
         if not step.prompted:
-            stored(surgery, step.handle, frame_idx, [step.obj_id])
+            stored(surgery, step.handle, step.frame, [step.obj_id])
         return outputs
 
     @seam
     def _get_image_feature(self, inference_state: dict[str, Any], frame_idx: int, batch_size: int) -> Any:
-        def run() -> Any:
-            return super(Sam2Root, self)._get_image_feature(inference_state, frame_idx, batch_size)  # type: ignore[misc]
-
+        run = partial(super()._get_image_feature, inference_state, frame_idx, batch_size)  # type: ignore[misc]
         return image_features(self._surgery.surgery, Sam2Session(inference_state), frame_idx, run)
 
     @seam
     def forward_image(self, img_batch: Tensor) -> Any:
-        def run() -> Any:
-            return super(Sam2Root, self).forward_image(img_batch)  # type: ignore[misc]
-
+        run = partial(super().forward_image, img_batch)  # type: ignore[misc]
         return encode(self._surgery.surgery, img_batch, run)
 
     @seam
     def _prepare_memory_conditioned_features(self, *args: Any, **kwargs: Any) -> Any:
-        context = self._surgery.context
-        if context is not None and self._surgery.surgery.notes_memory_frames:
-            args, kwargs = (), {**dict(zip(_CONDITIONING, args, strict=False)), **kwargs}
-            outputs = kwargs["output_dict"]
-            log: list[MemoryFrame] = []
-            conditioning = outputs["cond_frame_outputs"]
-            kwargs["output_dict"] = {
-                **outputs,
-                "cond_frame_outputs": {t: TracedFrame(out, Conditioning(t), log) for t, out in conditioning.items()},
-                "non_cond_frame_outputs": TracedFrames(outputs["non_cond_frame_outputs"], log),
-            }
-            context.memory_frames = log
-        return super()._prepare_memory_conditioned_features(*args, **kwargs)  # type: ignore[misc]
+        context, run = self._surgery.context, super()._prepare_memory_conditioned_features  # type: ignore[misc]
+        if context is None or not self._surgery.surgery.notes_memory_frames:
+            return run(*args, **kwargs)
+        given, log = arguments(run, args, kwargs), list[MemoryFrame]()
+        outputs = given["output_dict"]
+        conditioning = outputs["cond_frame_outputs"]
+        given["output_dict"] = {
+            **outputs,
+            "cond_frame_outputs": {t: TracedFrame(out, Conditioning(t), log) for t, out in conditioning.items()},
+            "non_cond_frame_outputs": TracedFrames(outputs["non_cond_frame_outputs"], log),
+        }
+        context.memory_frames = log
+        return run(**given)
 
     @seam
     def _forward_sam_heads(self, *args: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from surgery.core.memory import MemoryFrame
@@ -18,8 +18,7 @@ class Sam2Session(SessionHandle):
         super().__init__(inference_state, STATE_KEY)
 
     def features(self) -> dict[int, Any]:
-        found: dict[int, Any] = self.holder["cached_features"]
-        return found
+        return self.holder["cached_features"]
 
     def outputs(self) -> dict[int, Stores]:
         ids, stores = self.holder["obj_idx_to_id"], self.holder["output_dict_per_obj"]
@@ -49,21 +48,14 @@ class TracedFrame(dict[str, Any]):
         return super().__getitem__(key)
 
 
-class TracedFrames:
+class TracedFrames(Mapping[int, Any]):
     """Non-conditioning outputs of one object, wrapped one by one as the host asks for them."""
 
     def __init__(self, outputs: dict[int, dict[str, Any]], log: list[MemoryFrame]) -> None:
         self._outputs, self._log = outputs, log
 
-    def get(self, frame: int, default: Any = None) -> Any:
-        output = self._outputs.get(frame)
-        return default if output is None else TracedFrame(output, frame, self._log)
-
     def __getitem__(self, frame: int) -> Any:
         return TracedFrame(self._outputs[frame], frame, self._log)
-
-    def __contains__(self, frame: int) -> bool:
-        return frame in self._outputs
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._outputs)

@@ -48,16 +48,12 @@ def image_processor(kind: str, side: int, mask: int) -> Any:
 class TransformersDriver(Driver):
     """`Sam2VideoModel`; the session is a `Sam2VideoInferenceSession` that holds one image at a time.
 
-    session_kind: class of the session.
+    session_kind: class of the session. processor: makes one for a model of so many pixels.
     """
 
     pixels = staticmethod(pixels_of)
+    processor = staticmethod(new_processor)
     session_kind: ClassVar[str] = "Sam2VideoInferenceSession"
-
-    @staticmethod
-    def processor(side: int) -> Any:
-        """For a model of so many pixels."""
-        return new_processor(side)
 
     def __init__(self, view: HostView, frames: FrameSource, size: tuple[int, int]) -> None:
         super().__init__(view, frames, size)
@@ -86,8 +82,9 @@ class TransformersDriver(Driver):
     def remove(self, obj_id: int) -> None:
         # The host has no call for it: what it keeps by the number of an object is numbered anew.
         session = self.session
-        gone, ids = session.obj_id_to_idx(obj_id), [each for each in session.obj_ids if each != obj_id]
+        gone = session.obj_id_to_idx(obj_id)
         for store in (
+            session._obj_idx_to_id,
             session.point_inputs_per_obj,
             session.mask_inputs_per_obj,
             session.output_dict_per_obj,
@@ -97,10 +94,8 @@ class TransformersDriver(Driver):
             store.clear()
             store.update(enumerate(kept))
         session._obj_id_to_idx.clear()
-        session._obj_id_to_idx.update((each, place) for place, each in enumerate(ids))
-        session._obj_idx_to_id.clear()
-        session._obj_idx_to_id.update(enumerate(ids))
-        session.obj_ids[:] = ids
+        session._obj_id_to_idx.update((each, place) for place, each in session._obj_idx_to_id.items())
+        session.obj_ids.remove(obj_id)
         session.obj_with_new_inputs = [each for each in session.obj_with_new_inputs if each != obj_id]
 
     def steps(self, first: int, last: int) -> Generator[tuple[Sequence[int], Tensor], None, None]:

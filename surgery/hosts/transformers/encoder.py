@@ -25,19 +25,17 @@ class TransformersEncoderAttention(Patched):
 
         Attention is by the implementation that `set_attn_implementation` chose.
         """
-        module: Any = self
         count, height, width, _ = hidden_states.shape
-        heads = module.num_attention_heads
-        query, key, value = module.qkv(hidden_states).reshape(count, height * width, 3, heads, -1).unbind(2)
-        if module.query_stride:
+        heads = self.num_attention_heads
+        query, key, value = self.qkv(hidden_states).reshape(count, height * width, 3, heads, -1).unbind(2)
+        if self.query_stride:
             grid = query.reshape(count, height, width, -1).permute(0, 3, 1, 2)
-            grid = F.max_pool2d(grid, module.query_stride, module.query_stride).permute(0, 2, 3, 1)
+            grid = F.max_pool2d(grid, self.query_stride, self.query_stride).permute(0, 2, 3, 1)
             height, width = grid.shape[1:3]
             query = grid.reshape(count, height * width, heads, -1)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         mixed, _ = attend(
-            module, query, key, value, attention_mask=None, is_causal=module.is_causal, scaling=module.scale, **kwargs
+            self, query, key, value, attention_mask=None, is_causal=self.is_causal, scaling=self.scale, **kwargs
         )
-        out: Tensor = module.proj(mixed.reshape(count, height, width, -1))
-        return out
+        return self.proj(mixed.reshape(count, height, width, -1))

@@ -6,7 +6,6 @@ from torch import nn
 
 from surgery.core.pictures import PictureRoot
 from surgery.errors import UnsupportedModelError
-from surgery.hosts.transformers.video import of_library
 from surgery.hosts.transformers.view import TransformersView
 
 
@@ -15,15 +14,7 @@ class TransformersImageView(TransformersView):
 
     video = False
     root = PictureRoot
-    models = "transformers Sam2Model"
-
-    @classmethod
-    def matches(cls, model: object) -> bool:
-        if not of_library(model):
-            return False
-        from transformers import Sam2Model
-
-        return isinstance(model, Sam2Model)
+    models, kind = "transformers Sam2Model", "transformers.models.sam2.modeling_sam2.Sam2Model"
 
     def memory_attention(self) -> nn.Module:
         raise UnsupportedModelError(f"a {type(self.model).__name__} has no memory attention")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from surgery.core.loader import Loader
-from surgery.errors import ModelLoadError, about
+from surgery.errors import HubError, ModelLoadError, about
 from surgery.hosts.sam21 import Sam21
 from surgery.hosts.transformers.keymap import to_stock, to_transformers
 from surgery.missing import Library
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 
 class PretrainedLoader(Loader):
@@ -65,8 +66,7 @@ def _kind_of(spec: str) -> str | None:
     if Path(spec).is_dir() and not (Path(spec) / "config.json").is_file():
         raise ModelLoadError(f"{spec}: no config.json, not a saved transformers model")
     with _told(spec):
-        found: str | None = PretrainedConfig.get_config_dict(spec)[0].get("model_type")
-    return found
+        return PretrainedConfig.get_config_dict(spec)[0].get("model_type")
 
 
 @contextmanager
@@ -127,10 +127,30 @@ class TransformersLoader(PretrainedLoader):
         )
         return library.Sam2VideoModel(config)
 
-    def detector(self, name: str, device: torch.device) -> Any:
-        from surgery.hosts.transformers.detector import load_detector
+    def detector(self, name: str, device: torch.device) -> Callable[[npt.NDArray[np.uint8]], tuple[Tensor, Tensor]]:
+        """An `AutoModelForObjectDetection`; the score of a box is the highest of any class."""
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-        return load_detector(name, device)
+        try:
+            processor: Any = AutoImageProcessor.from_pretrained(name)
+            model: Any = AutoModelForObjectDetection.from_pretrained(name).to(device).eval()
+        except OSError as error:
+            words = " ".join(str(error).split())
+            raise HubError(f"cannot load detector {name}: {words}") from error
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise ModelLoadError(
+                f"{name} is not an object detector that transformers can load (AutoModelForObjectDetection): {error}"
+            ) from error
+
+        @torch.no_grad()
+        def detect(image: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+            inputs = processor(images=image, return_tensors="pt", input_data_format="channels_last").to(device)
+            (found,) = processor.post_process_object_detection(
+                model(**inputs), threshold=0.0, target_sizes=[image.shape[:2]]
+            )
+            return found["boxes"], found["scores"]
+
+        return detect
 
     def to_neutral(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return to_stock(state)

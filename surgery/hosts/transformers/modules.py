@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from surgery.core.attention import AttentionCall, Projections
+from surgery.core.attention import AttentionCall
 from surgery.core.evidence import record_evidence
-from surgery.core.memory import MemoryCall
-from surgery.core.seams import Attention, MaskDecoderPart, MemoryAttentionPart, PositionCode, TokenToImage
-from surgery.hosts.sam21 import HieraBlock
+from surgery.core.seams import Attention, MaskDecoderPart, PositionCode, TokenToImage
+from surgery.hosts.sam21.modules import HieraBlock, MemoryAttention
+from surgery.hosts.sam21.names import Names
+
+NAMES = Names(
+    heads="num_attention_heads",
+    output="o_proj",
+    norm="layer_norm",
+    stride="query_stride",
+    memory=(
+        "current_vision_features",
+        "memory",
+        "current_vision_position_embeddings",
+        "memory_posision_embeddings",
+        "num_object_pointer_tokens",
+    ),
+)
 
 
 class TransformersBlock(HieraBlock):
     """`Sam2MultiScaleBlock`."""
 
-    _norms = ("layer_norm1", "layer_norm2")
-    _heads = "num_attention_heads"
+    _names = NAMES
 
 
 class TransformersTokenToImage(TokenToImage):
@@ -41,19 +55,9 @@ class TransformersAttention(Attention):
         num_k_exclude_rope: int = 0,
         **kwargs: Any,
     ) -> Any:
-        own: Any = self
-        forward, site, weights = super().forward, self._surgery, [None]  # type: ignore[misc]
-
-        def stock() -> Any:
-            return forward(
-                query=query,
-                key=key,
-                value=value,
-                position_embeddings=position_embeddings,
-                num_k_exclude_rope=num_k_exclude_rope,
-                **kwargs,
-            )
-
+        site, weights = self._surgery, [None]
+        given = {"query": query, "key": key, "value": value, "position_embeddings": position_embeddings, **kwargs}
+        stock = partial(super().forward, **given, num_k_exclude_rope=num_k_exclude_rope)  # type: ignore[misc]
         if site.context is None or query.shape[:2] != (1, 1):
             return stock()
 
@@ -62,33 +66,17 @@ class TransformersAttention(Attention):
             cos_sin = [table.reshape(-1, table.shape[-1])[:, ::2].float() for table in position_embeddings]
             return torch.stack(cos_sin, -1)
 
-        parts = Projections(own.q_proj, own.k_proj, own.v_proj, own.o_proj, own.num_attention_heads)
+        parts = NAMES.projections(self)
         call = AttentionCall(
-            query[0, 0],
-            key[0, 0],
-            value[0, 0],
-            parts,
-            tables,
-            site.number,
-            num_k_exclude_rope,
-            own.training,
+            query[0, 0], key[0, 0], value[0, 0], parts, tables, site.number, num_k_exclude_rope, self.training
         )
 
         def run() -> Tensor:
             out, weights[0] = stock()
             call.returns_weights = weights[0] is not None
-            tokens: Tensor = out[0, 0]
-            return tokens
+            return out[0, 0]
 
         return self._call(call, run)[None, None], weights[0]
-
-
-class TransformersTrunk(PositionCode):
-    """`Sam2HieraDetModel`, which interpolates its position code to the map and tiles it on every frame."""
-
-    def _get_pos_embed(self, hw: tuple[int, int]) -> Tensor:
-        make = super()._get_pos_embed  # type: ignore[misc]
-        return self._code((int(hw[0]), int(hw[1])), lambda: make(hw))
 
 
 class TransformersNeckCodes(PositionCode):
@@ -97,34 +85,14 @@ class TransformersNeckCodes(PositionCode):
     def forward(self, shape: Any, device: Any, dtype: torch.dtype, mask: Tensor | None = None) -> Tensor:
         make = super().forward  # type: ignore[misc]
         if mask is not None:
-            code: Tensor = make(shape, device, dtype, mask)
-            return code
+            return make(shape, device, dtype, mask)
         return self._code((tuple(shape), torch.device(device), dtype), lambda: make(shape, device, dtype))
 
 
-class TransformersMemoryAttention(MemoryAttentionPart):
+class TransformersMemoryAttention(MemoryAttention):
     """`Sam2VideoMemoryAttention`."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        names = (
-            "current_vision_features",
-            "memory",
-            "current_vision_position_embeddings",
-            "memory_posision_embeddings",
-            "num_object_pointer_tokens",
-        )
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        current, positions = given[names[0]], given.get(names[2])
-        own: Any = self
-        stock, layers = super().__call__, len(own.layers)
-
-        def run(call: MemoryCall) -> Any:
-            if call.current is current:
-                return stock(*args, **kwargs)
-            return stock(**{**given, names[0]: call.current, names[2]: call.positions})
-
-        pointers = given.get("num_object_pointer_tokens", 0)
-        return self._conditioned(MemoryCall(current, positions, given["memory"], pointers, 1, layers), run)
+    _names = NAMES
 
 
 class TransformersMaskDecoder(MaskDecoderPart):

@@ -10,14 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from surgery.core.attention import Projections
-from surgery.core.decoder import DecoderParts, TwoWayLayer
-from surgery.core.pictures import Filters, Found, Picture, PictureDriver, Points
+from surgery.core.pictures import Filters, Found, Picture, Points
+from surgery.hosts.sam21.pictures import TrackerPictures
 from surgery.hosts.transformers.driver import new_processor
 from surgery.hosts.transformers.keymap import to_stock
 
 
-class TransformersPictures(PictureDriver):
+class TransformersPictures(TrackerPictures):
     """`Sam2Model` and `Sam2VideoModel`."""
 
     filters = Filters(iou=0.88, stability=0.95, inclusive=False)
@@ -53,66 +52,30 @@ class TransformersPictures(PictureDriver):
         sparse: Tensor = self.model.prompt_encoder(**given, input_masks=None)[0]
         return sparse[0]
 
-    def decoder(self) -> DecoderParts:
-        own = self.model.mask_decoder
-        transformer, masks = own.transformer, own.mask_tokens.weight
-
-        def transform(image: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-            found, seen = transformer(
-                point_embeddings=tokens[None],
-                image_embeddings=image,
-                image_positional_embeddings=positions.expand(len(image), -1, -1, -1),
-                attention_similarity=None,
-            )
-            return found[0], seen[:, 0]
-
-        def upscaled(image: Tensor, stride4: Tensor, stride8: Tensor) -> Tensor:
-            found: Tensor = own.activation(own.upscale_layer_norm(own.upscale_conv1(image) + stride8))
-            return own.activation(own.upscale_conv2(found) + stride4)
-
-        def single(logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-            if not own.dynamic_multimask_via_stability:
-                return logits[:, :1], scores[:, :1]
-            one, score = own._dynamic_multimask_via_stability(logits[None], scores[None])
-            return one[0], score[0]
-
-        return DecoderParts(
-            torch.cat([own.obj_score_token.weight, own.iou_token.weight, masks]),
-            len(masks),
-            [_layer(layer) for layer in transformer.layers],
-            projections(transformer.final_attn_token_to_image),
-            transformer.layer_norm_final_attn,
-            transform,
-            upscaled,
-            list(own.output_hypernetworks_mlps),
-            own.iou_prediction_head,
-            single,
+    def transform(self, image: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        found, seen = self.model.mask_decoder.transformer(
+            point_embeddings=tokens[None],
+            image_embeddings=image,
+            image_positional_embeddings=positions.expand(len(image), -1, -1, -1),
+            attention_similarity=None,
         )
+        return found[0], seen[:, 0]
+
+    def upscaled(self, image: Tensor, stride4: Tensor, stride8: Tensor) -> Tensor:
+        own = self.model.mask_decoder
+        found: Tensor = own.activation(own.upscale_layer_norm(own.upscale_conv1(image) + stride8))
+        return own.activation(own.upscale_conv2(found) + stride4)
+
+    def stable_one(self, logits: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        one, score = self.model.mask_decoder._dynamic_multimask_via_stability(logits[None], scores[None])
+        return one[0], score[0]
 
     def channels(self) -> tuple[int, int, int]:
         own = self.model.mask_decoder
         return own.conv_s0.out_channels, own.conv_s1.out_channels, own.hidden_size
 
     def tensors(self) -> dict[str, Tensor]:
-        own = self._own("shared_image_embedding", "vision_encoder", "prompt_encoder", "mask_decoder")
-        return to_stock(own)
+        return to_stock(self._own("shared_image_embedding", "vision_encoder", "prompt_encoder", "mask_decoder"))
 
     def records(self, found: Found, size: tuple[int, int]) -> dict[str, Any]:
         return {"masks": list(found.masks.cpu()), "scores": found.scores, "bounding_boxes": found.boxes}
-
-
-def projections(attention: Any) -> Projections:
-    """Those of an attention of the two-way transformer."""
-    heads = attention.num_attention_heads
-    return Projections(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, heads)
-
-
-def _layer(layer: Any) -> TwoWayLayer:
-    return TwoWayLayer(
-        projections(layer.self_attn),
-        projections(layer.cross_attn_token_to_image),
-        projections(layer.cross_attn_image_to_token),
-        (layer.layer_norm1, layer.layer_norm2, layer.layer_norm3, layer.layer_norm4),
-        layer.mlp,
-        not layer.skip_first_layer_pe,
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from surgery.core.patching import Patched
 from surgery.core.steps import encode, image_features, step_of, stored
 from surgery.core.surgery import RootSite
 from surgery.core.turns import seam
+from surgery.hosts.sam21.names import arguments
 from surgery.hosts.transformers.driver import TransformersDriver
 from surgery.hosts.transformers.session import TransformersSession, require_image, require_session
 
@@ -35,24 +37,11 @@ class TransformersRoot(SessionRoot):
 
     @seam
     def _run_single_frame_inference(self, *args: Any, **kwargs: Any) -> Any:
-        def run() -> Any:
-            return super(TransformersRoot, self)._run_single_frame_inference(*args, **kwargs)  # type: ignore[misc]
-
-        surgery = self._surgery.surgery
+        surgery, run = self._surgery.surgery, super()._run_single_frame_inference  # type: ignore[misc]
         if not surgery.enabled:
-            return run()
+            return run(*args, **kwargs)
         surgery.structure.require()
-        names = (
-            "inference_session",
-            "frame_idx",
-            "obj_idx",
-            "batch_size",
-            "is_init_cond_frame",
-            "point_inputs",
-            "mask_inputs",
-            "reverse",
-        )
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = arguments(run, args, kwargs)
         session = given["inference_session"]
         step = ObjectStep(
             handle=TransformersSession(session),
@@ -67,25 +56,18 @@ class TransformersRoot(SessionRoot):
             shared_prompt=bool(session.obj_with_new_inputs),
         )
         with step_of(surgery, step):
-            return run()
+            return run(*args, **kwargs)
 
     @seam
     def _prepare_vision_features(self, inference_session: Any, frame_idx: int, batch_size: int) -> Any:
         session = TransformersSession(inference_session)
         require_image(inference_session, session.cached(), frame_idx)
-
-        def run() -> Any:
-            return super(TransformersRoot, self)._prepare_vision_features(  # type: ignore[misc]
-                inference_session, frame_idx, batch_size
-            )
-
+        run = partial(super()._prepare_vision_features, inference_session, frame_idx, batch_size)  # type: ignore[misc]
         return image_features(self._surgery.surgery, session, frame_idx, run)
 
     @seam
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Any:
-        def run() -> Any:
-            return super(TransformersRoot, self).get_image_features(pixel_values, **kwargs)  # type: ignore[misc]
-
+        run = partial(super().get_image_features, pixel_values, **kwargs)  # type: ignore[misc]
         return encode(self._surgery.surgery, pixel_values, run)
 
     @seam
@@ -110,9 +92,8 @@ class TransformersRoot(SessionRoot):
     @seam
     def _batch_encode_memories(self, inference_session: Any, frame_idx: int, *args: Any, **kwargs: Any) -> None:
         super()._batch_encode_memories(inference_session, frame_idx, *args, **kwargs)  # type: ignore[misc]
-        surgery = self._surgery.surgery
-        if surgery.enabled:
-            stored(surgery, TransformersSession(inference_session), frame_idx, list(inference_session.obj_ids))
+        handle = TransformersSession(inference_session)
+        stored(self._surgery.surgery, handle, frame_idx, list(inference_session.obj_ids))
 
     @seam
     def _use_mask_as_output(self, *args: Any, **kwargs: Any) -> Any:

@@ -27,8 +27,7 @@ class TransformersSession(SessionHandle):
         return weakref.ref(self._session)
 
     def features(self) -> dict[int, Any]:
-        found: dict[int, Any] = self.holder["cache"]._vision_features
-        return found
+        return self.holder["cache"]._vision_features
 
     def outputs(self) -> dict[int, Stores]:
         session = self._session
@@ -42,8 +41,7 @@ class TransformersSession(SessionHandle):
         }
 
     def images(self) -> MutableMapping[int, Tensor]:
-        found: MutableMapping[int, Tensor] = self._session.processed_frames
-        return found
+        return self._session.processed_frames
 
     def keep(self, features: dict[int, Any]) -> None:
         self.holder["cache"]._vision_features = features

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from surgery.core.layout import BlockInfo
 from surgery.core.patching import Patched
-from surgery.errors import UnsupportedModelError
+from surgery.hosts.sam21.modules import HieraTrunk
+from surgery.hosts.sam21.tracker import HieraView, of_library
 from surgery.hosts.transformers.driver import TransformersDriver
 from surgery.hosts.transformers.keymap import stock_path
 from surgery.hosts.transformers.loader import TransformersLoader
-from surgery.hosts.transformers.modules import TransformersBlock, TransformersNeckCodes, TransformersTrunk
+from surgery.hosts.transformers.modules import TransformersBlock, TransformersNeckCodes
 from surgery.hosts.transformers.pictures import TransformersPictures
 from surgery.hosts.transformers.root import TransformersRoot
-from surgery.hosts.transformers.video import TRACKER_SEAMS, TrackerView, is_a, of_library, square
+from surgery.hosts.transformers.video import TRACKER_SEAMS, VideoView
 
 
-class TransformersView(TrackerView):
+class TransformersView(VideoView, HieraView):
     """A `Sam2VideoModel`."""
 
     name = "transformers"
     models = "transformers Sam2VideoModel"
+    kind = "transformers.models.sam2_video.modeling_sam2_video.Sam2VideoModel"
     driver = TransformersDriver
     loader = TransformersLoader()
     root: ClassVar[type[Patched]] = TransformersRoot
@@ -37,21 +38,16 @@ class TransformersView(TrackerView):
     )
 
     @classmethod
-    def matches(cls, model: object) -> bool:
-        return is_a(model, "Sam2VideoModel")
-
-    @classmethod
     def near_miss(cls, model: object) -> str | None:
         kind = type(model).__name__
-        if not of_library(model) or kind.startswith("Sam3"):
+        if not of_library(model, "transformers") or kind.startswith("Sam3"):
             return None
         expected = 'expected a Sam2VideoModel: Sam2VideoModel.from_pretrained("facebook/sam2.1-hiera-large")'
         if kind.startswith("EdgeTam"):
-            lack = (
-                "is of EdgeTAM: its encoder has no windows to skip, and a perceiver has cut its memory to an eighth "
-                "already"
+            return (
+                f"{kind} is of EdgeTAM: its encoder has no windows to skip, and a perceiver has cut its memory to an "
+                f"eighth already; {expected}"
             )
-            return f"{kind} {lack}; {expected}"
         if "Sam" in kind:
             return f"{kind} is for pictures: it has no memory and no previous frame to route by; {expected}"
         return f"{kind} is not a SAM 2 video model; {expected}"
@@ -59,33 +55,8 @@ class TransformersView(TrackerView):
     def neutral_path(self, path: str) -> str:
         return stock_path(path)
 
-    def blocks(self) -> Sequence[nn.Module]:
-        backbone = self.model.vision_encoder.backbone
-        if not hasattr(backbone, "blocks") or not hasattr(backbone, "stage_ends"):
-            raise UnsupportedModelError(
-                f"the vision encoder's backbone is a {type(backbone).__name__}; expected Sam2HieraDetModel, whose "
-                "windowed blocks are what window routing acts on (recipe memory-only needs none)"
-            )
-        return list(backbone.blocks)
-
-    def block_info(self, index: int) -> BlockInfo:
-        block: Any = self.blocks()[index]
-        return BlockInfo(
-            index=index,
-            dim=block.dim_out,
-            heads=block.attn.num_attention_heads,
-            window=block.window_size,
-            pools=bool(block.query_stride),
-        )
-
     def patch_stride(self) -> int:
-        return int(self.model.vision_encoder.backbone.patch_embed.projection.stride[0])
-
-    def stage_starts(self) -> tuple[int, ...]:
-        return (0, *(end + 1 for end in self.model.vision_encoder.backbone.stage_ends[:-1]))
-
-    def image_size(self) -> int:
-        return square(self.model.config.vision_config.backbone_config.image_size)
+        return int(self.backbone().patch_embed.projection.stride[0])
 
     def seam_classes(self) -> Mapping[str, Mapping[type, type[Patched]]]:
         from transformers.models.sam2.modeling_sam2 import (
@@ -97,10 +68,9 @@ class TransformersView(TrackerView):
         from surgery.hosts.transformers.encoder import TransformersEncoderAttention
 
         return {
-            "code": {Sam2HieraDetModel: TransformersTrunk, Sam2SinePositionEmbedding: TransformersNeckCodes},
+            "code": {Sam2HieraDetModel: HieraTrunk, Sam2SinePositionEmbedding: TransformersNeckCodes},
             "product": {Sam2MultiScaleAttention: TransformersEncoderAttention},
         }
 
     def stride16_of(self, output: Any) -> Tensor:
-        found: Tensor = output.fpn_hidden_states[-1]
-        return found.flatten(2).permute(2, 0, 1)
+        return output.fpn_hidden_states[-1].flatten(2).permute(2, 0, 1)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
-from surgery.hosts.pixels import normalised
+from surgery.hosts.sam21 import normalised
 from surgery.hosts.transformers.driver import TransformersDriver, image_processor
 
 _HALF = (0.5, 0.5, 0.5)
@@ -36,8 +36,5 @@ class Sam3TrackerDriver(TransformersDriver):
     """`Sam3TrackerVideoModel`."""
 
     pixels = staticmethod(pixels_of)
+    processor = staticmethod(new_processor)
     session_kind = "Sam3TrackerVideoInferenceSession"
-
-    @staticmethod
-    def processor(side: int) -> Any:
-        return new_processor(side)

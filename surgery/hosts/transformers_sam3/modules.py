@@ -16,30 +16,22 @@ class Sam3Layer(Block):
 
     def _tables(self, tokens: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
         """cos and sin [..., N, d] of the tokens at `places`, or of all that the layer attends among."""
-        own: Any = self
         # Early 5.x has the tables of a layer in its module.
-        given = (tokens, own.position_ids) if hasattr(own, "position_ids") else ()
-        cos, sin = own.rotary_emb(*given)
+        given = (tokens, self.position_ids) if hasattr(self, "position_ids") else ()
+        cos, sin = self.rotary_emb(*given)
         return (cos, sin) if places is None else (cos.index_select(-2, places), sin.index_select(-2, places))
 
     def _norm1(self, tokens: Tensor) -> Tensor:
-        own: Any = self
-        out: Tensor = own.layer_norm1(tokens)
-        return out
+        return self.layer_norm1(tokens)
 
     def _norm2(self, tokens: Tensor) -> Tensor:
-        own: Any = self
-        out: Tensor = own.layer_norm2(tokens)
-        return out
+        return self.layer_norm2(tokens)
 
     def _attend(self, windows: Tensor, places: Tensor | None, **kwargs: Any) -> Tensor:
-        own: Any = self
-        out: Tensor = own.attention(windows, self._tables(windows, places), **kwargs)[0]
-        return out
+        return self.attention(windows, self._tables(windows, places), **kwargs)[0]
 
     def _qkv(self, tokens: Tensor, places: Tensor | None) -> Tensor:
-        own: Any = self
-        attention, flat = own.attention, tokens.flatten(0, -2)
+        attention, flat = self.attention, tokens.flatten(0, -2)
         query, key, value = (
             project(flat).unflatten(-1, (attention.num_attention_heads, -1))
             for project in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -48,14 +40,10 @@ class Sam3Layer(Block):
         return torch.stack([*apply_rotary_pos_emb_2d(query, key, cos=cos, sin=sin), value], 1)
 
     def _out(self, mixed: Tensor) -> Tensor:
-        own: Any = self
-        out: Tensor = own.attention.o_proj(mixed)
-        return out
+        return self.attention.o_proj(mixed)
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
-        own: Any = self
-        out: Tensor = own.dropout(super()._feed_forward(tokens))
-        return out
+        return self.dropout(super()._feed_forward(tokens))
 
 
 class Sam3Embeddings(PositionCode):

@@ -7,6 +7,7 @@ after the masks of all objects were compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
@@ -20,7 +21,6 @@ from surgery.errors import UnsupportedModelError
 from surgery.hosts.transformers.loader import PretrainedLoader
 from surgery.hosts.transformers.root import SessionRoot, TransformersRoot
 from surgery.hosts.transformers.session import TransformersSession
-from surgery.hosts.transformers.video import is_a
 from surgery.hosts.transformers_sam3.driver import Sam3TrackerDriver
 from surgery.hosts.transformers_sam3.loader import Sam3TrackerLoader
 from surgery.hosts.transformers_sam3.view import Sam3ViTView
@@ -56,9 +56,8 @@ class Sam3VideoRoot(SessionRoot):
     @seam
     def _tracker_update_memories(self, inference_session: Any, frame_idx: int, *args: Any, **kwargs: Any) -> None:
         super()._tracker_update_memories(inference_session, frame_idx, *args, **kwargs)  # type: ignore[misc]
-        surgery = self._surgery.surgery
-        if surgery.enabled:
-            stored(surgery, TransformersSession(inference_session), frame_idx, list(inference_session.obj_ids))
+        handle = TransformersSession(inference_session)
+        stored(self._surgery.surgery, handle, frame_idx, list(inference_session.obj_ids))
 
 
 class InnerTracker(TransformersRoot):
@@ -66,12 +65,9 @@ class InnerTracker(TransformersRoot):
 
     @seam
     def _prepare_vision_features(self, inference_session: Any, frame_idx: int, batch_size: int) -> Any:
-        surgery, session = self._surgery.surgery, TransformersSession(inference_session)
-
-        def run() -> Any:
-            return super(TransformersRoot, self)._prepare_vision_features(  # type: ignore[misc]
-                inference_session, frame_idx, batch_size
-            )
+        surgery = self._surgery.surgery
+        stock = super(TransformersRoot, self)._prepare_vision_features  # type: ignore[misc]
+        run = partial(stock, inference_session, frame_idx, batch_size)
 
         def looked() -> Any:
             # Encoded by the detector already: what operations want to know of the frame they are told here.
@@ -80,33 +76,28 @@ class InnerTracker(TransformersRoot):
                 return run()
             return encode(surgery, inference_session.get_frame(frame_idx)[None], run)
 
-        return image_features(surgery, session, frame_idx, looked)
+        return image_features(surgery, TransformersSession(inference_session), frame_idx, looked)
 
     @seam
     def _batch_encode_memories(
         self, inference_session: Any, frame_idx: int, objects_needing_memory_encoding: list[int], **kwargs: Any
     ) -> None:
         if objects_needing_memory_encoding:
-            super()._batch_encode_memories(
-                inference_session,
-                frame_idx,
-                objects_needing_memory_encoding=objects_needing_memory_encoding,
-                **kwargs,
-            )
+            super()._batch_encode_memories(inference_session, frame_idx, objects_needing_memory_encoding, **kwargs)
 
 
 class Sam3VideoView(Sam3ViTView):
     """A `Sam3VideoModel`."""
 
     name = "transformers_sam3_text"
-    models = "transformers Sam3VideoModel"
+    models, kind = "transformers Sam3VideoModel", "transformers.models.sam3_video.modeling_sam3_video.Sam3VideoModel"
     driver = Sam3VideoDriver
     loader = Sam3VideoLoader()
     root = Sam3VideoRoot
 
     @classmethod
     def matches(cls, model: object) -> bool:
-        return is_a(model, "Sam3VideoModel") and getattr(model, "tracker_model", None) is not None
+        return super().matches(model) and getattr(model, "tracker_model", None) is not None
 
     @property
     def tracker(self) -> Any:
@@ -123,8 +114,7 @@ class Sam3VideoView(Sam3ViTView):
         )
 
     def image_encoder(self) -> nn.Module:
-        found: nn.Module = self.model.detector_model.vision_encoder
-        return found
+        return self.model.detector_model.vision_encoder
 
     def image_size(self) -> int:
         return int(self.model.config.image_size)

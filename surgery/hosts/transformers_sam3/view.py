@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from surgery.core.layout import BlockInfo
 from surgery.core.patching import Patched
-from surgery.errors import UnsupportedModelError
+from surgery.hosts.sam21.tracker import is_a, of_library
 from surgery.hosts.transformers.modules import TransformersNeckCodes
 from surgery.hosts.transformers.root import TransformersRoot
-from surgery.hosts.transformers.video import TRACKER_SEAMS, TrackerView, is_a, of_library, square
+from surgery.hosts.transformers.video import TRACKER_SEAMS, VideoView
 from surgery.hosts.transformers_sam3.driver import Sam3TrackerDriver
 from surgery.hosts.transformers_sam3.loader import Sam3TrackerLoader
 from surgery.hosts.transformers_sam3.modules import Sam3Embeddings, Sam3Layer
@@ -22,7 +22,7 @@ TRACKER = "Sam3TrackerVideoModel"
 _MULTIPLEX = re.compile(r"Sam3_?1|Sam3.*Multiplex")
 
 
-class Sam3ViTView(TrackerView):
+class Sam3ViTView(VideoView):
     """A model with SAM 3's image encoder."""
 
     family = "SAM 3"
@@ -37,13 +37,7 @@ class Sam3ViTView(TrackerView):
     )
 
     def blocks(self) -> Sequence[nn.Module]:
-        backbone: Any = self.image_encoder().backbone
-        if not hasattr(backbone, "layers") or not hasattr(backbone, "embeddings"):
-            raise UnsupportedModelError(
-                f"the vision encoder's backbone is a {type(backbone).__name__}; expected Sam3ViTModel, whose windowed "
-                "layers are what window routing acts on (recipe memory-only needs none)"
-            )
-        return list(backbone.layers)
+        return self._blocks("layers", "embeddings", "Sam3ViTModel")
 
     def block_info(self, index: int) -> BlockInfo:
         layer: Any = self.blocks()[index]
@@ -51,14 +45,10 @@ class Sam3ViTView(TrackerView):
         return BlockInfo(index, attention.hidden_size, attention.num_attention_heads, layer.window_size, pools=False)
 
     def patch_stride(self) -> int:
-        encoder: Any = self.image_encoder()
-        return int(encoder.backbone.embeddings.patch_embeddings.projection.stride[0])
+        return int(self.backbone().embeddings.patch_embeddings.projection.stride[0])
 
     def stage_starts(self) -> tuple[int, ...]:
         return (0,)
-
-    def image_size(self) -> int:
-        return square(self.tracker.config.vision_config.backbone_config.image_size)
 
     def seam_classes(self) -> Mapping[str, Mapping[type, type[Patched]]]:
         from transformers.models.sam3.modeling_sam3 import Sam3SinePositionEmbedding, Sam3ViTEmbeddings
@@ -67,8 +57,7 @@ class Sam3ViTView(TrackerView):
 
     def stride16_of(self, output: Any) -> Tensor:
         # The tracker reads all levels but the last.
-        found: Tensor = output.fpn_hidden_states[-2]
-        return found.flatten(2).permute(2, 0, 1)
+        return output.fpn_hidden_states[-2].flatten(2).permute(2, 0, 1)
 
 
 class Sam3TrackerView(Sam3ViTView):
@@ -76,21 +65,22 @@ class Sam3TrackerView(Sam3ViTView):
 
     name = "transformers_sam3"
     models = "transformers Sam3TrackerVideoModel"
+    kind = "transformers.models.sam3_tracker_video.modeling_sam3_tracker_video.Sam3TrackerVideoModel"
     driver = Sam3TrackerDriver
     loader = Sam3TrackerLoader()
     root = TransformersRoot
 
     @classmethod
     def matches(cls, model: object) -> bool:
-        return is_a(model, TRACKER) and getattr(model, "vision_encoder", None) is not None
+        return super().matches(model) and getattr(model, "vision_encoder", None) is not None
 
     @classmethod
     def near_miss(cls, model: object) -> str | None:
         kind = type(model).__name__
-        if not of_library(model) or not kind.startswith("Sam3"):
+        if not of_library(model, "transformers") or not kind.startswith("Sam3"):
             return None
         expected = f'expected a {TRACKER}: {TRACKER}.from_pretrained("facebook/sam3")'
-        if is_a(model, TRACKER):
+        if is_a(model, cls.kind):
             return (
                 f"this {kind} has no vision encoder, as within a Sam3VideoModel, which is what to give instead; else "
                 f"{expected}"

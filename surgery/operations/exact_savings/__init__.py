@@ -7,23 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar, Literal, get_args
+from functools import cached_property, partial
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from surgery.core.attention import AttentionCall
 from surgery.core.frame import FrameContext
 from surgery.core.host import HostView
 from surgery.core.memory import ConditionedBy, MemoryCall
-from surgery.core.operation import Bound, Operation, Patch
-from surgery.core.parts import ATTENTION, ENCODER, Part
+from surgery.core.operation import Bound, Operation, OwnWork, Patch
+from surgery.core.parts import ATTENTION, ENCODER, Part, some_of
 from surgery.core.seams import BlockCall
 from surgery.core.session import State
 from surgery.core.surgery import Surgery
-from surgery.errors import nearest
 from surgery.operations.exact_savings.shared import SharedSelfAttention, cast_of
 from surgery.operations.exact_savings.strips import block_in_strips, in_strips
 
@@ -37,7 +36,7 @@ class ExactSavings(Operation):
     """What changes no mask: kept position codes, one first self-attention for all objects, no unread products."""
 
     type: Literal["exact_savings"] = "exact_savings"
-    savings: tuple[Saving, ...] = Field(
+    savings: Annotated[tuple[Saving, ...], BeforeValidator(partial(some_of, SAVINGS, "saving"))] = Field(
         SAVINGS,
         description="`codes`: position codes are kept; `self_attention`: the objects of a frame share the first one of "
         "memory attention; `products`: those that nobody reads are left out; `strips`: on a CPU large maps go strip by "
@@ -46,18 +45,6 @@ class ExactSavings(Operation):
 
     alias: ClassVar[str] = "savings"
     order: ClassVar[int] = 10
-
-    @field_validator("savings", mode="before")
-    @classmethod
-    def _known(cls, value: Any) -> Any:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"expected a list out of {', '.join(SAVINGS)}, got {value!r:.80}")
-        for each in value:
-            if each not in SAVINGS:
-                raise ValueError(
-                    f"unknown saving {each!r:.80}{nearest(str(each), SAVINGS)}; known: {', '.join(SAVINGS)}"
-                )
-        return tuple(each for each in SAVINGS if each in value)
 
     @property
     def clause(self) -> str:
@@ -95,15 +82,11 @@ class SharedWork(State):
         return SharedWork()
 
 
-class BoundSavings(Bound[ExactSavings]):
+class BoundSavings(OwnWork[ExactSavings]):
     """Exact savings in one model. codes: of the neck, by all that they depend on."""
 
-    def __init__(self, settings: ExactSavings, surgery: Surgery) -> None:
-        super().__init__(settings, surgery)
+    def _start(self) -> None:
         self._codes: dict[tuple[Any, ...], Tensor] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_codes": {}}
 
     def constants(self) -> Iterable[Tensor]:
         """See `Bound.constants`."""
@@ -125,7 +108,7 @@ class BoundSavings(Bound[ExactSavings]):
             yield Patch("product", None)
         if "strips" in savings and recipe is not None and recipe.approximate:
             yield Patch("strip", self._strip)
-            if self._blocks_differ_anyway():
+            if any(patch.seam == "block" and approximate for patch, approximate in self._others()):
                 yield from (Patch("block", self._block, index) for index in before_global_stage(self.surgery.host))
 
     def _others(self) -> Iterator[tuple[Patch, bool]]:
@@ -137,9 +120,6 @@ class BoundSavings(Bound[ExactSavings]):
     def _taken(self, part: Part) -> bool:
         # What is compiled or recorded must not keep tensors from one call to the next.
         return any(patch.seam == "forward" and patch.index in (None, part) for patch, _ in self._others())
-
-    def _blocks_differ_anyway(self) -> bool:
-        return any(patch.seam == "block" and approximate for patch, approximate in self._others())
 
     def _code(
         self, context: FrameContext | None, module: Any, key: tuple[Any, ...], make: Callable[[], Tensor], proceed: Any
@@ -206,8 +186,7 @@ class BoundSavings(Bound[ExactSavings]):
             if not call.returns_weights:
                 work.output = out
             return out
-        shared: Tensor = work.output
-        return shared
+        return work.output
 
     def _strip(
         self, context: FrameContext, hidden: int, tokens: Tensor, run: Callable[[Tensor], Tensor], proceed: Any

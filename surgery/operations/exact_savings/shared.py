@@ -30,10 +30,8 @@ class SharedSelfAttention:
 
     def fits(self, frame: int, features: Tensor, positions: Tensor | None) -> bool:
         """Whether an object with these inputs would compute the very same: the same bytes in the same memory."""
-        if frame != self.frame or self.cast != cast_of(features) or (positions is None) != (self.positions is None):
-            return False
-        same_positions = positions is None or self.positions is None or _same_memory(positions, self.positions)
-        return same_positions and _same_memory(features, self.features)
+        own = (self.frame, self.cast, _memory(self.features), _memory(self.positions))
+        return own == (frame, cast_of(features), _memory(features), _memory(positions))
 
 
 def cast_of(tensor: Tensor) -> torch.dtype | None:
@@ -42,8 +40,6 @@ def cast_of(tensor: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-def _same_memory(one: Tensor, other: Tensor) -> bool:
-    def facts(tensor: Tensor) -> tuple[object, ...]:
-        return tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride()
-
-    return facts(one) == facts(other)
+def _memory(tensor: Tensor | None) -> tuple[object, ...] | None:
+    """Where a tensor lies, and how."""
+    return None if tensor is None else (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())

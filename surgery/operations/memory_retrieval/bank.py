@@ -18,7 +18,7 @@ from surgery.core.constants import constant, steps
 from surgery.core.memory import Conditioning, MemoryFrame
 from surgery.core.session import State
 from surgery.core.values import APART
-from surgery.errors import ModelStateError
+from surgery.errors import bypassed
 
 ALIGNMENT = 16
 """Rows of a biased plan are padded to a multiple of this: fused attention would otherwise copy the bias per query."""
@@ -150,15 +150,8 @@ def plan_keys(
         for slot, frame in enumerate(ids)
         if slot != newest and frame is not None and frame in memory.frames and warm
     }
-    plan = KeyPlan(
-        layers=layers,
-        query_stride=query_stride,
-        index=[None] * layers,
-        rows=[None] * layers,
-        measures=measures,
-        kept=layers * spatial,
-        total=layers * spatial,
-    )
+    whole = layers * spatial
+    plan = KeyPlan(layers, query_stride, [None] * layers, [None] * layers, measures, kept=whole, total=whole)
     if pruned:
         _choose_rows(plan, pruned, memory, len(memory_frames), tokens, length, device, rebalance)
     return plan if pruned or measures else None
@@ -170,28 +163,14 @@ def _to_measure(
 ) -> list[Measured]:  # fmt: skip
     """The newest tracked frame and the first conditioning frame that are to be pruned and were not measured yet."""
     tracked = [(slot, each) for slot, each in enumerate(memory_frames) if isinstance(each, int)]
-    wanted: list[tuple[int, int, float, bool]] = []
-    if keep < 1.0 and tracked:
-        slot, frame = tracked[-1]
-        if frame not in memory.frames and frame % stride == 0:
-            wanted.append((slot, frame, keep, True))
-    if keep_conditioning < 1.0:
-        fresh = [
-            (slot, each.frame)
-            for slot, each in enumerate(memory_frames)
-            if isinstance(each, Conditioning) and each.frame not in memory.frames
-        ]
-        wanted += [(slot, frame, keep_conditioning, False) for slot, frame in fresh[:1]]
+    prompted = [(slot, each.frame) for slot, each in enumerate(memory_frames) if isinstance(each, Conditioning)]
+    newest = [(slot, frame) for slot, frame in tracked[-1:] if frame not in memory.frames and frame % stride == 0]
+    first = [(slot, frame) for slot, frame in prompted if frame not in memory.frames][:1]
     return [
-        Measured(
-            frame=frame,
-            rows=_rows_of(slot, tokens, device),
-            keep=share,
-            counts=counts,
-            picked=[None] * layers,
-            offset=[None] * layers,
-        )
-        for slot, frame, share, counts in wanted
+        Measured(_rows_of(slot, tokens, device), share, [None] * layers, [None] * layers, frame, counts)
+        for places, share, counts in ((newest, keep, True), (first, keep_conditioning, False))
+        for slot, frame in places
+        if share < 1.0
     ]
 
 
@@ -237,10 +216,7 @@ def remember(plan: KeyPlan, memory: ObjectMemory) -> None:
     for item in plan.measures:
         picked = [layer for layer in item.picked if layer is not None]
         if len(picked) != plan.layers:
-            raise ModelStateError(
-                f"memory attention measured {len(picked)} of its {plan.layers} layers under the surgery; was the model "
-                "compiled before sparsify? Call sparsify first, then compile"
-            )
+            raise bypassed(f"memory attention measured {len(picked)} of its {plan.layers} layers")
         memory.frames[item.frame] = torch.stack(picked)
         memory.offsets[item.frame] = torch.stack([offset for offset in item.offset if offset is not None])[:, None]
         memory.measured += item.counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from surgery.core.parts import ATTENTION, Part
 from surgery.errors import ModelStateError
 from surgery.operations.memory_retrieval.bank import KeyPlan, ObjectMemory, plan_keys, remember
 from surgery.operations.memory_retrieval.saliency import kept_count, memory_saliency, top_tokens
-from surgery.operations.memory_retrieval.settings import RetrievalSettings
+
+if TYPE_CHECKING:
+    from surgery.operations.memory_retrieval import SparseMemoryRetrieval
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +40,10 @@ class DoubtSeen:
     frames: int
 
 
-class BoundRetrieval(Bound[RetrievalSettings]):
+class BoundRetrieval(Bound[Any]):
     """Memory retrieval in one model. restores: whether unsure masks read all memory; it is asked all the same."""
 
+    settings: SparseMemoryRetrieval
     restores = True
     needs_memory_frames = True
     saves_in: ClassVar[Part] = ATTENTION

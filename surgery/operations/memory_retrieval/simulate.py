@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgery.core.host import HostView
 from surgery.core.simulation import Prediction, Simulation
 from surgery.operations.memory_retrieval.bound import DoubtSeen, SaliencySeen
 from surgery.operations.memory_retrieval.saliency import kept_count
-from surgery.operations.memory_retrieval.settings import RetrievalSettings
+
+if TYPE_CHECKING:
+    from surgery.operations.memory_retrieval import SparseMemoryRetrieval
 
 
 class RetrievalSimulation(Simulation):
     """Sums up how much attention the best tokens of a memory frame hold. shares: of the tokens, to measure that for."""
 
-    def __init__(self, host: HostView, settings: Sequence[RetrievalSettings]) -> None:
+    def __init__(self, host: HostView, settings: Sequence[SparseMemoryRetrieval]) -> None:
         self._host = host
         self.doubts: list[DoubtSeen] = []
         shares = {share for each in settings for share in (each.keep, each.keep_conditioning) if share < 1.0}
@@ -36,7 +38,7 @@ class RetrievalSimulation(Simulation):
             if conditioning == what.conditioning:
                 held.append(float(cumulative[kept_count(len(what.saliency), share) - 1]))
 
-    def predict(self, settings: RetrievalSettings, lengths: Sequence[int]) -> Prediction:
+    def predict(self, settings: SparseMemoryRetrieval, lengths: Sequence[int]) -> Prediction:
         """See `Simulation.predict`: what pruning drops of a full bank's attention at its first read is at risk."""
         bank, lost = self._host.bank_size(), 0.0
         # The newest frame is never pruned.
@@ -52,7 +54,7 @@ class RetrievalSimulation(Simulation):
         return Prediction(min(1.0, kept + restored), (1.0 - len(unsure) / calls) * lost / bank)
 
 
-def keys_kept(settings: RetrievalSettings, frames: int, bank: int, tokens: int) -> float:
+def keys_kept(settings: SparseMemoryRetrieval, frames: int, bank: int, tokens: int) -> float:
     """Mean fraction of spatial keys read over a clip prompted on its first frame, one conditioning frame.
 
     frames: of the clip. bank: frames of a full memory bank. tokens: of a frame.
@@ -61,7 +63,7 @@ def keys_kept(settings: RetrievalSettings, frames: int, bank: int, tokens: int) 
     return statistics.fmean(reads)
 
 
-def share_of(settings: RetrievalSettings, read: int, bank: int, tokens: int) -> float:
+def share_of(settings: SparseMemoryRetrieval, read: int, bank: int, tokens: int) -> float:
     """The same of the `read`-th read after the prompt, from 1: one conditioning frame, as many tracked ones as fit."""
     keep = kept_count(tokens, settings.keep) / tokens if settings.keep < 1.0 else 1.0
     tracked = min(read - 1, bank - 1)

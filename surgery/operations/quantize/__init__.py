@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from surgery.core.casts import name_of
 from surgery.core.host import HostView
 from surgery.core.operation import Bound, Operation
 from surgery.core.parts import LINEAR_PARTS, Part, each_part_once
 from surgery.core.surgery import Surgery
-from surgery.errors import ModelStateError, RecipeError, SlowHardwareWarning, nearest
+from surgery.core.weights import require_fp32
+from surgery.errors import RecipeError, SlowHardwareWarning, nearest
 from surgery.operations.quantize.backends import Choice, Scheme, chosen, vnni
 from surgery.operations.quantize.bound import Quantization
 
@@ -103,11 +102,7 @@ class Quantize(Operation):
             if not any(fnmatchcase(path, pattern) for path in layers):
                 raise RecipeError(f"quantize.skip: {pattern!r} names no layer{nearest(pattern, layers)}")
         for path, layer in layers.items():
-            if layer.weight.dtype != torch.float32:
-                raise ModelStateError(
-                    f"{path} is {name_of(layer.weight.dtype)}, and quantize starts from fp32 weights; load the model "
-                    "in fp32, or take a recipe without quantize"
-                )
+            require_fp32(path, layer.weight, "quantize", before=True)
         for device in {layer.weight.device for layer in layers.values() if not layer.weight.is_meta}:
             chosen(self.scheme, self.backend, device)
             if device.type == "cpu" and not vnni():

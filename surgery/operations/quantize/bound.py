@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from surgery.core.casts import cast, name_of, tensors
+from surgery.core.casts import cast, tensors
 from surgery.core.operation import OwnWork, Patch
 from surgery.core.parts import ENCODER, LINEAR_PARTS, Part
-from surgery.core.weights import mark, require_unquantised
-from surgery.errors import ModelStateError, PrecisionWarning, WeightsError
+from surgery.core.weights import mark, require_fp32, require_unquantised, warned_of_caller
+from surgery.errors import WeightsError
 from surgery.operations.quantize.backends import Packed, chosen, packed
 
 if TYPE_CHECKING:
-    from surgery.core.surgery import Surgery
     from surgery.operations.quantize import Quantize
 
 _TOKENS = itertools.count()
@@ -44,28 +43,33 @@ class PackedLayer:
         )
 
 
-class Quantization(OwnWork["Quantize"]):
-    """names: of the layers that are quantised, by number at the seam. live: a part runs quantised now."""
+class Quantization(OwnWork[Any]):
+    """live: a part runs quantised now."""
 
-    def __init__(self, settings: Quantize, surgery: Surgery) -> None:
-        super().__init__(settings, surgery)
-        paths = [(part, path) for part in LINEAR_PARTS for path in surgery.host.linear_layers(part)]
-        self.names = {
-            number: path
-            for number, (part, path) in enumerate(paths)
-            if part in settings.parts and not settings.skips(path)
-        }
+    settings: Quantize
 
     def _start(self) -> None:
         self.live = False
         self._packed: dict[int, PackedLayer] = {}
         self._warned = False
-        self._layers: Sequence[Any] = ()
         self._token = next(_TOKENS)
         _BY_TOKEN[self._token] = self
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "names": self.names}
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """Paths of the layers that are quantised, by number at the seam."""
+        host, settings = self.surgery.host, self.settings
+        paths = [(part, path) for part in LINEAR_PARTS for path in host.linear_layers(part)]
+        return {
+            number: path
+            for number, (part, path) in enumerate(paths)
+            if part in settings.parts and not settings.skips(path)
+        }
+
+    @cached_property
+    def layers(self) -> Sequence[Any]:
+        """All of the seam."""
+        return self.surgery.host.modules("linear")
 
     def patches(self) -> Iterator[Patch]:
         """See `Bound.patches`."""
@@ -83,7 +87,8 @@ class Quantization(OwnWork["Quantize"]):
 
     @contextmanager
     def _inside(self, part: str, device: str) -> Iterator[None]:
-        self._notice_the_caller(part, device)
+        asked = f"quantises part {part}, all else of it being fp32"
+        self._warned = self._warned or warned_of_caller(device, torch.float32, asked)
         before, self.live = self.live, True
         try:
             with torch.autocast(device, enabled=False):
@@ -107,7 +112,7 @@ class Quantization(OwnWork["Quantize"]):
         if first.device.type == "cpu" and not all(bool(torch.isfinite(each).all()) for each in given):
             # Codes have no NaN, and one infinite token would take all others' bits: as stock, which keeps them apart.
             return proceed(args, kwargs)
-        _require_fp32(f"part {part}", next(module.parameters()))
+        require_fp32(f"part {part}", next(module.parameters()), "quantize")
         context = self.surgery.context
         if part == ENCODER and context is not None:
             context.rounded = True
@@ -121,8 +126,7 @@ class Quantization(OwnWork["Quantize"]):
             return proceed(tokens)
         if torch.compiler.is_compiling():
             # Opaque to the graph, so that packed weights are no constants of it and are still made anew.
-            out: Tensor = torch.ops.surgery.quantised_linear(tokens, self._token, number, layer.out_features)
-            return out
+            return torch.ops.surgery.quantised_linear(tokens, self._token, number, layer.out_features)
         return self.product(number, layer, tokens)
 
     def product(self, number: int, layer: nn.Linear, tokens: Tensor) -> Tensor:
@@ -136,42 +140,14 @@ class Quantization(OwnWork["Quantize"]):
             held = self._packed[number] = self._pack(number, layer)
         return held.run(tokens)
 
-    def layer(self, number: int) -> nn.Linear:
-        """The layer of this number at the seam."""
-        if not self._layers:
-            self._layers = self.surgery.host.modules("linear")
-        found: Any = self._layers[number]
-        assert isinstance(found, nn.Linear)
-        return found
-
     def _pack(self, number: int, layer: nn.Linear) -> PackedLayer:
         weight, name = layer.weight, self.names[number]
-        _require_fp32(name, weight)
+        require_fp32(name, weight, "quantize")
         if not torch.isfinite(weight).all():
             raise WeightsError(f"{name}.weight has values that are not finite")
         backend = chosen(self.settings.scheme, self.settings.backend, weight.device)
         own = tuple((each, mark(each)) for each in (weight, layer.bias) if each is not None)
         return PackedLayer(packed(layer, self.settings.scheme, backend), own)
-
-    def _notice_the_caller(self, part: str, device: str) -> None:
-        if self._warned or not torch.is_autocast_enabled(device):
-            return
-        self._warned = True
-        warnings.warn(
-            f"called under {name_of(torch.get_autocast_dtype(device))} autocast, while the recipe quantises part "
-            f"{part}: inside it layers are quantised and all else is fp32, between the parts the caller's precision "
-            "holds",
-            PrecisionWarning,
-            stacklevel=2,
-        )
-
-
-def _require_fp32(name: str, weight: Tensor) -> None:
-    if weight.dtype != torch.float32:
-        raise ModelStateError(
-            f"{name} has {name_of(weight.dtype)} weights, and quantize needs fp32 ones; convert the model back "
-            "(.float()), or desparsify it and take a recipe without quantize"
-        )
 
 
 @torch.library.custom_op(
@@ -179,7 +155,7 @@ def _require_fp32(name: str, weight: Tensor) -> None:
 )
 def _quantised_linear(tokens: Tensor, token: int, number: int, width: int) -> Tensor:
     bound = _BY_TOKEN[token]
-    return bound.product(number, bound.layer(number), tokens)
+    return bound.product(number, bound.layers[number], tokens)
 
 
 @_quantised_linear.register_fake

@@ -20,7 +20,7 @@ from surgery.core.operation import MOST, Bound, Fraction, Operation, Patch, perc
 from surgery.core.parts import ATTENTION, Part
 from surgery.core.surgery import Surgery
 from surgery.core.windows import WindowGrid, longest_waiting
-from surgery.errors import ModelStateError
+from surgery.errors import bypassed
 from surgery.operations.query_routing.queries import (
     BUCKETS,
     FrameRegions,
@@ -112,11 +112,10 @@ class QueryRouter(Bound[SparseQueryRouting]):
         picture = context.picture(pixels, grid.height, grid.width) if self.settings.budget < 1.0 else None
         near: dict[int, Tensor] = {}
         if step is not None and not step.dense and observer is None:
-            known = {obj_id: context.known.get(obj_id) for obj_id in step.objects}
             near = {
                 obj_id: mask_tokens(item.mask, grid.height, grid.width, self.settings.margin)
-                for obj_id, item in known.items()
-                if item is not None and item.frame == step.previous
+                for obj_id, item in context.known.items()
+                if obj_id in step.objects and item.frame == step.previous
             }
         if near:
             context.facts["near"] = grid.mass(torch.stack(list(near.values())).to(torch.float32))
@@ -164,10 +163,7 @@ class QueryRouter(Bound[SparseQueryRouting]):
             del context.records[name]
         inputs = [tokens for tokens in noted if tokens is not None] if route is None else route.inputs
         if len(inputs) != call.layers:
-            raise ModelStateError(
-                f"memory attention ran {len(inputs)} of its {call.layers} self-attentions under the surgery; was the "
-                "model compiled before sparsify? Call sparsify first, then compile"
-            )
+            raise bypassed(f"memory attention ran {len(inputs)} of its {call.layers} self-attentions")
         ages, picture = (0,) * self._windows().count, found.picture
         if route is not None and windows is not None:
             ages = tuple(0 if window in windows else age + 1 for window, age in enumerate(last.ages))

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from surgery.core.decoder import DecoderParts
 from surgery.core.operation import Bound
-from surgery.core.pictures import Filters, Found, Picture, PictureDriver, Points
+from surgery.core.pictures import Found, Picture, PictureDriver, Points
 from surgery.core.surgery import Surgery
 from surgery.errors import ModelStateError, WeightsError
 from surgery.operations.segment_everything.decoding import Candidates, Decoding, candidates, found, joined
 from surgery.operations.segment_everything.filters import best_of_each
 from surgery.operations.segment_everything.head import ProposalHead, features_of, proposals
-from surgery.operations.segment_everything.settings import EverythingSettings
+
+if TYPE_CHECKING:
+    from surgery.operations.segment_everything import SegmentEverything
 
 Detector = Callable[[npt.NDArray[np.uint8]], tuple[Tensor, Tensor]]
 """A picture -> boxes [n, 4] (x0, y0, x1, y1) in pixels and their scores [n]."""
 
 
-class Everything(Bound[EverythingSettings]):
+class Everything(Bound["SegmentEverything"]):
     """Segment everything in one model. head: proposes boxes, None where the recipe wants none of it. detector: a
     proposer from outside. prompts: decoded for the last picture."""
 
     detector: Detector | None = None
     prompts: int = 0
 
-    def __init__(self, settings: EverythingSettings, surgery: Surgery, before: Everything | None = None) -> None:
+    def __init__(self, settings: SegmentEverything, surgery: Surgery, before: Everything | None = None) -> None:
         super().__init__(settings, surgery)
         self.head: ProposalHead | None = None
         if settings.prompts == "boxes" and settings.boxes.proposer == "head":
@@ -70,7 +71,7 @@ class Everything(Bound[EverythingSettings]):
     def candidates(self, driver: PictureDriver, picture: Picture, image: npt.NDArray[np.uint8]) -> Candidates:
         """Masks of an encoded picture that pass the filters."""
         settings = self.settings
-        run = _Run(driver, driver.decoder(), picture, settings, settings.filters.of(driver.filters))
+        run = _Run(driver, picture, settings)
         if settings.prompts == "grid":
             kept = run.points(driver.grid(settings.points, picture))
         elif settings.prompts == "hierarchical":
@@ -105,10 +106,9 @@ class Everything(Bound[EverythingSettings]):
 class _Run:
     """One picture. prompts: decoded so far."""
 
-    def __init__(
-        self, driver: PictureDriver, parts: DecoderParts, picture: Picture, settings: EverythingSettings, keep: Filters
-    ) -> None:
-        self.driver, self.parts, self.picture, self.settings, self.keep = driver, parts, picture, settings, keep
+    def __init__(self, driver: PictureDriver, picture: Picture, settings: SegmentEverything) -> None:
+        self.driver, self.picture, self.settings = driver, picture, settings
+        self.parts, self.keep = driver.decoder(), settings.filters.of(driver.filters)
         self.how = Decoding(settings.lazy, settings.folded, settings.batch)
         self.prompts = 0
 

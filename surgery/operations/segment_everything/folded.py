@@ -43,8 +43,7 @@ def _self(own: Projections, coded: Tensor, tokens: Tensor) -> Tensor:
         _heads(project(each), own.heads)
         for project, each in ((own.query, coded), (own.key, coded), (own.value, tokens))
     )
-    out: Tensor = own.output(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-    return out
+    return own.output(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
 def _scores(rows: Tensor, projection: torch.nn.Module, seen: Tensor, positions: Tensor) -> Tensor:
@@ -72,8 +71,7 @@ def _look(own: Projections, coded: Tensor, shared: Tensor, seen: Tensor | None, 
         mean = (weights.flatten(1, 2) @ seen).unflatten(1, (heads, rows))
         projection: Tensor = own.value.weight.unflatten(0, (heads, size))  # type: ignore[operator]
         mixed = (mean @ projection.transpose(1, 2)).transpose(1, 2) + own.value.bias.unflatten(0, (heads, size))  # type: ignore[operator]
-    out: Tensor = own.output(mixed.flatten(2))
-    return out
+    return own.output(mixed.flatten(2))
 
 
 def _shown(

@@ -1,12 +1,12 @@
-"""The entry of a recipe."""
+"""The groups of a recipe's entry."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from surgery.core.operation import Fields, Fraction, Operation
+from surgery.core.operation import Fields, Fraction
 from surgery.core.pictures import Filters
 
 Threshold = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
@@ -61,35 +61,3 @@ class BoxSettings(Fields):
                 else f"boxes: detector {self.detector!r:.80} is for proposer hub; the proposer is {self.proposer}"
             )
         return self
-
-
-class EverythingSettings(Operation):
-    """What the entry of a recipe says. Nothing in tracking changes, so the recipe stays exact there."""
-
-    type: Literal["segment_everything"] = "segment_everything"
-    prompts: Literal["grid", "hierarchical", "boxes"] = Field(
-        "grid",
-        description="`grid`: the host's own points; `hierarchical`: a coarse grid first, fine points where it is not "
-        "sure; `boxes`: proposals",
-    )
-    points: int = Field(32, ge=1, le=256, description="points along a side of the grid")
-    lazy: bool = Field(True, description="upscale only prompts with a mask that can pass; skips nothing")
-    folded: bool = Field(False, description="projections of the picture folded into the prompts' tokens; to rounding")
-    batch: int = Field(64, ge=1, le=4096, description="prompts at once")
-    filters: FilterSettings = Field(FilterSettings(), description="which masks are kept")
-    coarse: CoarseSettings = Field(CoarseSettings(), description="`prompts: hierarchical`: what is left to fine points")
-    boxes: BoxSettings = Field(BoxSettings(), description="`prompts: boxes`: where boxes come from")
-    max_recall_drop: Fraction = Field(
-        0.3,
-        description="promise of `fit_everything`: share of the grid's masks that may be missed on held-out pictures",
-    )
-
-    alias: ClassVar[str] = "everything"
-    for_pictures: ClassVar[bool] = True
-
-    @property
-    def clause(self) -> str:
-        """See `Operation.clause`."""
-        how = {"grid": f"{self.points} x {self.points} points", "hierarchical": "a coarse grid and fine points",
-               "boxes": "proposed boxes"}[self.prompts]  # fmt: skip
-        return f"everything in a picture from {how}"

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,37 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from surgery.core.seams import Block
-from surgery.hosts.pixels import normalised
-
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SCORE = "sam_mask_decoder.pred_obj_score_head.layers.2.bias"
 _HEADS = re.compile(r"sam_mask_decoder\.output_hypernetworks_mlps\.\d\.layers\.2\.")
-
-
-class HieraBlock(Block):
-    """An encoder block. _norms, _heads: what the host calls its two norms and the heads of its attention."""
-
-    _norms: ClassVar[tuple[str, str]]
-    _heads: ClassVar[str]
-
-    def _norm1(self, tokens: Tensor) -> Tensor:
-        out: Tensor = getattr(self, self._norms[0])(tokens)
-        return out
-
-    def _norm2(self, tokens: Tensor) -> Tensor:
-        out: Tensor = getattr(self, self._norms[1])(tokens)
-        return out
-
-    def _qkv(self, tokens: Tensor, places: Tensor | None) -> Tensor:
-        own: Any = self
-        out: Tensor = own.attn.qkv(tokens)
-        return out.reshape(tokens.shape[:-1].numel(), 3, getattr(own.attn, self._heads), -1)
-
-    def _out(self, mixed: Tensor) -> Tensor:
-        own: Any = self
-        out: Tensor = own.attn.proj(mixed)
-        return out
 
 
 HUB = "facebook/sam2.1-hiera-"
@@ -92,6 +63,15 @@ SIZES = {
         Sam21("large", 144, 2, (2, 6, 36, 4), (23, 33, 43), (8, 4, 16, 8)),
     )
 }
+
+
+def normalised(
+    frame: npt.NDArray[np.uint8], size: int, how: Image.Resampling, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """RGB uint8 [H, W, 3] -> fp32 [3, size, size], resized by PIL as `how` says, less `mean`, over `std`."""
+    resized = np.asarray(Image.fromarray(frame).resize((size, size), how), dtype=np.float32) / 255.0
+    found = (resized - np.array(mean, dtype=np.float32)) / np.array(std, dtype=np.float32)
+    return torch.from_numpy(found.transpose(2, 0, 1).copy())
 
 
 def pixels_of(frame: npt.NDArray[np.uint8], size: int) -> Tensor:
