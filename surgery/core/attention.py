@@ -102,8 +102,7 @@ class AttentionCall:
         if bias is not None:
             bias = bias.to(query.dtype)[None, None, None].expand(1, query.shape[0], query.shape[1], -1)
         mixed = F.scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=bias)[0]
-        out: Tensor = self.parts.output(mixed.transpose(0, 1).flatten(-2))
-        return out
+        return self.parts.output(mixed.transpose(0, 1).flatten(-2))
 
 
 def rotate(tokens: Tensor, code: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch import nn
 from surgery.core.host import HostView, finite
 from surgery.core.operation import Bound, Operation, Patch, known
 from surgery.core.ownership import Structure, is_orphan, require_own, strangers
-from surgery.core.patching import Patched, is_patched, own_forward, patch, unpatch
-from surgery.core.seams import PART_SEAMS, LinearLayer
+from surgery.core.patching import Patched, host_class, is_patched, own_forward, patch, unpatch
+from surgery.core.seams import PART_SEAMS, LinearLayer, ModelPart
 from surgery.core.session import Generation
 from surgery.core.surgery import RootSite, Site, Surgery, wanted_evidence
 from surgery.core.weights import require_plain
@@ -20,6 +20,11 @@ from surgery.errors import ModelStateError, UnsupportedModelError, WeightsError
 
 if TYPE_CHECKING:
     from surgery.recipe import Recipe
+
+ROOT_SEAMS = ("encode", "stored")
+"""Those of the model itself."""
+CALL_SEAMS = (*PART_SEAMS, "memory_attention")
+"""Those of whole parts, around the `forward` that they may have of their own."""
 
 
 def plan(host: HostView, recipe: Recipe, before: Surgery | None) -> Surgery:
@@ -47,7 +52,7 @@ def plan(host: HostView, recipe: Recipe, before: Surgery | None) -> Surgery:
     surgery = Surgery(host)
     surgery.recipe = recipe
     surgery.bound = _bound(surgery, operations, None)
-    inside = [module for seam, _, module, _ in _sites(surgery) if seam not in (*PART_SEAMS, "memory_attention")]
+    inside = [module for seam, _, module, _ in _sites(surgery) if seam not in CALL_SEAMS]
     _require_own_forwards([*inside, *relied_on])
     return surgery
 
@@ -104,15 +109,13 @@ def cut(surgery: Surgery) -> None:
                 home, name, module = bound.learned
                 home.add_module(name, module)
         for seam, index, module, run in _sites(surgery):
-            _patch(surgery, seam, index, module, run)
-        root: Any = surgery.host.model
+            _site(surgery, index, module, _class(surgery.host, seam, index, module)).add(seam, run)
         for module, kind in surgery.host.within():
-            _put(surgery, "within", module, kind, Site)
-        _put(surgery, "root", root, surgery.host.root, RootSite)
-        site: RootSite = vars(root)["_surgery"]
-        for patch_ in _patches(surgery):
-            if patch_.seam in ("encode", "stored"):
-                _add(site, patch_.seam, patch_.run)
+            _site(surgery, "within", module, kind)
+        root = _site(surgery, "root", surgery.host.model, surgery.host.root)
+        for each in _patches(surgery):
+            if each.seam in ROOT_SEAMS:
+                root.add(each.seam, each.run)
     except BaseException:
         undo(surgery)
         raise
@@ -176,7 +179,7 @@ def _sites(surgery: Surgery) -> Iterator[tuple[str, int | str, nn.Module, Any]]:
                 yield "token_to_image", index, module, None
         yield "part", "mask_decoder", host.mask_decoder(), None
     for each in _patches(surgery):
-        if each.seam in ("encode", "stored"):
+        if each.seam in ROOT_SEAMS:
             continue
         if each.seam in PART_SEAMS:
             parts = host.parts()
@@ -190,28 +193,20 @@ def _sites(surgery: Surgery) -> Iterator[tuple[str, int | str, nn.Module, Any]]:
                     yield each.seam, index, module, each.run
 
 
-def _patch(surgery: Surgery, seam: str, index: int | str, module: nn.Module, run: Any) -> None:
+def _site(surgery: Surgery, index: int | str, module: nn.Module, kind: type[Patched]) -> Site:
+    """What runs at a module, which is patched unless it was."""
     if not is_patched(module):
-        _put(surgery, index, module, _class(surgery.host, seam, index, module), Site)
+        if own_forward(module):
+            del module.__dict__["forward"]
+        patch(module, kind, (RootSite if index == "root" else Site)(surgery, index))
+        surgery.patched.append(module)
     site: Site = vars(module)["_surgery"]
-    _add(site, seam, run)
-
-
-def _put(surgery: Surgery, index: int | str, module: nn.Module, kind: type[Patched], site: type[Site]) -> None:
-    if own_forward(module):
-        del module.__dict__["forward"]
-    patch(module, kind, site(surgery, index))
-    surgery.patched.append(module)
-
-
-def _add(site: Site, seam: str, run: Any) -> None:
-    if run is not None:
-        site.runs[seam] = (*site.runs.get(seam, ()), run)
+    return site
 
 
 def _class(host: HostView, seam: str, index: int | str, module: nn.Module) -> type[Patched]:
-    if seam in (*PART_SEAMS, "memory_attention"):
-        return host.part_class(str(index))
+    if seam in CALL_SEAMS:
+        return host.seams.get(str(index), ModelPart)
     if seam == "linear":
         return LinearLayer
-    return host.seams[seam] if seam in host.seams else host.seam_classes()[seam][type(module)]
+    return host.seams[seam] if seam in host.seams else host.seam_classes()[seam][host_class(module)]

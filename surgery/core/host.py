@@ -5,22 +5,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from surgery.core.driver import Driver, FrameSource
-from surgery.core.layout import BlockInfo
 from surgery.core.loader import Loader
-from surgery.core.parts import DECODER, ENCODER, LINEAR_PARTS, MEMORY, PARTS, Part
+from surgery.core.parts import LINEAR_PARTS, PARTS, Part
 from surgery.core.patching import Patched, host_class
 from surgery.core.pictures import PictureDriver
-from surgery.core.seams import EncoderPart, MaskDecoderPart, MemoryEncoderPart
 from surgery.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from surgery.core.session import SessionHandle, VideoState
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """One encoder block. window: side in tokens, 0 for global attention. pools: halves the map."""
+
+    index: int
+    dim: int
+    heads: int
+    window: int
+    pools: bool
 
 
 class HostView(ABC):
@@ -118,11 +128,6 @@ class HostView(ABC):
         all.
         """
         return {}
-
-    def part_class(self, part: str) -> type[Patched]:
-        """The class that is put in front of the own class of a part's module."""
-        own: dict[str, type[Patched]] = {ENCODER: EncoderPart, MEMORY: MemoryEncoderPart, DECODER: MaskDecoderPart}
-        return self.seams.get(part) or own[part]
 
     def neutral_path(self, path: str) -> str:
         """Path of a layer in the model -> the same in every host: that of stock `sam2`, where it has the layer."""

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def surgery_of(module: nn.Module) -> Surgery | None:
     """The surgery that a patched module is a part of; None for a copy of one without its model."""
-    found: Surgery | None = vars(module)["_surgery"].surgery
-    return found
+    return vars(module)["_surgery"].surgery
 
 
 def strangers(model: nn.Module, own: Surgery | None) -> Iterator[tuple[str, nn.Module]]:

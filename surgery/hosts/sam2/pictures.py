@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from surgery.core.attention import Projections
-from surgery.core.decoder import DecoderParts, TwoWayLayer
-from surgery.core.pictures import Filters, Found, Picture, PictureDriver, Points
+from surgery.core.pictures import DecoderParts, Filters, Found, Picture, PictureDriver, Points, TwoWayLayer
 from surgery.errors import UnsupportedModelError
 
 

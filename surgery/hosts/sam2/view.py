@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from surgery.core.host import HostView
-from surgery.core.layout import BlockInfo
+from surgery.core.host import BlockInfo, HostView
 from surgery.core.parts import ATTENTION
 from surgery.core.patching import Patched
 from surgery.core.session import SessionHandle, VideoState

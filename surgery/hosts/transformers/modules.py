@@ -10,7 +10,7 @@ from torch import Tensor
 from surgery.core.attention import AttentionCall, Projections
 from surgery.core.evidence import record_evidence
 from surgery.core.memory import MemoryCall
-from surgery.core.seams import Attention, MaskDecoderPart, MemoryAttentionPart, PositionCode, TokenToImage
+from surgery.core.seams import Attention, MemoryAttentionPart, ModelPart, PositionCode, TokenToImage
 from surgery.hosts.sam21 import HieraBlock
 
 
@@ -127,7 +127,7 @@ class TransformersMemoryAttention(MemoryAttentionPart):
         return self._conditioned(MemoryCall(current, positions, given["memory"], pointers, 1, layers), run)
 
 
-class TransformersMaskDecoder(MaskDecoderPart):
+class TransformersMaskDecoder(ModelPart):
     """`Sam2VideoMaskDecoder`: the only place where all mask candidates are seen.
 
     `__call__` and not `forward`: a compiled forward that recorded evidence would be compiled anew on every frame.

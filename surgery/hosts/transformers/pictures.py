@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from surgery.core.attention import Projections
-from surgery.core.decoder import DecoderParts, TwoWayLayer
-from surgery.core.pictures import Filters, Found, Picture, PictureDriver, Points
+from surgery.core.pictures import DecoderParts, Filters, Found, Picture, PictureDriver, Points, TwoWayLayer
 from surgery.hosts.transformers.driver import new_processor
 from surgery.hosts.transformers.keymap import to_stock
 

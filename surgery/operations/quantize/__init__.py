@@ -11,11 +11,11 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from surgery.core.casts import name_of
 from surgery.core.host import HostView
 from surgery.core.operation import Bound, Operation
 from surgery.core.parts import LINEAR_PARTS, Part, each_part_once
 from surgery.core.surgery import Surgery
+from surgery.core.values import name_of
 from surgery.errors import ModelStateError, RecipeError, SlowHardwareWarning, nearest
 from surgery.operations.quantize.backends import Choice, Scheme, chosen, vnni
 from surgery.operations.quantize.bound import Quantization

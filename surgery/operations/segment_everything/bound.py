@@ -11,9 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from surgery.core.decoder import DecoderParts
 from surgery.core.operation import Bound
-from surgery.core.pictures import Filters, Found, Picture, PictureDriver, Points
+from surgery.core.pictures import DecoderParts, Filters, Found, Picture, PictureDriver, Points
 from surgery.core.surgery import Surgery
 from surgery.errors import ModelStateError, WeightsError
 from surgery.operations.segment_everything.decoding import Candidates, Decoding, candidates, found, joined

@@ -14,24 +14,8 @@ from surgery.core.windows import WindowGrid
 from surgery.errors import UnsupportedModelError
 from surgery.operations.window_routing.bound import WindowRouter
 from surgery.operations.window_routing.geometry import span_of, stage4_blocks, stage4_grid, tile_grid
-from surgery.operations.window_routing.settings import (
-    ObjectSettings,
-    RefreshSettings,
-    ShortcutSettings,
-    SkippedSettings,
-    StageSettings,
-    WindowSettings,
-)
+from surgery.operations.window_routing.settings import WindowSettings
 from surgery.operations.window_routing.simulate import WindowSimulation
-
-__all__ = [
-    "ObjectSettings",
-    "RefreshSettings",
-    "ShortcutSettings",
-    "SkippedSettings",
-    "SparseWindowRouting",
-    "StageSettings",
-]
 
 
 class SparseWindowRouting(WindowSettings):

@@ -12,7 +12,7 @@ from surgery.core.seams import BlockCall
 from surgery.operations.window_routing.correction import StageCorrection
 from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
 from surgery.operations.window_routing.shortcut import Shortcut
-from surgery.operations.window_routing.span import Route, enter, leave, windowed_attention
+from surgery.operations.window_routing.span import Route, enter, leave
 from surgery.operations.window_routing.stage4 import Stage4Route
 
 Proceed = Callable[[Tensor], Tensor]
@@ -20,18 +20,11 @@ TYPE = "sparse_window_routing"
 """The key of the frame's route among the records of its context."""
 
 
-class Undecided:
-    """A route that is made when the first block asks for it. choose: makes it."""
-
-    def __init__(self, choose: Callable[[], Route]) -> None:
-        self.choose = choose
-
-
 def route_of(context: FrameContext) -> Route | None:
-    """The frame's route, or None where the encoder runs as it is."""
-    found: Route | Undecided | None = context.records.get(TYPE)
-    if isinstance(found, Undecided):
-        found = context.records[TYPE] = found.choose()
+    """The frame's route, or None where the encoder runs as it is. It may be made only when the first block asks."""
+    found: Route | Callable[[], Route] | None = context.records.get(TYPE)
+    if found is not None and not isinstance(found, Route):
+        found = context.records[TYPE] = found()
     return found
 
 
@@ -132,7 +125,8 @@ class SpanBlock:
     def _routed(self, tokens: Tensor, route: Route, block: BlockCall) -> Tensor:
         normed = block.norm1(tokens)
         if self.window:
-            mixed = windowed_attention(normed, route, block.attend, self.window)
+            assert route.packing is not None
+            mixed = route.packing.by_window(normed, block.attend, self.window)
         elif isinstance(route.globals, GlobalRoute):
             assert route.chosen is not None and route.packing is not None
             mixed = route.globals.attend(normed, route.chosen, route.packing, block)
@@ -172,7 +166,7 @@ class Stage4Block:
             tokens = self._change(tokens, route, stage4, block)
         else:
             assert stage4.packing is not None
-            tokens = tokens + stage4.attention(block.norm1(tokens), stage4.packing, block.attend, self.window)
+            tokens = tokens + stage4.packing.by_window(block.norm1(tokens), block.attend, self.window)
         tokens = tokens + block.feed_forward(tokens)
         return stage4.merge(tokens) if self.last else tokens
 
@@ -181,5 +175,5 @@ class Stage4Block:
         assert route.chosen is not None and route.packing is not None
         flat = feature_map.reshape(-1, feature_map.shape[-1])
         normed = block.norm1(flat.index_select(0, route.chosen)[None, :, None])
-        mixed = stage4.attention(normed, route.packing, block.attend, self.window)
+        mixed = route.packing.by_window(normed, block.attend, self.window, stage4.packing)
         return stage4.pool(block.project(normed), route.packing, self.window) + mixed

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from surgery.core.host import HostView
-from surgery.core.layout import BlockInfo
+from surgery.core.host import BlockInfo, HostView
 from surgery.core.windows import WindowGrid
 from surgery.errors import UnsupportedModelError
 from surgery.operations.window_routing.stage4 import Stage4Grid, halved

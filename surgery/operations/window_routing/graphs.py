@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from surgery.core.values import rebuilt, tensors
 from surgery.core.windows import Packing, WindowGrid
 from surgery.operations.window_routing.span import Route
 
@@ -46,38 +48,29 @@ def settle_route(route: Route, grid: WindowGrid) -> None:
         # Chosen windows that are all full by chance would be another kind of call.
         if packing.slots is None and grid.padded and not grid.filled and route.real is None:
             packing.slots = torch.arange(packing.ids.shape[0] * packing.area, device=packing.ids.device)
-    for tensor in _indices(route):
+    tiles, stage4 = route.tiles, route.stage4
+    indices: list[Any] = [route.chosen, route.rest, route.real]
+    indices += [(packing.ids, packing.slots, packing.filling) for packing in _packings(route)]
+    if tiles is not None:
+        indices += [tiles.pieces, tiles.tokens, tiles.order, tiles.lines]
+    if stage4 is not None:
+        indices.append(stage4.chosen)
+    for tensor in tensors(indices):
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 def own_route(route: Route) -> None:
     """Copy what a compiled encoder noted out of memory that its next call may use again."""
-    route.seen_input, route.seen_output = _own(route.seen_input), _own(route.seen_output)
-    route.chosen_branch = _own(route.chosen_branch)
-    if route.tiles is not None:
-        tiles = route.tiles
-        tiles.kept[:], tiles.latest = [_own(each) for each in tiles.kept], _own(tiles.latest)
-    if route.stage4 is not None:
-        route.stage4.seen = _own(route.stage4.seen)
-    if route.globals is not None:
-        route.globals.seen = [each.clone() for each in route.globals.seen]
-
-
-def _own(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.clone()
+    for home, names in (
+        (route, ("seen_input", "seen_output", "chosen_branch")),
+        (route.tiles, ("kept", "latest")),
+        (route.stage4, ("seen",)),
+        (route.globals, ("seen",)),
+    ):
+        for name in names if home is not None else ():
+            setattr(home, name, rebuilt(getattr(home, name), Tensor.clone))
 
 
 def _packings(route: Route) -> Iterator[Packing]:
     stage4 = route.stage4.packing if route.stage4 is not None else None
     yield from (packing for packing in (route.packing, route.rest_packing, stage4) if packing is not None)
-
-
-def _indices(route: Route) -> Iterator[Tensor]:
-    tiles, stage4 = route.tiles, route.stage4
-    given = [route.chosen, route.rest, route.real]
-    given += [each for packing in _packings(route) for each in (packing.ids, packing.slots, packing.filling)]
-    if tiles is not None:
-        given += [tiles.pieces, tiles.tokens, tiles.order, *tiles.lines.values()]
-    if stage4 is not None:
-        given.append(stage4.chosen)
-    yield from (tensor for tensor in given if tensor is not None)

@@ -41,8 +41,7 @@ class Shortcut(nn.Module):
     def whole(self, tokens: Tensor, grid: WindowGrid) -> Tensor:
         """All tokens of a map [H * W, C], whether `pointwise` or not."""
         if self.pointwise:
-            out: Tensor = self(tokens)
-            return out
+            return self(tokens)
         every = range(grid.count)
         ids = sent(grid.token_ids(every), tokens.device)
         ordered = self(tokens.index_select(0, ids), grid.packing(every, tokens.device))

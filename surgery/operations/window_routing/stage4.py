@@ -9,7 +9,7 @@ Chosen tokens travel as in the span: [1, N, 1, C], window after window, real tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,18 +37,7 @@ class Stage4Route:
 
     def pool(self, tokens: Tensor, packing: Packing, window: int) -> Tensor:
         """Max-pool 2x2: stage-3 tokens [1, N, 1, C] of windows of side `window` -> [1, N / 4, 1, C]."""
-        assert self.packing is not None
-        stacked = packing.stack(tokens[0, :, 0])
-        maps = stacked.reshape(-1, window, window, stacked.shape[-1]).permute(0, 3, 1, 2)
-        pooled = F.max_pool2d(maps, 2).permute(0, 2, 3, 1)
-        return self.packing.flatten(pooled.reshape(stacked.shape[0], self.packing.area, -1))[None, :, None]
-
-    def attention(self, tokens: Tensor, packing: Packing, attend: Callable[[Tensor], Tensor], window: int) -> Tensor:
-        """Normed tokens [1, N, 1, C] of windows of side `window` -> attention output, tokens of the pooled map."""
-        assert self.packing is not None
-        stacked = packing.stack(tokens[0, :, 0])
-        mixed = attend(stacked.reshape(-1, window, window, stacked.shape[-1]))
-        return self.packing.flatten(mixed.reshape(stacked.shape[0], self.packing.area, -1))[None, :, None]
+        return packing.by_window(tokens, _pooled, window, self.packing)
 
     def merge(self, tokens: Tensor) -> Tensor:
         """Computed tokens [1, N, 1, C] at the end of the stage -> its whole map [1, H, W, C]."""
@@ -57,6 +46,10 @@ class Stage4Route:
         last, new = self.last.reshape(-1, channels), tokens.reshape(-1, channels)
         self.seen = self.packing.renewed(last, new, self.chosen).reshape(self.last.shape)
         return self.seen
+
+
+def _pooled(windows: Tensor) -> Tensor:
+    return F.max_pool2d(windows.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
 
 class Stage4Grid:
@@ -73,10 +66,6 @@ class Stage4Grid:
     def blank(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Last outputs of zeros: what counting operations needs."""
         return torch.zeros(1, self.grid.height, self.grid.width, self.channels, device=device, dtype=dtype)
-
-    def watch(self) -> Stage4Route:
-        """The route of a dense frame."""
-        return Stage4Route()
 
     def route(self, windows: Sequence[int], device: torch.device, last: Tensor) -> Stage4Route:
         """The route of a frame that computes `windows` (sorted, at least one)."""
