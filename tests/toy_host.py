@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from surgery.core import seams
 from surgery.core.access import seam
-from surgery.core.attention import AttentionCall, Projections
+from surgery.core.attention import AttentionCall, Conditioning, MemoryCall, Projections
 from surgery.core.evidence import record_evidence
 from surgery.core.frame import ObjectStep
 from surgery.core.host import BlockInfo, HostView
-from surgery.core.memory import Conditioning, MemoryCall
 from surgery.core.parts import ATTENTION
 from surgery.core.patching import Patched
 from surgery.core.session import SessionHandle, Stores, VideoState

@@ -62,10 +62,7 @@ _ACCESS: weakref.WeakKeyDictionary[nn.Module, Access] = weakref.WeakKeyDictionar
 def access_to(model: nn.Module) -> Access:
     """The lock of a model, stock or not; a copy of the model has its own."""
     with _LOCK:
-        found = _ACCESS.get(model)
-        if found is None:
-            found = _ACCESS[model] = Access()
-        return found
+        return _ACCESS.setdefault(model, Access())
 
 
 def seam(method: Callable[..., T]) -> Callable[..., T]:

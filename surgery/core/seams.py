@@ -26,8 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgery.core.attention import AttentionCall
-from surgery.core.memory import ConditionedBy, MemoryCall
+from surgery.core.attention import AttentionCall, ConditionedBy, MemoryCall
 from surgery.core.patching import Patched
 from surgery.core.surgery import Run, Site
 

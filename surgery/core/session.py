@@ -187,8 +187,7 @@ class SessionStats:
         return found
 
     def copied(self) -> SessionStats:
-        dense, widened, restored = Counter(self.dense), Counter(self.widened), Counter(self.restored)
-        return replace(self, kept=dict(self.kept), dense=dense, widened=widened, restored=restored)
+        return copy.deepcopy(self)
 
 
 @dataclass(eq=False)
@@ -202,9 +201,6 @@ class _Encoded:
     evidence: dict[int, Evidence]
     counted: bool = False
 
-    def copied(self) -> _Encoded:
-        return replace(self, states=_copied(self.states), evidence=dict(self.evidence))
-
 
 @dataclass(eq=False)
 class _Begun:
@@ -213,9 +209,6 @@ class _Begun:
     states: dict[type, State]
     evidence: Evidence | None
     counted: set[str] = field(default_factory=set)
-
-    def copied(self) -> _Begun:
-        return replace(self, states=_copied(self.states), counted=set(self.counted))
 
 
 @dataclass(eq=False)
@@ -245,11 +238,15 @@ class VideoState:
     begun: dict[int, _Begun] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VideoState:
+        first = self.first
         own = {
             "states": _copied(self.states),
             "objects": {key: _copied(states) for key, states in self.objects.items()},
-            "begun": {obj_id: begun.copied() for obj_id, begun in self.begun.items()},
-            "first": self.first.copied() if self.first is not None else None,
+            "begun": {
+                obj_id: replace(begun, states=_copied(begun.states), counted=set(begun.counted))
+                for obj_id, begun in self.begun.items()
+            },
+            "first": first and replace(first, states=_copied(first.states), evidence=dict(first.evidence)),
             "evidence": dict(self.evidence),
             "stats": self.stats.copied(),
             "stores": copy.deepcopy(self.stores, memo),

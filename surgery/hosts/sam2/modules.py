@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery.core.attention import AttentionCall, Projections
-from surgery.core.memory import MemoryCall
+from surgery.core.attention import AttentionCall, MemoryCall, Projections
 from surgery.core.seams import Attention, FeedForward, MemoryAttentionPart, PositionCode, TokenToImage
 from surgery.hosts.sam21 import HieraBlock
 

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery.core.attention import AttentionCall, Projections
+from surgery.core.attention import AttentionCall, MemoryCall, Projections
 from surgery.core.evidence import record_evidence
-from surgery.core.memory import MemoryCall
 from surgery.core.seams import Attention, MemoryAttentionPart, ModelPart, PositionCode, TokenToImage
 from surgery.hosts.sam21 import HieraBlock
 

@@ -7,9 +7,9 @@ from typing import Any, cast
 from torch import Tensor
 
 from surgery.core.access import seam
+from surgery.core.attention import Conditioning
 from surgery.core.evidence import record_evidence
 from surgery.core.frame import ObjectStep
-from surgery.core.memory import Conditioning
 from surgery.core.patching import Patched
 from surgery.core.steps import encode, image_features, step_of, stored
 from surgery.core.surgery import RootSite

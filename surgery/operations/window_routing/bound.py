@@ -21,19 +21,11 @@ from surgery.errors import ModelStateError
 from surgery.operations.window_routing.blocks import SpanBlock, Stage4Block, Stages12Block, route_of
 from surgery.operations.window_routing.geometry import last_blocks, span_of, stage4_blocks, stage4_grid, tile_grid
 from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
-from surgery.operations.window_routing.graphs import own_route, route_kind, settle_route
 from surgery.operations.window_routing.policy import Policy, RoutedFrame, WindowState, by_evidence
 from surgery.operations.window_routing.router import budgeted
 from surgery.operations.window_routing.settings import WindowSettings
 from surgery.operations.window_routing.shortcut import Shortcut, make_shortcut
-from surgery.operations.window_routing.span import (
-    Route,
-    SpanMemory,
-    make_route,
-    renewed_picture,
-    updated_memory,
-    updated_tiles,
-)
+from surgery.operations.window_routing.span import Route, SpanMemory, make_route, updated_memory, updated_tiles
 from surgery.operations.window_routing.stage4 import Stage4Route
 
 
@@ -100,7 +92,7 @@ class WindowRouter(Bound[WindowSettings]):
             level = ends.index(index) if index in ends else None
             correction: Any = corrections[level] if corrections is not None and level is not None else None
             gathers = index == 0 or index - 1 in ends
-            yield Patch("block", Stages12Block(gathers, level, index == 0, correction, corrections is not None), index)
+            yield Patch("block", Stages12Block(gathers, level, correction, corrections is not None), index)
         for index in range(span.entry, span.exit + 1):
             shortcut = self.shortcut if index == span.entry else None
             window, last = host.block_info(index).window, index == span.exit
@@ -136,7 +128,7 @@ class WindowRouter(Bound[WindowSettings]):
                 route = route_of(context)
                 if route is not None and not route.dense and "forward" in vars(host.image_encoder()):
                     # The VOS predictor compiled its encoder itself, one graph for each shape, and fails at the ninth.
-                    settle_route(route, grid)
+                    route.settle(grid)
             features = proceed()
             route = route_of(context)
         finally:
@@ -212,12 +204,7 @@ class WindowRouter(Bound[WindowSettings]):
             state.stage4 = route.stage4.seen.contiguous()
         if route.globals is not None:
             state.globals = tuple(route.globals.seen)
-        if frame.windows is None or frame.picture is None or state.seen is None:
-            state.seen = frame.picture
-        elif route.chosen is not None:
-            state.seen = renewed_picture(state.seen, frame.picture, route.chosen)
-        state.thumbnail = frame.thumbnail
-        state.renewed(frame.windows, self.grid.count)
+        frame.remember(None if frame.windows is None else route.chosen)
 
     def _note(self, frame: RoutedFrame) -> None:
         """Tell the other operations, the host and the statistics."""
@@ -282,12 +269,16 @@ class WindowRouter(Bound[WindowSettings]):
 
     def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:
         """See `Bound.kind`."""
-        return route_kind(context.records.get(self.settings.type), self.grid, fixed) if part == ENCODER else ()
+        if part != ENCODER:
+            return ()
+        route = route_of(context)
+        return ("plain",) if route is None else route.kind(self.grid, fixed)
 
     def own(self, context: FrameContext, part: Part) -> None:
         """See `Bound.own`."""
-        if part == ENCODER and self.settings.type in context.records:
-            own_route(context.records[self.settings.type])
+        route = route_of(context) if part == ENCODER else None
+        if route is not None:
+            route.own()
 
 
 def require_router(surgery: Surgery) -> WindowRouter:

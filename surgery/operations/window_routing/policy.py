@@ -14,17 +14,9 @@ from surgery.core.host import HostView
 from surgery.core.session import State
 from surgery.core.values import tensors
 from surgery.core.windows import WindowGrid
-from surgery.operations.window_routing.router import (
-    allot,
-    mask_windows,
-    salient_windows,
-    scene_change,
-    thumbnail,
-    window_changes,
-    within_budget,
-)
+from surgery.operations.window_routing import router as rules
 from surgery.operations.window_routing.settings import WindowSettings
-from surgery.operations.window_routing.span import SpanMemory
+from surgery.operations.window_routing.span import SpanMemory, renewed_picture
 from surgery.operations.window_routing.tiles import TileGrid, TileMemory, piece_urgency
 
 
@@ -85,7 +77,7 @@ class RoutedFrame:
         if not settings.approximate:
             return
         if settings.refresh.scene_cut is not None:
-            self.thumbnail = thumbnail(pixels)
+            self.thumbnail = rules.thumbnail(pixels)
         if settings.budget < 1.0 or settings.stages.early or context.has_picture(grid.height, grid.width):
             self.picture = context.picture(pixels, grid.height, grid.width)
 
@@ -119,15 +111,25 @@ class RoutedFrame:
                 return "no last output"
         return None
 
+    def remember(self, chosen: Tensor | None) -> None:
+        """The frame is encoded. chosen: int64 [N], tokens of its windows; None: all."""
+        state = self.state
+        if self.picture is None or state.seen is None or chosen is None:
+            state.seen = self.picture
+        else:
+            state.seen = renewed_picture(state.seen, self.picture, chosen)
+        state.thumbnail = self.thumbnail
+        state.renewed(self.windows, self.grid.count)
+
     def ask(self) -> None:
         """Ask for what `by_evidence` will want to know of the device."""
         settings, known, facts = self.settings, self.known.values(), self.context.facts
-        facts["touched"] = mask_windows([item.mask for item in known], self.grid, settings.object.dilation)
+        facts["touched"] = rules.mask_windows([item.mask for item in known], self.grid, settings.object.dilation)
         if self.thumbnail is not None and self.state.thumbnail is not None:
-            facts["cut"] = scene_change(self.thumbnail, self.state.thumbnail.to(self.device))
+            facts["cut"] = rules.scene_change(self.thumbnail, self.state.thumbnail.to(self.device))
         if self.picture is not None and settings.budget < 1.0:
             seen = self.picture if self.state.seen is None else self.state.seen.to(self.device)
-            facts["changes"] = window_changes(self.picture, seen, self.grid)
+            facts["changes"] = rules.window_changes(self.picture, seen, self.grid)
         told = [item.told() for item in known]
         if unreliable(settings, [each.score for each in told], [each.seen for each in told]):
             facts["salient"] = self.attended()
@@ -138,7 +140,7 @@ class RoutedFrame:
         if not self.host.modules("token_to_image"):
             return torch.zeros(self.grid.count, dtype=torch.bool, device=known[0].mask.device)
         maps = torch.stack([saliency_map(self.host, item) for item in known])
-        return salient_windows(maps, self.grid, self.settings.object.saliency_mass)
+        return rules.salient_windows(maps, self.grid, self.settings.object.saliency_mass)
 
     def tile_urgency(self, tiles: TileGrid) -> Tensor | None:
         """How urgent each piece is, fp32 [P]; None without extra pieces."""
@@ -231,10 +233,10 @@ def by_rules(
     if unreliable(settings, seen.scores, taken):
         taken = [a or b for a, b in zip(taken, salient(), strict=True)]
     if seen.changes is None:
-        windows, more = allot(taken, state.ages, settings.rolling, settings.round_to, settings.fill), None
+        windows, more = rules.allot(taken, state.ages, settings.rolling, settings.round_to, settings.fill), None
     else:
         limit = settings.object.unsure
-        windows, more = within_budget(
+        windows, more = rules.within_budget(
             taken, seen.touched, state.ages, seen.changes, budget=settings.budget, rolling=settings.rolling,
             round_to=settings.round_to, fill=settings.fill, max_wait=settings.object.max_wait,
             background=settings.object.background,

@@ -9,13 +9,15 @@ windowed attention pads them exactly as Hiera does: zeros after the first norm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from surgery.core.early import sent
+from surgery.core.values import rebuilt, tensors
 from surgery.core.windows import Packing, WindowGrid
 from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
 from surgery.operations.window_routing.shortcut import Shortcut
@@ -61,6 +63,53 @@ class Route:
     tiles: TileRoute | None = None
     stage4: Stage4Route | None = None
     globals: GlobalRoute | DenseGlobals | None = None
+
+    def kind(self, grid: WindowGrid, fixed: bool) -> tuple[Hashable, ...]:
+        """What kind of call an encoder call under this route is; its sizes are marked as symbols unless `fixed`.
+
+        Not fixed on a padded grid: its border windows hold fewer tokens, so that the number does not fix the shape.
+        """
+        if self.dense:
+            return ("dense", self.observe, self.tiles is not None, self.stage4 is not None)
+        assert self.packing is not None
+        pieces = 0 if self.tiles is None or self.tiles.pieces is None else self.tiles.pieces.shape[0]
+        rest = 0 if self.rest is None else 1 if self.rest_packing is None else self.rest_packing.ids.shape[0]
+        # A window may be a single piece.
+        sizes = [self.packing.ids.shape[0], rest, pieces]
+        if not fixed or (grid.padded and not grid.filled):
+            self.settle(grid)
+            # torch makes a graph of its own for size one, and for size zero.
+            sizes = [min(size, 2) for size in sizes]
+        return ("routed", *sizes, self.memory is not None, self.real is not None, self.stage4 is not None)
+
+    def settle(self, grid: WindowGrid) -> None:
+        """Look like others to a compiled encoder: sizes that follow the number of windows are symbols."""
+        tiles, stage4 = self.tiles, self.stage4
+        indices: list[Any] = [self.chosen, self.rest, self.real]
+        for packing in (self.packing, self.rest_packing, stage4.packing if stage4 is not None else None):
+            if packing is None:
+                continue
+            # Chosen windows that are all full by chance would be another kind of call.
+            if packing.slots is None and grid.padded and not grid.filled and self.real is None:
+                packing.slots = torch.arange(packing.ids.shape[0] * packing.area, device=packing.ids.device)
+            indices += [packing.ids, packing.slots, packing.filling]
+        if tiles is not None:
+            indices += [tiles.pieces, tiles.tokens, tiles.order, tiles.lines]
+        if stage4 is not None:
+            indices.append(stage4.chosen)
+        for tensor in tensors(indices):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+    def own(self) -> None:
+        """Copy what a compiled encoder noted out of memory that its next call may use again."""
+        for home, names in (
+            (self, ("seen_input", "seen_output", "chosen_branch")),
+            (self.tiles, ("kept", "latest")),
+            (self.stage4, ("seen",)),
+            (self.globals, ("seen",)),
+        ):
+            for name in names if home is not None else ():
+                setattr(home, name, rebuilt(getattr(home, name), Tensor.clone))
 
 
 def make_route(

@@ -28,9 +28,8 @@ from surgery.core.early import sent
 from surgery.core.evidence import widened
 from surgery.core.windows import WindowGrid
 from surgery.errors import UnsupportedModelError
-from surgery.operations.window_routing.correction import StageCorrection
 from surgery.operations.window_routing.router import AGE_WEIGHT
-from surgery.operations.window_routing.shortcut import Shortcut
+from surgery.operations.window_routing.shortcut import Shortcut, StageCorrection
 
 
 @dataclass(eq=False)
