@@ -3,7 +3,7 @@ needs; and take it all back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from surgery.core.host import HostView, finite
 from surgery.core.operation import Bound, Operation, Patch, known
 from surgery.core.ownership import Structure, is_orphan, require_own, strangers
+from surgery.core.parts import ATTENTION, DECODER
 from surgery.core.patching import Patched, host_class, is_patched, own_forward, patch, unpatch
 from surgery.core.seams import PART_SEAMS, LinearLayer, ModelPart
 from surgery.core.session import Generation
@@ -165,6 +166,12 @@ def undo_copies(model: nn.Module) -> None:
 
 
 def _patches(surgery: Surgery) -> Iterator[Patch]:
+    """What operations run, and before that what notes evidence for them."""
+    evidence = surgery.evidence()
+    if evidence is not None:
+        if evidence.inputs:
+            yield Patch("token_to_image", None)
+        yield Patch("part", None, DECODER)
     for bound in surgery.bound:
         yield from bound.patches()
 
@@ -172,25 +179,17 @@ def _patches(surgery: Surgery) -> Iterator[Patch]:
 def _sites(surgery: Surgery) -> Iterator[tuple[str, int | str, nn.Module, Any]]:
     """Every module that is patched: its seam, its number there, and what runs; several times where several run."""
     host = surgery.host
-    evidence = surgery.evidence()
-    if evidence is not None:
-        if evidence.inputs:
-            for index, module in enumerate(host.modules("token_to_image")):
-                yield "token_to_image", index, module, None
-        yield "part", "mask_decoder", host.mask_decoder(), None
     for each in _patches(surgery):
-        if each.seam in ROOT_SEAMS:
-            continue
+        modules: Iterable[tuple[int | str, nn.Module]] = ()
         if each.seam in PART_SEAMS:
-            parts = host.parts()
-            for name in parts if each.index is None else [each.index]:
-                yield each.seam, name, parts[name], each.run  # type: ignore[index]
+            modules = host.parts().items()
         elif each.seam == "memory_attention":
-            yield each.seam, each.seam, host.memory_attention(), each.run
-        else:
-            for index, module in enumerate(host.modules(each.seam)):
-                if each.index is None or each.index == index:
-                    yield each.seam, index, module, each.run
+            modules = [(ATTENTION, host.memory_attention())]
+        elif each.seam not in ROOT_SEAMS:
+            modules = enumerate(host.modules(each.seam))
+        for index, module in modules:
+            if each.index is None or each.index == index:
+                yield each.seam, index, module, each.run
 
 
 def _site(surgery: Surgery, index: int | str, module: nn.Module, kind: type[Patched]) -> Site:

@@ -58,6 +58,7 @@ class WindowRouter(Bound[WindowSettings]):
         self.grid: WindowGrid = WindowGrid(span.side, span.side, span.window, filled)
         self.tiles = tile_grid(host, span, self.grid) if settings.stages.span == "tiles" else None
         self.stage4 = stage4_grid(host, span, self.grid) if settings.stages.stage4 == "routed" else None
+        self.steps = self.grid.count
         self.policy: Policy = by_evidence
         self.shortcut: Shortcut = before.shortcut if before is not None else self._new()
         if settings.stages.correction == "patch" and self.shortcut.corrections is None:
@@ -228,11 +229,6 @@ class WindowRouter(Bound[WindowSettings]):
     def allowed(self) -> int:
         """Windows of a routed frame by the settings' budget."""
         return budgeted(self.settings.budget, self.grid.count) if self.settings.approximate else self.grid.count
-
-    @property
-    def steps(self) -> int:  # type: ignore[override]
-        """See `Bound`: one window more or less."""
-        return self.grid.count
 
     def pretend(self, context: FrameContext, kept: Mapping[str, float]) -> None:
         """See `Bound.pretend`: the first windows are computed, all others were once."""

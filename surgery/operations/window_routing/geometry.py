@@ -70,11 +70,9 @@ def tile_grid(host: HostView, span: SpanInfo, grid: WindowGrid) -> TileGrid:
         )
     infos = [host.block_info(index) for index in range(span.entry)]
     side = piece_side([(info.window, info.pools) for info in infos], grid)
-    levels = []
-    for end in last_blocks(host, span):
-        scale = 2 ** sum(info.pools for info in infos[end + 1 :])
-        levels.append((span.side * scale, infos[end].dim))
-    return TileGrid(grid, side, levels, whole=span.entry - 1 in last_blocks(host, span))
+    ends = last_blocks(host, span)
+    levels = [(span.side * 2 ** sum(info.pools for info in infos[end + 1 :]), infos[end].dim) for end in ends]
+    return TileGrid(grid, side, levels, whole=span.entry - 1 in ends)
 
 
 def last_blocks(host: HostView, span: SpanInfo) -> list[int]:
@@ -85,8 +83,8 @@ def last_blocks(host: HostView, span: SpanInfo) -> list[int]:
 def stage4_blocks(host: HostView, span: SpanInfo) -> range:
     """Indices of the blocks of the stage after the span's."""
     count = len(host.blocks())
-    ends = [*(start for start in host.stage_starts() if start > span.exit), count]
-    return range(ends[0], ends[1] if len(ends) > 1 else count)
+    first, end, *_ = (*(start for start in host.stage_starts() if start > span.exit), count, count)
+    return range(first, end)
 
 
 def stage4_grid(host: HostView, span: SpanInfo, wide: WindowGrid) -> Stage4Grid:

@@ -85,30 +85,27 @@ def halved(blocks: Sequence[tuple[int, bool]], first: int, grid: WindowGrid) -> 
         UnsupportedModelError: there is no such stage, a block of it is global, its windows are not the stage-3 windows
             halved, or the 2x2 cells cross the border of a window or of the map.
     """
+    problem = _problem(blocks, first, grid)
+    if problem is not None:
+        raise UnsupportedModelError(f"{problem}; use stage4: dense")
+    return WindowGrid(grid.height // 2, grid.width // 2, grid.window // 2, grid.filled)
+
+
+def _problem(blocks: Sequence[tuple[int, bool]], first: int, grid: WindowGrid) -> str | None:
     if not blocks:
-        raise UnsupportedModelError(
-            f"no stage comes after the routed span, whose stage ends with block {first - 1}; use stage4: dense"
-        )
+        return f"no stage comes after the routed span, whose stage ends with block {first - 1}"
     if grid.window % 2 or grid.height % 2 or grid.width % 2:
-        raise UnsupportedModelError(
-            f"stage-3 windows of {grid.window} tokens on a map of {grid.height}x{grid.width} do not halve; expected "
-            "even sides; use stage4: dense"
-        )
+        size = f"windows of {grid.window} tokens on a map of {grid.height}x{grid.width}"
+        return f"stage-3 {size} do not halve; expected even sides"
     for index, (window, pools) in enumerate(blocks, start=first):
+        block = f"encoder block {index}"
         if window == 0:
-            raise UnsupportedModelError(
-                f"encoder block {index} has global attention after the routed span: its stage cannot be skipped by "
-                "windows; use stage4: dense"
-            )
+            return f"{block} has global attention after the routed span: its stage cannot be skipped by windows"
         if pools != (index == first):
-            raise UnsupportedModelError(
-                f"encoder block {index} {'pools' if pools else 'does not pool'} 2x2; expected block {first} to pool, "
-                "as the first of its stage, and no other; use stage4: dense"
-            )
+            found = "pools" if pools else "does not pool"
+            return f"{block} {found} 2x2; expected block {first} to pool, as the first of its stage, and no other"
         expected = grid.window if index == first else grid.window // 2
         if window != expected:
-            raise UnsupportedModelError(
-                f"encoder block {index} has windows of {window} tokens, expected {expected}: the stage-3 windows of "
-                f"{grid.window} in block {first}, half of that in those after it; use stage4: dense"
-            )
-    return WindowGrid(grid.height // 2, grid.width // 2, grid.window // 2, grid.filled)
+            whole = f"the stage-3 windows of {grid.window} in block {first}, half of that in those after it"
+            return f"{block} has windows of {window} tokens, expected {expected}: {whole}"
+    return None

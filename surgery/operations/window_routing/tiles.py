@@ -278,10 +278,8 @@ def piece_side(blocks: Sequence[tuple[int, bool]], grid: WindowGrid) -> int:
                 "first block on; use span: stage3"
             )
         if pools and window % 2:
-            raise UnsupportedModelError(
-                f"encoder block {index} pools 2x2 in windows of {window} tokens, expected an even window; use span: "
-                "stage3"
-            )
+            found = f"encoder block {index} pools 2x2 in windows of {window} tokens"
+            raise UnsupportedModelError(f"{found}, expected an even window; use span: stage3")
         side = math.lcm(side, window // math.gcd(window, scale))
         scale //= 2 if pools else 1
     if grid.window % side or grid.width % side or grid.height % side:
