@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from surgery.core.attention import Projections
-from surgery.core.patching import Patched
-from surgery.core.surgery import RootSite
 from surgery.errors import PictureError
 
 if TYPE_CHECKING:
@@ -187,12 +185,6 @@ class PictureDriver(ABC):
 
 ADDED = ("shortcut", "proposals")
 """What the surgery adds to modules is called so."""
-
-
-class PictureRoot(Patched):
-    """In front of a model without video: it runs as it is."""
-
-    _surgery: RootSite
 
 
 def rgb(image: Any) -> npt.NDArray[np.uint8]:

@@ -91,7 +91,6 @@ class Surgery:
 
     def __init__(self, host: HostView) -> None:
         self.host = host
-        self.root = weakref.ref(host.model)
         self.recipe: Recipe | None = None
         self.bound: tuple[Bound[Any], ...] = ()
         self.patched: list[nn.Module] = []
@@ -108,12 +107,11 @@ class Surgery:
         self.plain = False
 
     def __getstate__(self) -> dict[str, Any]:
-        of_calls = {"root", "states", "generation", "context", "observer", "stats", "plain"}
+        of_calls = {"states", "generation", "context", "observer", "stats", "plain"}
         return {name: value for name, value in vars(self).items() if name not in of_calls}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.root = weakref.ref(self.host.model)
         self._start()
 
     @property

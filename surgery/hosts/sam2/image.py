@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgery.core.pictures import PictureRoot
+from surgery.core.patching import Patched
 from surgery.hosts.sam2.view import Sam2View, of_library
 
 
@@ -10,7 +10,7 @@ class Sam2ImageView(Sam2View):
     """A model of pictures alone."""
 
     video = False
-    root = PictureRoot
+    root = Patched  # it runs as it is
     models = "sam2 SAM2Base"
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from surgery.core.pictures import PictureRoot
+from surgery.core.patching import Patched
 from surgery.errors import UnsupportedModelError
 from surgery.hosts.transformers.video import of_library
 from surgery.hosts.transformers.view import TransformersView
@@ -14,7 +14,7 @@ class TransformersImageView(TransformersView):
     """A model of pictures alone."""
 
     video = False
-    root = PictureRoot
+    root = Patched  # it runs as it is
     models = "transformers Sam2Model"
 
     @classmethod
