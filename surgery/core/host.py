@@ -105,7 +105,10 @@ class HostView(ABC):
             "linear": lambda: [layer for part in LINEAR_PARTS for layer in self.linear_layers(part).values()],
             "token_to_image": self.token_to_image,
         }
-        return found[seam]() if seam in found else self._of_classes(seam)
+        if seam in found:
+            return found[seam]()
+        kinds, parts = self.seam_classes().get(seam, {}), (self.image_encoder(), self.memory_attention())
+        return [module for part in parts for module in part.modules() if host_class(module) in kinds]
 
     def linear_layers(self, part: Part) -> dict[str, nn.Linear]:
         """The `nn.Linear` of a part by `neutral_path`, without those that operations added."""
@@ -115,11 +118,6 @@ class HostView(ABC):
             for path, module in self.model.named_modules()
             if id(module) in inside and ".shortcut." not in path
         }
-
-    def _of_classes(self, seam: str) -> list[nn.Module]:
-        kinds = tuple(self.seam_classes().get(seam, {}))
-        parts = (self.image_encoder(), self.memory_attention())
-        return [module for part in parts for module in part.modules() if host_class(module) in kinds]
 
     def seam_classes(self) -> Mapping[str, Mapping[type, type[Patched]]]:
         """For seams at every module of some classes ("code", "strip", "product"): class of the host, class in front.

@@ -115,12 +115,8 @@ class Block(Patched):
         context = site.context
         if context is None:
             return forward(hidden_states, **kwargs)
-
-        def stock(tokens: Tensor) -> Tensor:
-            return forward(tokens, **kwargs)
-
         call = BlockCall(self, site.number, kwargs)
-        return passed(site.runs["block"], (context, call), (hidden_states,), stock)
+        return passed(site.runs["block"], (context, call), (hidden_states,), lambda tokens: forward(tokens, **kwargs))
 
 
 class Attention(Patched):
@@ -211,11 +207,7 @@ class ModelPart(Patched):
         runs = site.runs.get(seam, ())
         if not runs or not site.enabled or site.surgery.plain:
             return own(*args, **kwargs)
-
-        def proceed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return own(*args, **kwargs)
-
-        return passed(runs, (site.index, self), (args, kwargs), proceed)
+        return passed(runs, (site.index, self), (args, kwargs), lambda args, kwargs: own(*args, **kwargs))
 
 
 class MemoryAttentionPart(ModelPart):

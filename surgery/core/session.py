@@ -62,14 +62,8 @@ class Features(dict[int, Any]):
         super().__init__(features)
         self.state = state
 
-    def _exact(self) -> dict[int, Any]:
-        return {frame: each for frame, each in self.items() if frame not in self.state.approximate}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> dict[int, Any]:
-        return copy.deepcopy(self._exact(), memo)
-
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return dict, (self._exact(),)
+        return dict, ({frame: each for frame, each in self.items() if frame not in self.state.approximate},)
 
 
 class SessionHandle(ABC):
@@ -174,8 +168,7 @@ class SessionStats:
 
     def fraction(self, name: str) -> float | None:
         """Mean share over the calls; None before the first."""
-        total, calls = self.kept.get(name, (0.0, 0))
-        return total / calls if calls else None
+        return self.since(SessionStats()).get(name)
 
     def since(self, before: SessionStats) -> dict[str, float]:
         """Mean shares of the calls after those of `before`."""

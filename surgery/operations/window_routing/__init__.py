@@ -54,5 +54,4 @@ class SparseWindowRouting(WindowSettings):
     def simulate(cls, surgery: Surgery, candidates: Sequence[Any]) -> WindowSimulation | None:
         """See `Operation.simulate`; None where every window is computed anyway."""
         router = surgery.find(WindowRouter)
-        routes = router is not None and router.settings.windows == "object"
-        return WindowSimulation(router, candidates) if router is not None and routes else None
+        return WindowSimulation(router, candidates) if router is not None and router.settings.approximate else None
