@@ -26,13 +26,12 @@ import surgery.demo as demo
 import surgery.operations.memory_retrieval.bound as retrieval
 from surgery import Recipe, __version__, sparsify, status
 from surgery.calibration import fit_shortcut
-from surgery.core.windows import WindowGrid
 from surgery.demo.clips import HELD_OUT, make_clip
 from surgery.demo.show import Score, prompt_for
 from surgery.engine import require_surgery
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.operations.window_routing.bound import require_router
-from surgery.operations.window_routing.policy import Policy, by_evidence
+from surgery.operations.window_routing.policy import Policy, RoutedFrame, by_evidence
 from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.tracking import track
 from surgery.video import open_video
@@ -143,9 +142,9 @@ def at_random(kind: str, model: Any) -> Iterator[None]:
 def random_windows(draw: random.Random) -> Policy:
     """Drawn at random, as many as the recipe's rules choose."""
 
-    def policy(settings: Any, grid: WindowGrid, *rest: Any, **more: Any) -> tuple[list[int] | None, str | None]:
-        windows, reason = by_evidence(settings, grid, *rest, **more)
-        return (None if windows is None else sorted(draw.sample(range(grid.count), len(windows)))), reason
+    def policy(frame: RoutedFrame) -> tuple[list[int] | None, str | None]:
+        windows, reason = by_evidence(frame)
+        return (None if windows is None else sorted(draw.sample(range(frame.grid.count), len(windows)))), reason
 
     return policy
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 import surgery
 from surgery.adapters import read_adapter
 from surgery.calibration import calibrate
+from surgery.core.attention import ConditionedBy, MemoryCall
 from surgery.core.cost import CostModel, gflop
 from surgery.core.evidence import EvidenceSettings
 from surgery.core.frame import FrameContext
 from surgery.core.host import HostView
-from surgery.core.memory import ConditionedBy, MemoryCall
 from surgery.core.operation import Bound, Operation, Patch, register
 from surgery.core.parts import ATTENTION, Part
 from surgery.core.seams import BlockCall

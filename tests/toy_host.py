@@ -15,17 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surgery.core import seams
-from surgery.core.attention import AttentionCall, Projections
+from surgery.core.access import seam
+from surgery.core.attention import AttentionCall, Conditioning, MemoryCall, Projections
 from surgery.core.evidence import record_evidence
 from surgery.core.frame import ObjectStep
-from surgery.core.host import HostView
-from surgery.core.layout import BlockInfo
-from surgery.core.memory import Conditioning, MemoryCall
+from surgery.core.host import BlockInfo, HostView
 from surgery.core.parts import ATTENTION
 from surgery.core.patching import Patched
 from surgery.core.session import SessionHandle, Stores, VideoState
 from surgery.core.steps import encode, image_features, step_of, stored
-from surgery.core.turns import seam
 
 SIDE, PATCH, WIDTH = 64, 4, 16
 WINDOWS = (4, 4, 4, 0)

@@ -20,8 +20,7 @@ from surgery.adapters.config import AdapterConfig, Thresholds, require_small, th
 from surgery.core.host import finite
 from surgery.errors import AdapterError, WeightsError
 from surgery.operations import SparseWindowRouting
-from surgery.operations.window_routing.correction import Corrections
-from surgery.operations.window_routing.shortcut import SHORTCUTS
+from surgery.operations.window_routing.shortcut import SHORTCUTS, Corrections
 
 _MAX_WEIGHTS = 64_000_000
 

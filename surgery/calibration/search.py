@@ -14,9 +14,9 @@ from surgery.calibration.clips import CalibrationClip
 from surgery.calibration.fidelity import ClipScore, Each, Reference, drift_of, in_turn, score_clip, summarise
 from surgery.core.cost import CostModel
 from surgery.core.engine import reconfigure
+from surgery.core.observer import Simulation, Together
 from surgery.core.parts import PARTS
 from surgery.core.promise import CalibrationSettings
-from surgery.core.simulation import Simulation, Together
 from surgery.core.surgery import Surgery
 from surgery.engine import require_surgery
 from surgery.errors import CalibrationError, RecipeError

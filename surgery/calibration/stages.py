@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from surgery.calibration.linear import Regression
-from surgery.operations.window_routing.correction import Corrections, StageCorrection
+from surgery.operations.window_routing.shortcut import Corrections, StageCorrection
 
 TOKENS = 2048
 """Tokens of a map that are used, the same ones throughout a clip."""

@@ -6,15 +6,20 @@ are not concerned.
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
 from torch import nn
 
+from surgery.core.patching import is_patched
 from surgery.errors import ModelStateError
+
+T = TypeVar("T")
 
 
 class Access:
@@ -57,10 +62,35 @@ _ACCESS: weakref.WeakKeyDictionary[nn.Module, Access] = weakref.WeakKeyDictionar
 def access_to(model: nn.Module) -> Access:
     """The lock of a model, stock or not; a copy of the model has its own."""
     with _LOCK:
-        found = _ACCESS.get(model)
-        if found is None:
-            found = _ACCESS[model] = Access()
-        return found
+        return _ACCESS.setdefault(model, Access())
+
+
+def seam(method: Callable[..., T]) -> Callable[..., T]:
+    """A method of the patched model that waits for the frames and changes of other threads.
+
+    If the surgery was undone meanwhile, the host's own method runs.
+    """
+
+    @functools.wraps(method)
+    def held(self: nn.Module, *args: Any, **kwargs: Any) -> T:
+        with access_to(self).frame():
+            if not is_patched(self):
+                return getattr(self, method.__name__)(*args, **kwargs)
+            return method(self, *args, **kwargs)
+
+    return held
+
+
+def in_turn(model: nn.Module, frames: Generator[T, None, None]) -> Iterator[T]:
+    """The host's generator of frames. Between frames nothing is held."""
+    with closing(frames):
+        while True:
+            with access_to(model).frame():
+                try:
+                    frame = next(frames)
+                except StopIteration:
+                    return
+            yield frame
 
 
 class _Pause:

@@ -1,14 +1,50 @@
-"""An attention of memory attention, with positions by explicit index: a subset of the queries, of the rows, or both."""
+"""Memory attention as hosts call it, and one attention of it with positions by explicit index: a subset of the queries,
+of the rows, or both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Conditioning(NamedTuple):
+    """A conditioning frame among the memory frames, by its frame id."""
+
+    frame: int
+
+
+MemoryFrame = int | Conditioning | None
+"""A memory frame in the host's order: a tracked frame's id, a conditioning frame, or None for one never pruned."""
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryCall:
+    """One call of memory attention.
+
+    current: features of the frame, [T, 1, C]; positions: their position code or None. memory: [M, 1, D], whole memory
+    frames and then `pointers` rows of object pointers. stride: frames between two memories. layers: of the module.
+    """
+
+    current: Tensor
+    positions: Tensor | None
+    memory: Tensor
+    pointers: int
+    stride: int
+    layers: int
+
+    def of(self, tokens: Tensor) -> MemoryCall:
+        """The same for the tokens of these indices, int64 [K]."""
+        positions = None if self.positions is None else self.positions.index_select(0, tokens)
+        return replace(self, current=self.current.index_select(0, tokens), positions=positions)
+
+
+ConditionedBy = Callable[[MemoryCall], Tensor]
+"""Runs the host's memory attention; its output is [T, 1, C] or [1, 1, T, C], as the host has it."""
 
 
 class Projections(NamedTuple):
@@ -102,8 +138,7 @@ class AttentionCall:
         if bias is not None:
             bias = bias.to(query.dtype)[None, None, None].expand(1, query.shape[0], query.shape[1], -1)
         mixed = F.scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=bias)[0]
-        out: Tensor = self.parts.output(mixed.transpose(0, 1).flatten(-2))
-        return out
+        return self.parts.output(mixed.transpose(0, 1).flatten(-2))
 
 
 def rotate(tokens: Tensor, code: Tensor) -> Tensor:

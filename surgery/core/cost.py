@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from surgery.core.attention import Conditioning
 from surgery.core.frame import FrameContext, ObjectStep
 from surgery.core.host import HostView
-from surgery.core.memory import Conditioning
 from surgery.core.operation import Operation
 from surgery.core.parts import ATTENTION, ENCODER, Part
 from surgery.core.session import VideoState
@@ -63,11 +63,6 @@ def count(host: HostView, module: nn.Module, call: Callable[[], object]) -> floa
     return counter.get_total_flops() / 1e9
 
 
-def stock_gflop(host: HostView, part: Part, frames: int | None = None) -> float:
-    """GFLOP of a part as stock runs it; `frames` in the memory bank, None for a full one."""
-    return _run(host, part, frames or host.bank_size())
-
-
 def gflop(surgery: Surgery, part: Part, kept: Mapping[str, float] | None = None) -> float:
     """GFLOP of a part on a tracked frame of one object with a full bank, under the surgery.
 
@@ -75,7 +70,7 @@ def gflop(surgery: Surgery, part: Part, kept: Mapping[str, float] | None = None)
     """
     host = surgery.host
     with surgery.plain_parts(), surgery.within(pretended(surgery, dict(kept or {}))):
-        return _run(host, part, host.bank_size())
+        return stock_gflop(host, part)
 
 
 def pretended(surgery: Surgery, kept: Mapping[str, float]) -> FrameContext:
@@ -89,7 +84,8 @@ def pretended(surgery: Surgery, kept: Mapping[str, float]) -> FrameContext:
     return context
 
 
-def _run(host: HostView, part: Part, frames: int) -> float:
+def stock_gflop(host: HostView, part: Part, frames: int | None = None) -> float:
+    """GFLOP of a part as it now runs, as stock outside of `gflop`; `frames` in the memory bank, None for a full one."""
     reference = next(host.parts()[part].parameters())
 
     def empty(*shape: int) -> Tensor:
@@ -101,7 +97,7 @@ def _run(host: HostView, part: Part, frames: int) -> float:
     tokens, pointers = host.frame_tokens(), host.pointers()
 
     def attend() -> Tensor:
-        memory = empty(frames * tokens + pointers, 1, host.memory_channels())
+        memory = empty((frames or host.bank_size()) * tokens + pointers, 1, host.memory_channels())
         return host.run_memory_attention(empty(tokens, 1, width_of(host)), memory, pointers)
 
     return count(host, host.memory_attention(), attend)

@@ -36,8 +36,7 @@ class Early:
     def _arrived(self) -> list[float]:
         if self._event is not None:
             self._event.synchronize()
-        found: list[float] = self._held.tolist()
-        return found
+        return self._held.tolist()
 
 
 def sent(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:

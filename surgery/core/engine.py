@@ -3,7 +3,7 @@ needs; and take it all back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -11,8 +11,9 @@ from torch import nn
 from surgery.core.host import HostView, finite
 from surgery.core.operation import Bound, Operation, Patch, known
 from surgery.core.ownership import Structure, is_orphan, require_own, strangers
-from surgery.core.patching import Patched, is_patched, own_forward, patch, unpatch
-from surgery.core.seams import PART_SEAMS, LinearLayer
+from surgery.core.parts import ATTENTION, DECODER
+from surgery.core.patching import Patched, host_class, is_patched, own_forward, patch, unpatch
+from surgery.core.seams import PART_SEAMS, LinearLayer, ModelPart
 from surgery.core.session import Generation
 from surgery.core.surgery import RootSite, Site, Surgery, wanted_evidence
 from surgery.core.weights import require_plain
@@ -20,6 +21,11 @@ from surgery.errors import ModelStateError, UnsupportedModelError, WeightsError
 
 if TYPE_CHECKING:
     from surgery.recipe import Recipe
+
+ROOT_SEAMS = ("encode", "stored")
+"""Those of the model itself."""
+CALL_SEAMS = (*PART_SEAMS, "memory_attention")
+"""Those of whole parts, around the `forward` that they may have of their own."""
 
 
 def plan(host: HostView, recipe: Recipe, before: Surgery | None) -> Surgery:
@@ -47,7 +53,7 @@ def plan(host: HostView, recipe: Recipe, before: Surgery | None) -> Surgery:
     surgery = Surgery(host)
     surgery.recipe = recipe
     surgery.bound = _bound(surgery, operations, None)
-    inside = [module for seam, _, module, _ in _sites(surgery) if seam not in (*PART_SEAMS, "memory_attention")]
+    inside = [module for seam, _, module, _ in _sites(surgery) if seam not in CALL_SEAMS]
     _require_own_forwards([*inside, *relied_on])
     return surgery
 
@@ -104,15 +110,13 @@ def cut(surgery: Surgery) -> None:
                 home, name, module = bound.learned
                 home.add_module(name, module)
         for seam, index, module, run in _sites(surgery):
-            _patch(surgery, seam, index, module, run)
-        root: Any = surgery.host.model
+            _site(surgery, index, module, _class(surgery.host, seam, index, module)).add(seam, run)
         for module, kind in surgery.host.within():
-            _put(surgery, "within", module, kind, Site)
-        _put(surgery, "root", root, surgery.host.root, RootSite)
-        site: RootSite = vars(root)["_surgery"]
-        for patch_ in _patches(surgery):
-            if patch_.seam in ("encode", "stored"):
-                _add(site, patch_.seam, patch_.run)
+            _site(surgery, "within", module, kind)
+        root = _site(surgery, "root", surgery.host.model, surgery.host.root)
+        for each in _patches(surgery):
+            if each.seam in ROOT_SEAMS:
+                root.add(each.seam, each.run)
     except BaseException:
         undo(surgery)
         raise
@@ -162,6 +166,12 @@ def undo_copies(model: nn.Module) -> None:
 
 
 def _patches(surgery: Surgery) -> Iterator[Patch]:
+    """What operations run, and before that what notes evidence for them."""
+    evidence = surgery.evidence()
+    if evidence is not None:
+        if evidence.inputs:
+            yield Patch("token_to_image", None)
+        yield Patch("part", None, DECODER)
     for bound in surgery.bound:
         yield from bound.patches()
 
@@ -169,49 +179,33 @@ def _patches(surgery: Surgery) -> Iterator[Patch]:
 def _sites(surgery: Surgery) -> Iterator[tuple[str, int | str, nn.Module, Any]]:
     """Every module that is patched: its seam, its number there, and what runs; several times where several run."""
     host = surgery.host
-    evidence = surgery.evidence()
-    if evidence is not None:
-        if evidence.inputs:
-            for index, module in enumerate(host.modules("token_to_image")):
-                yield "token_to_image", index, module, None
-        yield "part", "mask_decoder", host.mask_decoder(), None
     for each in _patches(surgery):
-        if each.seam in ("encode", "stored"):
-            continue
+        modules: Iterable[tuple[int | str, nn.Module]] = ()
         if each.seam in PART_SEAMS:
-            parts = host.parts()
-            for name in parts if each.index is None else [each.index]:
-                yield each.seam, name, parts[name], each.run  # type: ignore[index]
+            modules = host.parts().items()
         elif each.seam == "memory_attention":
-            yield each.seam, each.seam, host.memory_attention(), each.run
-        else:
-            for index, module in enumerate(host.modules(each.seam)):
-                if each.index is None or each.index == index:
-                    yield each.seam, index, module, each.run
+            modules = [(ATTENTION, host.memory_attention())]
+        elif each.seam not in ROOT_SEAMS:
+            modules = enumerate(host.modules(each.seam))
+        for index, module in modules:
+            if each.index is None or each.index == index:
+                yield each.seam, index, module, each.run
 
 
-def _patch(surgery: Surgery, seam: str, index: int | str, module: nn.Module, run: Any) -> None:
+def _site(surgery: Surgery, index: int | str, module: nn.Module, kind: type[Patched]) -> Site:
+    """What runs at a module, which is patched unless it was."""
     if not is_patched(module):
-        _put(surgery, index, module, _class(surgery.host, seam, index, module), Site)
+        if own_forward(module):
+            del module.__dict__["forward"]
+        patch(module, kind, (RootSite if index == "root" else Site)(surgery, index))
+        surgery.patched.append(module)
     site: Site = vars(module)["_surgery"]
-    _add(site, seam, run)
-
-
-def _put(surgery: Surgery, index: int | str, module: nn.Module, kind: type[Patched], site: type[Site]) -> None:
-    if own_forward(module):
-        del module.__dict__["forward"]
-    patch(module, kind, site(surgery, index))
-    surgery.patched.append(module)
-
-
-def _add(site: Site, seam: str, run: Any) -> None:
-    if run is not None:
-        site.runs[seam] = (*site.runs.get(seam, ()), run)
+    return site
 
 
 def _class(host: HostView, seam: str, index: int | str, module: nn.Module) -> type[Patched]:
-    if seam in (*PART_SEAMS, "memory_attention"):
-        return host.part_class(str(index))
+    if seam in CALL_SEAMS:
+        return host.seams.get(str(index), ModelPart)
     if seam == "linear":
         return LinearLayer
-    return host.seams[seam] if seam in host.seams else host.seam_classes()[seam][type(module)]
+    return host.seams[seam] if seam in host.seams else host.seam_classes()[seam][host_class(module)]

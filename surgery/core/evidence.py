@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surgery.core.attention import split_heads
 from surgery.core.constants import constant, steps
 from surgery.core.early import Early
 from surgery.errors import RecipeError, bypassed
@@ -41,16 +42,13 @@ class EvidenceSettings:
         """What both want. Raises RecipeError where they want different masks."""
         if other is None:
             return self
+        both: dict[str, Any] = {}
         for name in ("candidates", "motion"):
             mine, its = getattr(self, name), getattr(other, name)
+            both[name] = its if mine is None else mine
             if mine is not None and its is not None and mine != its:
                 raise RecipeError(f"two operations want evidence of {name} {mine!r} and {its!r}; expected the same")
-        return EvidenceSettings(
-            self.candidates if self.candidates is not None else other.candidates,
-            self.motion if self.motion is not None else other.motion,
-            self.inputs or other.inputs,
-            self.doubt or other.doubt,
-        )
+        return EvidenceSettings(**both, inputs=self.inputs or other.inputs, doubt=self.doubt or other.doubt)
 
 
 @dataclass(eq=False)
@@ -229,10 +227,7 @@ def prompt_saliency(
     Returns:
         fp32 [N], mean over heads and the first `rows` queries of the softmax over image tokens; sums to 1.
     """
-    query = q_proj(query.reshape(-1, query.shape[-1])[:rows]).to(torch.float32)
-    key = k_proj(key.reshape(-1, key.shape[-1])).to(torch.float32)
-    width = query.shape[-1] // heads
-    query = query.reshape(-1, heads, width).transpose(0, 1)
-    key = key.reshape(-1, heads, width).permute(1, 2, 0)
-    scores = (query @ key) * width**-0.5
+    query = split_heads(q_proj(query.reshape(-1, query.shape[-1])[:rows]).to(torch.float32), heads)
+    key = split_heads(k_proj(key.reshape(-1, key.shape[-1])).to(torch.float32), heads)
+    scores = (query @ key.transpose(1, 2)) * query.shape[-1] ** -0.5
     return scores.softmax(-1).mean((0, 1))

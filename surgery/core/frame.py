@@ -15,8 +15,8 @@ from surgery.core.early import Early
 from surgery.core.windows import WindowGrid
 
 if TYPE_CHECKING:
+    from surgery.core.attention import MemoryFrame
     from surgery.core.evidence import Evidence, EvidenceSettings
-    from surgery.core.memory import MemoryFrame
     from surgery.core.observer import Observer
     from surgery.core.session import SessionHandle, VideoState
 

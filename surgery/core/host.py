@@ -5,22 +5,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from surgery.core.driver import Driver, FrameSource
-from surgery.core.layout import BlockInfo
 from surgery.core.loader import Loader
-from surgery.core.parts import DECODER, ENCODER, LINEAR_PARTS, MEMORY, PARTS, Part
+from surgery.core.parts import LINEAR_PARTS, PARTS, Part
 from surgery.core.patching import Patched, host_class
 from surgery.core.pictures import PictureDriver
-from surgery.core.seams import EncoderPart, MaskDecoderPart, MemoryEncoderPart
 from surgery.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from surgery.core.session import SessionHandle, VideoState
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """One encoder block. window: side in tokens, 0 for global attention. pools: halves the map."""
+
+    index: int
+    dim: int
+    heads: int
+    window: int
+    pools: bool
 
 
 class HostView(ABC):
@@ -95,7 +105,10 @@ class HostView(ABC):
             "linear": lambda: [layer for part in LINEAR_PARTS for layer in self.linear_layers(part).values()],
             "token_to_image": self.token_to_image,
         }
-        return found[seam]() if seam in found else self._of_classes(seam)
+        if seam in found:
+            return found[seam]()
+        kinds, parts = self.seam_classes().get(seam, {}), (self.image_encoder(), self.memory_attention())
+        return [module for part in parts for module in part.modules() if host_class(module) in kinds]
 
     def linear_layers(self, part: Part) -> dict[str, nn.Linear]:
         """The `nn.Linear` of a part by `neutral_path`, without those that operations added."""
@@ -106,11 +119,6 @@ class HostView(ABC):
             if id(module) in inside and ".shortcut." not in path
         }
 
-    def _of_classes(self, seam: str) -> list[nn.Module]:
-        kinds = tuple(self.seam_classes().get(seam, {}))
-        parts = (self.image_encoder(), self.memory_attention())
-        return [module for part in parts for module in part.modules() if host_class(module) in kinds]
-
     def seam_classes(self) -> Mapping[str, Mapping[type, type[Patched]]]:
         """For seams at every module of some classes ("code", "strip", "product"): class of the host, class in front.
 
@@ -118,11 +126,6 @@ class HostView(ABC):
         all.
         """
         return {}
-
-    def part_class(self, part: str) -> type[Patched]:
-        """The class that is put in front of the own class of a part's module."""
-        own: dict[str, type[Patched]] = {ENCODER: EncoderPart, MEMORY: MemoryEncoderPart, DECODER: MaskDecoderPart}
-        return self.seams.get(part) or own[part]
 
     def neutral_path(self, path: str) -> str:
         """Path of a layer in the model -> the same in every host: that of stock `sam2`, where it has the layer."""

@@ -28,19 +28,21 @@ if TYPE_CHECKING:
 
     from surgery.core.frame import FrameContext
     from surgery.core.host import HostView
-    from surgery.core.simulation import Simulation
+    from surgery.core.observer import Simulation
     from surgery.core.surgery import Surgery
 
 MOST = 1_000_000
 """The largest count a field takes."""
 
-Fraction = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
 
 
 class Fields(BaseModel):
-    """Immutable, strict about types, closed to unknown keys."""
+    """Immutable, strict about types, closed to unknown keys and to numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def surgery_of(module: nn.Module) -> Surgery | None:
     """The surgery that a patched module is a part of; None for a copy of one without its model."""
-    found: Surgery | None = vars(module)["_surgery"].surgery
-    return found
+    return vars(module)["_surgery"].surgery
 
 
 def strangers(model: nn.Module, own: Surgery | None) -> Iterator[tuple[str, nn.Module]]:
@@ -31,8 +30,7 @@ def strangers(model: nn.Module, own: Surgery | None) -> Iterator[tuple[str, nn.M
 def is_orphan(module: nn.Module) -> bool:
     """Whether a patched module is of no model's surgery: a copy of a part of one."""
     own = surgery_of(module)
-    root = own.root() if own is not None else None
-    return root is None or not is_patched(root) or surgery_of(root) is not own
+    return own is None or not is_patched(own.host.model) or surgery_of(own.host.model) is not own
 
 
 def require_own(model: nn.Module, own: Surgery | None) -> None:

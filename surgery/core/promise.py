@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from surgery.core.operation import Fields
+from surgery.core.operation import Fields, Fraction
 
 _MAX_CANDIDATES = 5000
 
@@ -19,12 +19,8 @@ class CalibrationSettings(Fields):
     The Jaccard distance is a metric, so the drop in J against any ground truth is at most 1 - J against dense masks.
     """
 
-    max_drop: float = Field(
-        0.05, gt=0.0, le=1.0, allow_inf_nan=False, description="promise on the mean over held-out clips"
-    )
-    max_clip_drop: float = Field(
-        0.2, gt=0.0, le=1.0, allow_inf_nan=False, description="promise on the worst held-out clip"
-    )
+    max_drop: Fraction = Field(0.05, description="promise on the mean over held-out clips")
+    max_clip_drop: Fraction = Field(0.2, description="promise on the worst held-out clip")
     search: dict[str, tuple[Any, ...]] = Field(
         default_factory=dict,
         description="values to try, by dotted field; every combination is a candidate, at most 5,000",

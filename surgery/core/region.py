@@ -41,9 +41,8 @@ class Given:
     def of(cls, surgery: Surgery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Given:
         """Of the call in progress."""
         context = surgery.context
-        if context is None:
-            return cls(args, kwargs, {})
-        return cls(args, kwargs, {"records": context.records, "decoder_inputs": context.decoder_inputs})
+        names = ("records", "decoder_inputs") if context is not None else ()
+        return cls(args, kwargs, {name: getattr(context, name) for name in names})
 
 
 class Region:
@@ -115,7 +114,7 @@ class Region:
         before = dict(leaves(twin.notes))
         context = self._surgery.context
         if context is not None:
-            context = replace(context, records=twin.notes["records"], decoder_inputs=twin.notes["decoder_inputs"])
+            context = replace(context, **twin.notes)
         with self._surgery.within(context):
             self._out = self._proceed(twin.args, twin.kwargs)
         self._writes: dict[Path, Any] = {}
@@ -219,9 +218,8 @@ class _Watch(TorchDispatchMode):
 
 def kind_of(part: str, given: Given) -> Any:
     """What a recording of this call holds good for."""
-    found = signature(given)
     casts = tuple(
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         for device in {each.device.type for each in tensors(given)}
     )
-    return part, found, casts
+    return part, signature(given), casts

@@ -20,31 +20,28 @@ A host says which modules lie at a seam (`HostView.modules`) and inherits from t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surgery.core.attention import AttentionCall
-from surgery.core.frame import FrameContext
-from surgery.core.memory import ConditionedBy, MemoryCall
-from surgery.core.parts import ATTENTION, DECODER, ENCODER, MEMORY
+from surgery.core.attention import AttentionCall, ConditionedBy, MemoryCall
 from surgery.core.patching import Patched
 from surgery.core.surgery import Run, Site
 
 PART_SEAMS = ("part", "forward")
 
 
-def passed(runs: tuple[Run, ...], where: Any, what: Any, *given: Any, proceed: Callable[..., Any]) -> Any:
-    """`proceed(*given)` through `runs`, the first outermost: each is called with (where, what, *given, proceed)."""
+def passed(runs: tuple[Run, ...], given: tuple[Any, ...], what: tuple[Any, ...], proceed: Callable[..., Any]) -> Any:
+    """`proceed(*what)` through `runs`, the first outermost: each is called with (*given, *what, what goes on)."""
     if not runs:
-        return proceed(*given)
+        return proceed(*what)
 
-    def further(*taken: Any) -> Any:
-        return passed(runs[1:], where, what, *taken, proceed=proceed)
+    def further(*what: Any) -> Any:
+        return passed(runs[1:], given, what, proceed)
 
-    return runs[0](where, what, *given, further)
+    return runs[0](*given, *what, further)
 
 
 class BlockCall:
@@ -58,39 +55,33 @@ class BlockCall:
 
     def norm1(self, tokens: Tensor) -> Tensor:
         """Before attention."""
-        out: Tensor = self.block._norm1(tokens)
-        return out
+        return self.block._norm1(tokens)
 
     def attend(self, windows: Tensor, places: Tensor | None = None) -> Tensor:
         """[n, h, w, C] -> attention output by the host's own module, which pools where the block does.
 
         places: int64 [h * w], where the tokens lie on the map; None: they are whole windows, or the whole map.
         """
-        out: Tensor = self.block._attend(windows, places, **self._kwargs)
-        return out
+        return self.block._attend(windows, places, **self._kwargs)
 
     def qkv(self, tokens: Tensor, places: Tensor | None = None) -> Tensor:
         """Queries, keys and values of normed tokens, N in all, as attention compares them: [N, 3, heads, d]. places: as
         in `attend`."""
-        out: Tensor = self.block._qkv(tokens, places)
-        return out
+        return self.block._qkv(tokens, places)
 
     def attended(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention output [N, C] of queries [N, heads, d] over keys and values [M, heads, d]."""
         q, k, v = (each.transpose(0, 1)[None] for each in (query, key, value))
         mixed = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.block._out(mixed[0].transpose(0, 1).flatten(1))
-        return out
+        return self.block._out(mixed[0].transpose(0, 1).flatten(1))
 
     def project(self, tokens: Tensor) -> Tensor:
         """The residual's projection where the block changes the width."""
-        out: Tensor = self.block.proj(tokens)
-        return out
+        return self.block.proj(tokens)
 
     def feed_forward(self, tokens: Tensor) -> Tensor:
         """Its norm included."""
-        out: Tensor = self.block._feed_forward(tokens)
-        return out
+        return self.block._feed_forward(tokens)
 
 
 class Block(Patched):
@@ -107,16 +98,14 @@ class Block(Patched):
 
     def _attend(self, windows: Tensor, places: Tensor | None, **kwargs: Any) -> Tensor:
         own: Any = self
-        out: Tensor = own.attn(windows, **kwargs)
-        return out
+        return own.attn(windows, **kwargs)
 
     def _qkv(self, tokens: Tensor, places: Tensor | None) -> Tensor:
         raise NotImplementedError
 
     def _feed_forward(self, tokens: Tensor) -> Tensor:
         own: Any = self
-        out: Tensor = own.mlp(self._norm2(tokens))
-        return out
+        return own.mlp(self._norm2(tokens))
 
     def _out(self, mixed: Tensor) -> Tensor:
         raise NotImplementedError
@@ -125,16 +114,9 @@ class Block(Patched):
         site, forward = self._surgery, super().forward  # type: ignore[misc]
         context = site.context
         if context is None:
-            out: Tensor = forward(hidden_states, **kwargs)
-            return out
-
-        def stock(tokens: Tensor) -> Tensor:
-            out: Tensor = forward(tokens, **kwargs)
-            return out
-
+            return forward(hidden_states, **kwargs)
         call = BlockCall(self, site.number, kwargs)
-        found: Tensor = passed(site.runs["block"], context, call, hidden_states, proceed=stock)
-        return found
+        return passed(site.runs["block"], (context, call), (hidden_states,), lambda tokens: forward(tokens, **kwargs))
 
 
 class Attention(Patched):
@@ -151,18 +133,7 @@ class Attention(Patched):
         def run(call: AttentionCall) -> Tensor:
             return call.attend() if call.explicit else stock()
 
-        runs = next(iter(site.runs.values()))
-        return _through(runs, context, call, run)
-
-
-def _through(runs: tuple[Run, ...], context: FrameContext, call: Any, proceed: Callable[[Any], Any]) -> Any:
-    if not runs:
-        return proceed(call)
-
-    def further(taken: Any) -> Any:
-        return _through(runs[1:], context, taken, proceed)
-
-    return runs[0](context, call, further)
+        return passed(next(iter(site.runs.values())), (context,), (call,), run)
 
 
 class TokenToImage(Patched):
@@ -193,12 +164,7 @@ class PositionCode(Patched):
         if not site.enabled:
             return stock()
         runs = site.runs.get("code", ())
-        found: Tensor = passed(runs, site.context, self, key, make or stock, proceed=_made)
-        return found
-
-
-def _made(key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-    return make()
+        return passed(runs, (site.context, self), (key, make or stock), lambda key, make: make())
 
 
 class FeedForward(Patched):
@@ -211,8 +177,7 @@ class FeedForward(Patched):
         site = self._surgery
         if torch.compiler.is_compiling() or site.context is None:
             return run(tokens)
-        found: Tensor = passed(site.runs["strip"], site.context, hidden, tokens, run, proceed=_run_on)
-        return found
+        return passed(site.runs["strip"], (site.context, hidden), (tokens, run), lambda tokens, run: run(tokens))
 
 
 class LinearLayer(Patched):
@@ -222,18 +187,12 @@ class LinearLayer(Patched):
 
     def forward(self, input: Tensor) -> Tensor:
         site = self._surgery
-        found: Tensor = passed(site.runs.get("linear", ()), site.index, self, input, proceed=super().forward)  # type: ignore[misc]
-        return found
-
-
-def _run_on(tokens: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
-    return run(tokens)
+        return passed(site.runs.get("linear", ()), (site.index, self), (input,), super().forward)  # type: ignore[misc]
 
 
 class ModelPart(Patched):
     """A part of the model. `__call__` is outside of its hooks and of a compiled forward, which finds what was set."""
 
-    part: ClassVar[str]
     # The site. Not by its type: transformers evaluates the annotations of its models' classes.
     _surgery: Any
 
@@ -244,26 +203,15 @@ class ModelPart(Patched):
         return self._run("forward", super().forward, args, kwargs)  # type: ignore[misc]
 
     def _run(self, seam: str, own: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        runs = self._surgery.runs.get(seam, ())
-        if not runs or not self._surgery.enabled or self._surgery.surgery.plain:
+        site = self._surgery
+        runs = site.runs.get(seam, ())
+        if not runs or not site.enabled or site.surgery.plain:
             return own(*args, **kwargs)
-
-        def proceed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return own(*args, **kwargs)
-
-        return passed(runs, self.part, self, args, kwargs, proceed=proceed)
-
-
-class EncoderPart(ModelPart):
-    """The image encoder."""
-
-    part = ENCODER
+        return passed(runs, (site.index, self), (args, kwargs), lambda args, kwargs: own(*args, **kwargs))
 
 
 class MemoryAttentionPart(ModelPart):
     """Memory attention; hosts say what a call was given."""
-
-    part = ATTENTION
 
     def _conditioned(self, call: MemoryCall, run: ConditionedBy) -> Any:
         """One call. run: the host's own memory attention."""
@@ -271,16 +219,4 @@ class MemoryAttentionPart(ModelPart):
         context = site.context
         if context is None:
             return run(call)
-        return _through(site.runs.get("memory_attention", ()), context, call, run)
-
-
-class MemoryEncoderPart(ModelPart):
-    """The memory encoder."""
-
-    part = MEMORY
-
-
-class MaskDecoderPart(ModelPart):
-    """The mask decoder."""
-
-    part = DECODER
+        return passed(site.runs.get("memory_attention", ()), (context,), (call,), run)

@@ -62,14 +62,8 @@ class Features(dict[int, Any]):
         super().__init__(features)
         self.state = state
 
-    def _exact(self) -> dict[int, Any]:
-        return {frame: each for frame, each in self.items() if frame not in self.state.approximate}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> dict[int, Any]:
-        return copy.deepcopy(self._exact(), memo)
-
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return dict, (self._exact(),)
+        return dict, ({frame: each for frame, each in self.items() if frame not in self.state.approximate},)
 
 
 class SessionHandle(ABC):
@@ -174,8 +168,7 @@ class SessionStats:
 
     def fraction(self, name: str) -> float | None:
         """Mean share over the calls; None before the first."""
-        total, calls = self.kept.get(name, (0.0, 0))
-        return total / calls if calls else None
+        return self.since(SessionStats()).get(name)
 
     def since(self, before: SessionStats) -> dict[str, float]:
         """Mean shares of the calls after those of `before`."""
@@ -187,8 +180,7 @@ class SessionStats:
         return found
 
     def copied(self) -> SessionStats:
-        dense, widened, restored = Counter(self.dense), Counter(self.widened), Counter(self.restored)
-        return replace(self, kept=dict(self.kept), dense=dense, widened=widened, restored=restored)
+        return copy.deepcopy(self)
 
 
 @dataclass(eq=False)
@@ -202,9 +194,6 @@ class _Encoded:
     evidence: dict[int, Evidence]
     counted: bool = False
 
-    def copied(self) -> _Encoded:
-        return replace(self, states=_copied(self.states), evidence=dict(self.evidence))
-
 
 @dataclass(eq=False)
 class _Begun:
@@ -213,9 +202,6 @@ class _Begun:
     states: dict[type, State]
     evidence: Evidence | None
     counted: set[str] = field(default_factory=set)
-
-    def copied(self) -> _Begun:
-        return replace(self, states=_copied(self.states), counted=set(self.counted))
 
 
 @dataclass(eq=False)
@@ -245,11 +231,15 @@ class VideoState:
     begun: dict[int, _Begun] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VideoState:
+        first = self.first
         own = {
             "states": _copied(self.states),
             "objects": {key: _copied(states) for key, states in self.objects.items()},
-            "begun": {obj_id: begun.copied() for obj_id, begun in self.begun.items()},
-            "first": self.first.copied() if self.first is not None else None,
+            "begun": {
+                obj_id: replace(begun, states=_copied(begun.states), counted=set(begun.counted))
+                for obj_id, begun in self.begun.items()
+            },
+            "first": first and replace(first, states=_copied(first.states), evidence=dict(first.evidence)),
             "evidence": dict(self.evidence),
             "stats": self.stats.copied(),
             "stores": copy.deepcopy(self.stores, memo),

@@ -89,7 +89,7 @@ def encode(surgery: Surgery, pixels: Tensor, run: Callable[[], T]) -> T:
         context.send()
         return run()
 
-    features: T = passed(runs, context, pixels, proceed=encoded)
+    features: T = passed(runs, (context, pixels), (), encoded)
     video.encoded = context.frame
     return features
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
@@ -41,6 +41,11 @@ class Site:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "surgery": None, "runs": {}}
+
+    def add(self, seam: str, run: Run | None) -> None:
+        """`run` runs at a seam, inside of what runs there already."""
+        if run is not None:
+            self.runs[seam] = (*self.runs.get(seam, ()), run)
 
     @property
     def number(self) -> int:
@@ -86,7 +91,6 @@ class Surgery:
 
     def __init__(self, host: HostView) -> None:
         self.host = host
-        self.root = weakref.ref(host.model)
         self.recipe: Recipe | None = None
         self.bound: tuple[Bound[Any], ...] = ()
         self.patched: list[nn.Module] = []
@@ -103,12 +107,11 @@ class Surgery:
         self.plain = False
 
     def __getstate__(self) -> dict[str, Any]:
-        of_calls = {"root", "states", "generation", "context", "observer", "stats", "plain"}
+        of_calls = {"states", "generation", "context", "observer", "stats", "plain"}
         return {name: value for name, value in vars(self).items() if name not in of_calls}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.root = weakref.ref(self.host.model)
         self._start()
 
     @property
@@ -160,13 +163,26 @@ class Surgery:
         self.states.clear()
 
     @contextmanager
-    def within(self, context: FrameContext | None) -> Iterator[None]:
-        """Inside, this is the call in progress; None: modules run as stock does, and nothing of it is noted."""
-        before, self.context = self.context, context
+    def _with(self, name: str, value: Any) -> Iterator[None]:
+        before = getattr(self, name)
+        setattr(self, name, value)
         try:
             yield
         finally:
-            self.context = before
+            setattr(self, name, before)
+
+    def within(self, context: FrameContext | None) -> AbstractContextManager[None]:
+        """Inside, this is the call in progress; None: modules run as stock does, and nothing of it is noted."""
+        return self._with("context", context)
+
+    def plain_parts(self) -> AbstractContextManager[None]:
+        """Inside, no operation runs around a part as a whole: what is fitted or counted is so in the stock precision,
+        and not compiled."""
+        return self._with("plain", True)
+
+    def observed_by(self, observer: Observer) -> AbstractContextManager[None]:
+        """Inside, `observer` looks on."""
+        return self._with("observer", observer)
 
     @contextmanager
     def inside(self, part: Part, device: str) -> Iterator[None]:
@@ -178,25 +194,6 @@ class Surgery:
             for bound in () if self.plain else self.bound:
                 stack.enter_context(bound.inside(part, device))
             yield
-
-    @contextmanager
-    def plain_parts(self) -> Iterator[None]:
-        """Inside, no operation runs around a part as a whole: what is fitted or counted is so in the stock precision,
-        and not compiled."""
-        before, self.plain = self.plain, True
-        try:
-            yield
-        finally:
-            self.plain = before
-
-    @contextmanager
-    def observed_by(self, observer: Observer) -> Iterator[None]:
-        """Inside, `observer` looks on."""
-        self.observer = observer
-        try:
-            yield
-        finally:
-            self.observer = None
 
 
 def wanted_evidence(operations: Sequence[Operation]) -> EvidenceSettings | None:

@@ -8,8 +8,10 @@ from dataclasses import fields, is_dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
+HALVES = frozenset((torch.bfloat16, torch.float16))
 APART = MappingProxyType({"apart": True})
 """Metadata of a record's field that a part does not read: it may differ from call to call."""
 
@@ -40,6 +42,11 @@ def tensors(value: Any) -> Iterator[Tensor]:
     yield from (each for _, each in leaves(value) if isinstance(each, Tensor))
 
 
+def floats(value: Any) -> Iterator[Tensor]:
+    """Those of floating-point numbers."""
+    return (each for each in tensors(value) if each.is_floating_point())
+
+
 def rebuilt(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same with other tensors; containers and dataclasses are new ones."""
     if isinstance(value, Tensor):
@@ -57,6 +64,20 @@ def rebuilt(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
             object.__setattr__(twin, name, rebuilt(getattr(value, name), change))
         return twin
     return value
+
+
+def cast(value: Any, wanted: Callable[[torch.dtype], torch.dtype]) -> Any:
+    """`value` with its fp32 and half-precision tensors in the dtype wanted for theirs; containers are rebuilt."""
+
+    def change(tensor: Tensor) -> Tensor:
+        return tensor.to(wanted(tensor.dtype)) if tensor.dtype in HALVES or tensor.dtype == torch.float32 else tensor
+
+    return rebuilt(value, change)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`torch.bfloat16` -> "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def signature(value: Any) -> Hashable:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from surgery.core.casts import name_of
+from surgery.core.values import name_of
 from surgery.errors import ModelStateError, PrecisionWarning, UnsupportedModelError
 
 T = TypeVar("T")

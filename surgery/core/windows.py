@@ -6,7 +6,7 @@ windows of a padded grid hold fewer than `w * w` tokens; only real tokens are ev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,9 +45,19 @@ class Packing:
         return padded.reshape(count, self.area, channels)
 
     def flatten(self, windows: Tensor) -> Tensor:
-        """[n, area, C] -> [N, C], the inverse of `stack`."""
+        """[n, area, C] or [n, window, window, C] -> [N, C], the inverse of `stack`."""
         flat = windows.reshape(-1, windows.shape[-1])
         return flat if self.slots is None else flat.index_select(0, self.slots)
+
+    def by_window(
+        self, tokens: Tensor, run: Callable[[Tensor], Tensor], window: int, after: Packing | None = None
+    ) -> Tensor:
+        """What `run` makes of windows [n, window, window, C]: tokens [1, N, 1, C] -> [1, M, 1, D].
+
+        after: the packing of what it makes, where it changes the size of windows.
+        """
+        windows = self.stack(tokens[0, :, 0]).reshape(-1, window, window, tokens.shape[-1])
+        return (self if after is None else after).flatten(run(windows))[None, :, None]
 
     def renewed(self, last: Tensor, new: Tensor, chosen: Tensor) -> Tensor:
         """`last` [H * W, ...] with `new` [N, ...] at the tokens `chosen`, int64 [N]; in the type of `new`."""

@@ -10,12 +10,12 @@ from surgery.operations.quantize import Quantize
 from surgery.operations.query_routing import SparseQueryRouting
 from surgery.operations.segment_everything import SegmentEverything
 from surgery.operations.trim_caches import TrimCaches
-from surgery.operations.window_routing import (
+from surgery.operations.window_routing import SparseWindowRouting
+from surgery.operations.window_routing.settings import (
     ObjectSettings,
     RefreshSettings,
     ShortcutSettings,
     SkippedSettings,
-    SparseWindowRouting,
     StageSettings,
 )
 

@@ -18,12 +18,12 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from surgery.core.casts import HALVES, cast, name_of, tensors
 from surgery.core.host import HostView
+from surgery.core.observer import Prediction, Simulation
 from surgery.core.operation import Bound, Operation, OwnWork, Patch
 from surgery.core.parts import ENCODER, PARTS, Part, Parts
-from surgery.core.simulation import Prediction, Simulation
 from surgery.core.surgery import Surgery
+from surgery.core.values import HALVES, cast, floats, name_of
 from surgery.core.weights import mark, require_fp32, require_unquantised, warned_of_caller
 from surgery.errors import ModelStateError, UnsupportedModelError, WeightsError
 
@@ -162,7 +162,7 @@ class BoundPrecision(OwnWork[Precision]):
         self, part: str, module: nn.Module, settings: Precision, args: tuple[Any, ...], kwargs: dict[str, Any],
         proceed: Callable[..., Any],
     ) -> Any:  # fmt: skip
-        first = next(tensors((args, kwargs)))
+        first = next(floats((args, kwargs)))
         given = first.dtype
         with self._entered(part, module, settings, first.device.type) as dtype:
             # Weights of one type take only tensors of that type; autocast takes fp32 and its own.
@@ -214,9 +214,9 @@ class PrecisionSimulation(Simulation):
         """See `Observer.noted`."""
         if not isinstance(what, PartSeen):
             return
-        exact = list(tensors(what.exact))
+        exact = list(floats(what.exact))
         for settings in self.settings:
-            rounded = tensors(what.run(settings))
+            rounded = floats(what.run(settings))
             error = max(_relative(one, other) for one, other in zip(rounded, exact, strict=True))
             self.errors.setdefault((what.part, settings), []).append(error)
 

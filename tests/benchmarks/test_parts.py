@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ def test_random_windows_are_as_many_as_the_rules_choose(monkeypatch: pytest.Monk
     chosen = iter([([2, 3, 5], None), (None, "scene cut"), ([1, 2, 8], None)])
     monkeypatch.setattr("benchmarks.parts.by_evidence", lambda *_: next(chosen))
     policy: Any = random_windows(random.Random(0))
-    first, cut, second = (policy(None, WindowGrid(16, 16, 4), None) for _ in range(3))
+    first, cut, second = (policy(SimpleNamespace(grid=WindowGrid(16, 16, 4))) for _ in range(3))
     assert cut == (None, "scene cut")
     assert first != second
     for windows, reason in (first, second):

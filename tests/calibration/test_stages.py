@@ -9,7 +9,7 @@ from torch import Tensor
 from surgery.calibration.linear import RIDGES
 from surgery.calibration.stages import StageRegressions
 from surgery.errors import CalibrationError
-from surgery.operations.window_routing.correction import Corrections, StageCorrection, make_corrections
+from surgery.operations.window_routing.shortcut import Corrections, StageCorrection, make_corrections
 
 WIDTHS = [(16, 4), (16, 4), (8, 6)]
 

@@ -14,7 +14,7 @@ from surgery.core.frame import FrameContext
 from surgery.core.patching import is_patched
 from surgery.core.session import VideoState
 from surgery.engine import require_surgery
-from surgery.operations.window_routing.blocks import TYPE, Runs
+from surgery.operations.window_routing.blocks import TYPE
 from surgery.operations.window_routing.bound import WindowRouter, require_router
 from surgery.operations.window_routing.policy import FixedWindows, by_evidence
 from surgery.operations.window_routing.span import Route
@@ -33,7 +33,7 @@ def encoder(model: Any) -> Any:
     return model.image_encoder.trunk if hasattr(model, "image_encoder") else model.vision_encoder.backbone
 
 
-def blocks_that_run(model: Any, kind: type[Runs]) -> list[int]:
+def blocks_that_run(model: Any, kind: type) -> list[int]:
     """Numbers of the encoder blocks at which something of this kind runs."""
     blocks = enumerate(require_surgery(model).host.blocks())
     sites = {number: vars(block)["_surgery"] for number, block in blocks if is_patched(block)}

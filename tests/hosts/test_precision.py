@@ -22,8 +22,8 @@ from surgery.core.patching import is_patched
 from surgery.errors import PrecisionWarning
 from surgery.hosts import view_of
 from surgery.operations import Precision, SparseMemoryRetrieval, SparseQueryRouting, SparseWindowRouting
-from surgery.operations.window_routing import StageSettings
 from surgery.operations.window_routing.geometry import span_of
+from surgery.operations.window_routing.settings import StageSettings
 from tests.hosts.drive import HOSTS, PADDED, SAM3, STEADY, UNPADDED, Driver, make, video
 from tests.hosts.sessions import gather, interleaved, same
 

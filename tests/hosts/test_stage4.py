@@ -73,8 +73,8 @@ def routed(driver: Driver, pixels: Tensor, chosen: list[int], last: Tensor) -> l
     router = router_of(driver.model)
     assert router.stage4 is not None
     noise = torch.randn(2, router.grid.tokens, router.span.channels, generator=torch.Generator().manual_seed(3))
-    after = router.stage4.route(chosen, pixels.device, last)
-    return levels_of(driver.model, pixels, router.routed(chosen, pixels.device, SpanMemory(*noise), after=after))
+    state = WindowState(span=SpanMemory(*noise), stage4=last)
+    return levels_of(driver.model, pixels, router.route(state, chosen, pixels.device))
 
 
 def inside(driver: Driver, chosen: Sequence[int]) -> Tensor:

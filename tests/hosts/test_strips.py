@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import surgery
-from surgery.core.layout import BlockInfo
+from surgery.core.host import BlockInfo
 from surgery.core.seams import BlockCall
 from surgery.engine import require_surgery
 from surgery.hosts import view_of

@@ -62,8 +62,8 @@ def routed(driver: Driver, pixels: Tensor, windows: list[int], memory: TileMemor
     """Stage outputs when `windows` are computed and all others return what is remembered."""
     router = router_of(driver.model)
     assert router.tiles is not None
-    tiles = router.tiles.route(windows, pixels.device, memory)
-    return levels_of(driver.model, pixels, router.routed(windows, pixels.device, None, tiles))
+    route = router.route(WindowState(tiles=memory), windows, pixels.device)
+    return levels_of(driver.model, pixels, route)
 
 
 # --- the early blocks
@@ -369,7 +369,7 @@ def test_tiles_of_a_released_size_are_the_stock_ones() -> None:
     stock = levels_of(model, pixels)
     chosen = [4, 12, 24]
     blank = tiles.blank(384, pixels.device, pixels.dtype)
-    route = router.routed(chosen, pixels.device, None, tiles.route(chosen, pixels.device, blank))
+    route = router.route(WindowState(tiles=blank), chosen, pixels.device)
     found = levels_of(model, pixels, route)
     inside = torch.zeros(grid.tokens)
     inside[torch.from_numpy(grid.token_ids(chosen))] = 1

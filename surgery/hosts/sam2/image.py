@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgery.core.pictures import PictureRoot
+from surgery.core.patching import Patched
 from surgery.hosts.sam2.view import Sam2View
 
 
@@ -10,5 +10,5 @@ class Sam2ImageView(Sam2View):
     """A model of pictures alone."""
 
     video = False
-    root = PictureRoot
+    root = Patched  # it runs as it is
     models, kind = "sam2 SAM2Base", "sam2.modeling.sam2_base.SAM2Base"

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from surgery.core.access import in_turn, seam
+from surgery.core.attention import Conditioning, MemoryFrame
 from surgery.core.evidence import record_evidence
 from surgery.core.frame import ObjectStep
-from surgery.core.memory import Conditioning, MemoryFrame
 from surgery.core.patching import Patched
 from surgery.core.steps import encode, image_features, step_of, stored
 from surgery.core.surgery import RootSite
-from surgery.core.turns import in_turn, seam
 from surgery.errors import ModelStateError
 from surgery.hosts.sam2.session import Sam2Session, TracedFrame, TracedFrames
 from surgery.hosts.sam21.names import arguments

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from surgery.core.memory import MemoryFrame
+from surgery.core.attention import MemoryFrame
 from surgery.core.session import SessionHandle, Stores
 
 STATE_KEY = "surgery"

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from surgery.core.memory import MemoryCall
+from surgery.core.attention import MemoryCall
 from surgery.core.seams import Block, MemoryAttentionPart, PositionCode
 from surgery.hosts.sam21.names import Names
 

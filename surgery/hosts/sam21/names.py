@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgery.core.attention import Projections
-from surgery.core.decoder import TwoWayLayer
+from surgery.core.pictures import TwoWayLayer
 
 
 @dataclass(frozen=True)

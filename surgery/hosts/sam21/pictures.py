@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery.core.decoder import DecoderParts
-from surgery.core.pictures import PictureDriver
+from surgery.core.pictures import DecoderParts, PictureDriver
 from surgery.hosts.sam21.tracker import TrackerView
 
 

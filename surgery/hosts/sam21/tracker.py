@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from surgery.core.host import HostView
-from surgery.core.layout import BlockInfo
+from surgery.core.host import BlockInfo, HostView
 from surgery.errors import UnsupportedModelError
 from surgery.hosts.sam21.names import Names
 

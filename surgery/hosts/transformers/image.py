@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from surgery.core.pictures import PictureRoot
+from surgery.core.patching import Patched
 from surgery.errors import UnsupportedModelError
 from surgery.hosts.transformers.view import TransformersView
 
@@ -13,7 +13,7 @@ class TransformersImageView(TransformersView):
     """A model of pictures alone."""
 
     video = False
-    root = PictureRoot
+    root = Patched  # it runs as it is
     models, kind = "transformers Sam2Model", "transformers.models.sam2.modeling_sam2.Sam2Model"
 
     def memory_attention(self) -> nn.Module:

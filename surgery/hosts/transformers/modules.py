@@ -10,7 +10,7 @@ from torch import Tensor
 
 from surgery.core.attention import AttentionCall
 from surgery.core.evidence import record_evidence
-from surgery.core.seams import Attention, MaskDecoderPart, PositionCode, TokenToImage
+from surgery.core.seams import Attention, ModelPart, PositionCode, TokenToImage
 from surgery.hosts.sam21.modules import HieraBlock, MemoryAttention
 from surgery.hosts.sam21.names import Names
 
@@ -95,7 +95,7 @@ class TransformersMemoryAttention(MemoryAttention):
     _names = NAMES
 
 
-class TransformersMaskDecoder(MaskDecoderPart):
+class TransformersMaskDecoder(ModelPart):
     """`Sam2VideoMaskDecoder`: the only place where all mask candidates are seen.
 
     `__call__` and not `forward`: a compiled forward that recorded evidence would be compiled anew on every frame.

@@ -7,13 +7,13 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from surgery.core.access import seam
+from surgery.core.attention import Conditioning
 from surgery.core.evidence import record_evidence
 from surgery.core.frame import ObjectStep
-from surgery.core.memory import Conditioning
 from surgery.core.patching import Patched
 from surgery.core.steps import encode, image_features, step_of, stored
 from surgery.core.surgery import RootSite
-from surgery.core.turns import seam
 from surgery.hosts.sam21.names import arguments
 from surgery.hosts.transformers.driver import TransformersDriver
 from surgery.hosts.transformers.session import TransformersSession, require_image, require_session

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from surgery.core.access import seam
 from surgery.core.driver import FrameSource
 from surgery.core.host import HostView
 from surgery.core.patching import Patched
 from surgery.core.steps import encode, image_features, stored
-from surgery.core.turns import seam
 from surgery.errors import UnsupportedModelError
 from surgery.hosts.transformers.loader import PretrainedLoader
 from surgery.hosts.transformers.root import SessionRoot, TransformersRoot

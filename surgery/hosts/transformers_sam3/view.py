@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from surgery.core.layout import BlockInfo
+from surgery.core.host import BlockInfo
 from surgery.core.patching import Patched
 from surgery.hosts.sam21.tracker import is_a, of_library
 from surgery.hosts.transformers.modules import TransformersNeckCodes

@@ -14,10 +14,9 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from surgery.core.attention import AttentionCall
+from surgery.core.attention import AttentionCall, ConditionedBy, MemoryCall
 from surgery.core.frame import FrameContext
 from surgery.core.host import HostView
-from surgery.core.memory import ConditionedBy, MemoryCall
 from surgery.core.operation import Bound, Operation, OwnWork, Patch
 from surgery.core.parts import ATTENTION, ENCODER, Part, some_of
 from surgery.core.seams import BlockCall

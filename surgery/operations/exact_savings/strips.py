@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from surgery.core.layout import BlockInfo
+from surgery.core.host import BlockInfo
 
 STRIP_BYTES = 8 * 2**20
 """Bytes of the widest buffer of a strip. Measured on SAM 2.1 base+ and large: 2 to 16 MiB are alike, 30 are slower."""

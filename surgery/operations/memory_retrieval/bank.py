@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from surgery.core.attention import Conditioning, MemoryFrame
 from surgery.core.constants import constant, steps
-from surgery.core.memory import Conditioning, MemoryFrame
 from surgery.core.session import State
 from surgery.core.values import APART
 from surgery.errors import bypassed

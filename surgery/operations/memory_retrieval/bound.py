@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from surgery.core.attention import AttentionCall
+from surgery.core.attention import AttentionCall, ConditionedBy, Conditioning, MemoryCall
 from surgery.core.frame import FrameContext, ObjectStep
-from surgery.core.memory import ConditionedBy, Conditioning, MemoryCall
 from surgery.core.operation import Bound, Patch
 from surgery.core.parts import ATTENTION, Part
 from surgery.errors import ModelStateError

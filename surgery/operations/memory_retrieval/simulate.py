@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from surgery.core.host import HostView
-from surgery.core.simulation import Prediction, Simulation
+from surgery.core.observer import Prediction, Simulation
 from surgery.operations.memory_retrieval.bound import DoubtSeen, SaliencySeen
 from surgery.operations.memory_retrieval.saliency import kept_count
 

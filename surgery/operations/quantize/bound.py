@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from surgery.core.casts import cast, tensors
 from surgery.core.operation import OwnWork, Patch
 from surgery.core.parts import ENCODER, LINEAR_PARTS, Part
+from surgery.core.values import cast, floats
 from surgery.core.weights import mark, require_fp32, require_unquantised, warned_of_caller
 from surgery.errors import WeightsError
 from surgery.operations.quantize.backends import Packed, chosen, packed
@@ -105,7 +105,7 @@ class Quantization(OwnWork[Any]):
         """
         if self.surgery.observer is not None:
             return proceed(args, kwargs)
-        given = list(tensors((args, kwargs)))
+        given = list(floats((args, kwargs)))
         first = given[0]
         if type(first) is not Tensor:
             return proceed(args, kwargs)  # a fake tensor, while operations are counted

@@ -9,13 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from surgery.core.attention import AttentionCall
+from surgery.core.attention import AttentionCall, ConditionedBy, MemoryCall
 from surgery.core.cost import width_of
 from surgery.core.early import sent
 from surgery.core.evidence import EvidenceSettings
 from surgery.core.frame import ComputedWindows, FrameContext, ObjectStep
 from surgery.core.host import HostView
-from surgery.core.memory import ConditionedBy, MemoryCall
 from surgery.core.operation import MOST, Bound, Fraction, Operation, Patch, percent
 from surgery.core.parts import ATTENTION, Part
 from surgery.core.surgery import Surgery

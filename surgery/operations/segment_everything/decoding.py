@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from surgery.core.decoder import DecoderParts
-from surgery.core.pictures import Filters, Found, Picture, Ranked
+from surgery.core.pictures import DecoderParts, Filters, Found, Picture, Ranked
 from surgery.operations.segment_everything.filters import best_of_each, boxes_of, stability, upsampled
 from surgery.operations.segment_everything.folded import transform
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from surgery.core.attention import Projections
-from surgery.core.decoder import DecoderParts
+from surgery.core.pictures import DecoderParts
 
 
 def transform(parts: DecoderParts, image: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,24 +14,8 @@ from surgery.core.windows import WindowGrid
 from surgery.errors import UnsupportedModelError
 from surgery.operations.window_routing.bound import WindowRouter
 from surgery.operations.window_routing.geometry import span_of, stage4_blocks, stage4_grid, tile_grid
-from surgery.operations.window_routing.settings import (
-    ObjectSettings,
-    RefreshSettings,
-    ShortcutSettings,
-    SkippedSettings,
-    StageSettings,
-    WindowSettings,
-)
+from surgery.operations.window_routing.settings import WindowSettings
 from surgery.operations.window_routing.simulate import WindowSimulation
-
-__all__ = [
-    "ObjectSettings",
-    "RefreshSettings",
-    "ShortcutSettings",
-    "SkippedSettings",
-    "SparseWindowRouting",
-    "StageSettings",
-]
 
 
 class SparseWindowRouting(WindowSettings):
@@ -70,5 +54,4 @@ class SparseWindowRouting(WindowSettings):
     def simulate(cls, surgery: Surgery, candidates: Sequence[Any]) -> WindowSimulation | None:
         """See `Operation.simulate`; None where every window is computed anyway."""
         router = surgery.find(WindowRouter)
-        routes = router is not None and router.settings.windows == "object"
-        return WindowSimulation(router, candidates) if router is not None and routes else None
+        return WindowSimulation(router, candidates) if router is not None and router.settings.approximate else None

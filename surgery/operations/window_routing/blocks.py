@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from torch import Tensor
 
 from surgery.core.frame import FrameContext
 from surgery.core.seams import BlockCall
-from surgery.operations.window_routing.correction import StageCorrection
 from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
-from surgery.operations.window_routing.shortcut import Shortcut
-from surgery.operations.window_routing.span import Route, enter, leave, windowed_attention
+from surgery.operations.window_routing.shortcut import Shortcut, StageCorrection
+from surgery.operations.window_routing.span import Route, enter, leave
 from surgery.operations.window_routing.stage4 import Stage4Route
 
 Proceed = Callable[[Tensor], Tensor]
@@ -20,25 +18,12 @@ TYPE = "sparse_window_routing"
 """The key of the frame's route among the records of its context."""
 
 
-class Undecided:
-    """A route that is made when the first block asks for it. choose: makes it."""
-
-    def __init__(self, choose: Callable[[], Route]) -> None:
-        self.choose = choose
-
-
 def route_of(context: FrameContext) -> Route | None:
-    """The frame's route, or None where the encoder runs as it is."""
-    found: Route | Undecided | None = context.records.get(TYPE)
-    if isinstance(found, Undecided):
-        found = context.records[TYPE] = found.choose()
+    """The frame's route, or None where the encoder runs as it is. It may be made only when the first block asks."""
+    found: Route | Callable[[], Route] | None = context.records.get(TYPE)
+    if found is not None and not isinstance(found, Route):
+        found = context.records[TYPE] = found()
     return found
-
-
-class Runs(Protocol):
-    """What runs at a block."""
-
-    def __call__(self, context: FrameContext, block: BlockCall, tokens: Tensor, proceed: Proceed) -> Tensor: ...
 
 
 class Stages12Block:
@@ -46,21 +31,18 @@ class Stages12Block:
     have cut from the map.
 
     gathers: whether it receives a whole map (first block of a stage). level: number of the stage it ends, or None.
-    first: whether it is the first of all. correction: of the stage it ends; corrected: whether there are any.
+    correction: of the stage it ends; corrected: whether there are any.
     """
 
-    def __init__(
-        self, gathers: bool, level: int | None, first: bool, correction: StageCorrection | None, corrected: bool
-    ) -> None:
-        self.gathers, self.level, self.first = gathers, level, first
-        self.correction, self.corrected = correction, corrected
+    def __init__(self, gathers: bool, level: int | None, correction: StageCorrection | None, corrected: bool) -> None:
+        self.gathers, self.level, self.correction, self.corrected = gathers, level, correction, corrected
 
     def __call__(self, context: FrameContext, block: BlockCall, tokens: Tensor, proceed: Proceed) -> Tensor:
         route = route_of(context)
         tiles = route.tiles if route is not None else None
         if route is None or tiles is None:
             return proceed(tokens)
-        if self.first:
+        if block.number == 0:
             tiles.start(tokens, self.corrected)
         if self.gathers and not route.dense:
             tokens = tiles.gather(tokens)
@@ -90,49 +72,48 @@ class SpanBlock:
         route = route_of(context)
         if route is None:
             return proceed(tokens)
-        if isinstance(route.globals, DenseGlobals):
-            return self._between(tokens, route, route.globals, block, proceed)
         if route.dense:
-            if route.globals is not None and self.inner:
-                route.globals.note(tokens, block)
-            return proceed(self._observed(tokens, route))
-        if self.last:
-            return proceed(leave(tokens, route, (1, self.side, self.side)))
-        if self.shortcut is not None:
-            tokens = enter(tokens, route, self.shortcut)
-        return self._routed(tokens, route, block)
+            return self._whole(tokens, route, block, proceed)
+        runs = route.globals if isinstance(route.globals, DenseGlobals) else None
+        if runs is None:
+            if self.last:
+                return proceed(leave(tokens, route, (1, self.side, self.side)))
+            if self.shortcut is not None:
+                tokens = enter(tokens, route, self.shortcut)
+            return self._routed(tokens, route, block)
+        assert route.chosen is not None and route.order is not None
+        if self.window:
+            if self.shortcut is not None:
+                tokens = runs.enter(tokens, route.chosen, route.rest)
+            return self._routed(tokens, route, block)
+        if runs.entering is not None:
+            tokens = runs.leave(tokens, route.chosen, route.order, self.side)
+        tokens = proceed(tokens)
+        return tokens if self.last else runs.enter(tokens, route.chosen, route.rest)
 
-    def _observed(self, tokens: Tensor, route: Route) -> Tensor:
-        """`tokens`, which a dense frame gives the span or, at its end, has of it, noted where that is asked for."""
+    def _whole(self, tokens: Tensor, route: Route, block: BlockCall, proceed: Proceed) -> Tensor:
+        """A dense frame, whose input and output of the span and of its global blocks are noted where asked for."""
+        runs = route.globals
         if route.observe and self.shortcut is not None:
             route.seen_input = tokens
         if route.observe and self.last:
             route.seen_output = tokens
-        return tokens
-
-    def _between(self, tokens: Tensor, route: Route, runs: DenseGlobals, block: BlockCall, proceed: Proceed) -> Tensor:
-        """The same where global blocks run for every token, and windowed ones between them for chosen ones."""
-        if route.dense:
-            if not self.window and runs.entering is not None:
-                runs.end(tokens)
-            out = proceed(self._observed(tokens, route))
-            if self.shortcut is not None or self.inner:
-                runs.begin(tokens if self.window else out)
-            return out
-        assert route.chosen is not None and route.order is not None
-        if not self.window:
-            if runs.entering is not None:
-                tokens = runs.leave(tokens, route.chosen, route.order, self.side)
-            tokens = proceed(tokens)
-            return tokens if self.last else runs.enter(tokens, route.chosen, route.rest)
-        if self.shortcut is not None:
-            tokens = runs.enter(tokens, route.chosen, route.rest)
-        return self._routed(tokens, route, block)
+        if isinstance(runs, GlobalRoute) and self.inner:
+            runs.note(tokens, block)
+        if not isinstance(runs, DenseGlobals):
+            return proceed(tokens)
+        if not self.window and runs.entering is not None:
+            runs.end(tokens)
+        out = proceed(tokens)
+        if self.shortcut is not None or self.inner:
+            runs.begin(tokens if self.window else out)
+        return out
 
     def _routed(self, tokens: Tensor, route: Route, block: BlockCall) -> Tensor:
         normed = block.norm1(tokens)
         if self.window:
-            mixed = windowed_attention(normed, route, block.attend, self.window)
+            assert route.packing is not None
+            mixed = route.packing.by_window(normed, block.attend, self.window)
         elif isinstance(route.globals, GlobalRoute):
             assert route.chosen is not None and route.packing is not None
             mixed = route.globals.attend(normed, route.chosen, route.packing, block)
@@ -172,7 +153,7 @@ class Stage4Block:
             tokens = self._change(tokens, route, stage4, block)
         else:
             assert stage4.packing is not None
-            tokens = tokens + stage4.attention(block.norm1(tokens), stage4.packing, block.attend, self.window)
+            tokens = tokens + stage4.packing.by_window(block.norm1(tokens), block.attend, self.window)
         tokens = tokens + block.feed_forward(tokens)
         return stage4.merge(tokens) if self.last else tokens
 
@@ -181,5 +162,5 @@ class Stage4Block:
         assert route.chosen is not None and route.packing is not None
         flat = feature_map.reshape(-1, feature_map.shape[-1])
         normed = block.norm1(flat.index_select(0, route.chosen)[None, :, None])
-        mixed = stage4.attention(normed, route.packing, block.attend, self.window)
+        mixed = route.packing.by_window(normed, block.attend, self.window, stage4.packing)
         return stage4.pool(block.project(normed), route.packing, self.window) + mixed

@@ -18,30 +18,15 @@ from surgery.core.session import FrameRecord
 from surgery.core.surgery import Surgery
 from surgery.core.windows import WindowGrid
 from surgery.errors import ModelStateError
-from surgery.operations.window_routing.blocks import SpanBlock, Stage4Block, Stages12Block, Undecided, route_of
-from surgery.operations.window_routing.geometry import (
-    last_blocks,
-    span_of,
-    stage4_blocks,
-    stage4_grid,
-    tile_grid,
-)
+from surgery.operations.window_routing.blocks import SpanBlock, Stage4Block, Stages12Block, route_of
+from surgery.operations.window_routing.geometry import last_blocks, span_of, stage4_blocks, stage4_grid, tile_grid
 from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
-from surgery.operations.window_routing.graphs import own_route, route_kind, settle_route
-from surgery.operations.window_routing.policy import (
-    FramePreview,
-    Policy,
-    WindowState,
-    ask,
-    by_evidence,
-    must_be_dense,
-    tile_urgency,
-)
+from surgery.operations.window_routing.policy import Policy, RoutedFrame, WindowState, by_evidence
 from surgery.operations.window_routing.router import budgeted
 from surgery.operations.window_routing.settings import WindowSettings
 from surgery.operations.window_routing.shortcut import Shortcut, make_shortcut
-from surgery.operations.window_routing.span import Route, SpanMemory, dense_route, make_route, updated_memory
-from surgery.operations.window_routing.tiles import updated_tiles
+from surgery.operations.window_routing.span import Route, SpanMemory, make_route, updated_memory, updated_tiles
+from surgery.operations.window_routing.stage4 import Stage4Route
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +37,6 @@ class SpanSeen:
     entering: Tensor
     leaving: Tensor
     maps: tuple[Tensor, ...]
-
-
-@dataclass
-class _Choice:
-    """Windows that a frame computes, or None for all, and the reason, see `Policy`."""
-
-    windows: list[int] | None
-    reason: str | None
 
 
 class WindowRouter(Bound[WindowSettings]):
@@ -81,6 +58,7 @@ class WindowRouter(Bound[WindowSettings]):
         self.grid: WindowGrid = WindowGrid(span.side, span.side, span.window, filled)
         self.tiles = tile_grid(host, span, self.grid) if settings.stages.span == "tiles" else None
         self.stage4 = stage4_grid(host, span, self.grid) if settings.stages.stage4 == "routed" else None
+        self.steps = self.grid.count
         self.policy: Policy = by_evidence
         self.shortcut: Shortcut = before.shortcut if before is not None else self._new()
         if settings.stages.correction == "patch" and self.shortcut.corrections is None:
@@ -93,9 +71,8 @@ class WindowRouter(Bound[WindowSettings]):
     def _new(self) -> Shortcut:
         host, span = self.surgery.host, self.span
         reference = next(host.blocks()[span.entry].parameters())
-        corrected = None
-        if self.settings.stages.correction == "patch":
-            corrected = tile_grid(host, span, self.grid).widths
+        corrects = self.settings.stages.correction == "patch"
+        corrected = self.tiles.widths if self.tiles is not None and corrects else None
         shortcut = make_shortcut(self.settings.skipped.shortcut.type, span.channels, corrected=corrected)
         return shortcut.to(reference.device, reference.dtype).train(bool(host.model.training))
 
@@ -116,7 +93,7 @@ class WindowRouter(Bound[WindowSettings]):
             level = ends.index(index) if index in ends else None
             correction: Any = corrections[level] if corrections is not None and level is not None else None
             gathers = index == 0 or index - 1 in ends
-            yield Patch("block", Stages12Block(gathers, level, index == 0, correction, corrections is not None), index)
+            yield Patch("block", Stages12Block(gathers, level, correction, corrections is not None), index)
         for index in range(span.entry, span.exit + 1):
             shortcut = self.shortcut if index == span.entry else None
             window, last = host.block_info(index).window, index == span.exit
@@ -130,32 +107,29 @@ class WindowRouter(Bound[WindowSettings]):
     def _encode(self, context: FrameContext, pixels: Tensor, proceed: Callable[[], Any]) -> Any:
         """Ask what there is to see, run, choose windows where the first block wants them, remember."""
         settings, grid, host, observer = self.settings, self.grid, self.surgery.host, context.observer
-        device, state = pixels.device, context.video.state(WindowState)
-        chooses = settings.windows == "object"
-        preview = FramePreview.at(pixels, settings, grid, context) if chooses else FramePreview()
-        asks = chooses and observer is None and must_be_dense(settings, context, state, device) is None
-        choice = _Choice(None, "watched" if observer is not None else "every window asked for")
+        frame = RoutedFrame(settings, grid, host, context, pixels)
+        if observer is not None:
+            frame.reason = "watched"
+        else:
+            frame.reason = frame.must_be_dense() if settings.approximate else "every window asked for"
 
         def choose() -> Route:
-            urgency = None
-            if asks and self.tiles is not None:
-                # Launched before what was asked for is waited for.
-                urgency = tile_urgency(self.tiles, settings, state.tiles, context.known, preview)
-            if chooses and observer is None:
-                choice.windows, choice.reason = self.policy(settings, grid, host, context, state, preview, device)
-            return self._route(context, state, choice.windows, urgency, device)
+            # Launched before what was asked for is waited for.
+            urgency = frame.tile_urgency(self.tiles) if self.tiles is not None else None
+            frame.windows, frame.reason = self.policy(frame)
+            return self.route(frame.state, frame.windows, frame.device, urgency)
 
-        if asks:
-            ask(settings, grid, host, context, state, preview)
-            context.records[settings.type] = Undecided(choose)
+        if frame.reason is None:
+            frame.ask()
+            context.records[settings.type] = choose
         else:
-            context.records[settings.type] = choose()
+            context.records[settings.type] = self._dense_route(observer is not None, frame.device)
         try:
             if self._in_one_piece:
                 route = route_of(context)
                 if route is not None and not route.dense and "forward" in vars(host.image_encoder()):
                     # The VOS predictor compiled its encoder itself, one graph for each shape, and fails at the ninth.
-                    settle_route(route, grid)
+                    route.settle(grid)
             features = proceed()
             route = route_of(context)
         finally:
@@ -164,14 +138,8 @@ class WindowRouter(Bound[WindowSettings]):
         if observer is not None and route.seen_input is not None and route.seen_output is not None:
             maps = route.tiles.maps if route.tiles is not None else None
             observer.noted(SpanSeen(route.seen_input, route.seen_output, tuple(maps or ())))
-        if not context.watched:
-            self._remember(route, state, preview, device)
-        if route.stage4 is not None and route.stage4.seen is not None:
-            state.stage4 = route.stage4.seen.contiguous()
-        if route.globals is not None:
-            state.globals = tuple(route.globals.seen)
-        state.seen = preview.remembered(state.seen, None if choice.windows is None else route.chosen)
-        self._note(context, state, choice.windows, choice.reason, preview)
+        self._remember(route, frame)
+        self._note(frame)
         return features
 
     @property
@@ -192,93 +160,75 @@ class WindowRouter(Bound[WindowSettings]):
         others = (bound for bound in self.surgery.bound if bound is not self)
         return any(each.seam == "forward" and each.index == ENCODER for bound in others for each in bound.patches())
 
-    def _route(
-        self, context: FrameContext, state: WindowState, windows: list[int] | None, urgency: Tensor | None,
-        device: torch.device,
-    ) -> Route:  # fmt: skip
-        """The route of a frame that computes `windows`; None: all of them. urgency: of the pieces of tiles."""
-        settings, grid, watched = self.settings, self.grid, context.observer is not None
-        chooses = settings.windows == "object"
-        tiles, stage4 = (self.tiles, self.stage4) if chooses else (None, None)
-        if windows is not None:
-            stages12 = None
-            if tiles is not None and state.tiles is not None:
-                count = round(settings.stages.early * tiles.count)
-                stages12 = tiles.route(windows, device, state.tiles, urgency, count)
-            after = None
-            if stage4 is not None and state.stage4 is not None:
-                after = stage4.route(windows, device, state.stage4)
-            memory = state.span if settings.remembers_span else None
-            return self.routed(windows, device, memory, stages12, after, state.globals)
+    def route(
+        self, state: WindowState, windows: Sequence[int] | None, device: torch.device, urgency: Tensor | None = None
+    ) -> Route:
+        """The route of a frame that computes `windows`, None: all, given what the video remembers. urgency: of the
+        pieces of tiles."""
+        if windows is None:
+            return self._dense_route(False, device)
+        settings = self.settings
+        memory = state.span if settings.remembers_span else None
+        published = settings.skipped.padding == "published"
+        route = make_route(self.grid, windows, device, memory, published, not self.shortcut.pointwise)
+        if self.tiles is not None and state.tiles is not None:
+            count = round(settings.stages.early * self.tiles.count)
+            route.tiles = self.tiles.route(windows, device, state.tiles, urgency, count)
+        if self.stage4 is not None and state.stage4 is not None:
+            route.stage4 = self.stage4.route(windows, device, state.stage4)
+        if self.globals is not None and state.globals is not None:
+            route.globals = self.globals(state.globals)
+        return route
+
+    def _dense_route(self, watched: bool, device: torch.device) -> Route:
+        """The route of a frame that computes all windows. watched: an observer looks on."""
+        settings, grid = self.settings, self.grid
         if settings.skipped.padding == "published" and grid.padded and not watched:
             return make_route(grid, range(grid.count), device, None, published_padding=True)
-        watch = tiles.watch(watched) if tiles is not None else None
-        after = stage4.watch() if stage4 is not None else None
-        route = dense_route(watched or (chooses and settings.skipped.temporal), watch, after)
-        route.globals = self.globals() if chooses and self.globals is not None else None
+        route = Route(dense=True, observe=watched or (settings.approximate and settings.skipped.temporal))
+        if settings.approximate:
+            route.tiles = self.tiles.watch(watched) if self.tiles is not None else None
+            route.stage4 = Stage4Route() if self.stage4 is not None else None
+            route.globals = self.globals() if self.globals is not None else None
         return route
 
-    def routed(
-        self, windows: Any, device: torch.device, memory: Any, stages12: Any = None, after: Any = None,
-        tokens: tuple[Tensor, ...] | None = None,
-    ) -> Route:  # fmt: skip
-        """The route of a frame that computes `windows`, given what the video remembers; see `make_route`.
+    def _remember(self, route: Route, frame: RoutedFrame) -> None:
+        settings, state = self.settings, frame.state
+        if not frame.context.watched:
+            with self.surgery.inside(ENCODER, frame.device.type):
+                if route.tiles is not None and route.seen_output is not None:
+                    picture = frame.picture if settings.stages.early else None
+                    state.tiles = updated_tiles(route, self.shortcut, picture)
+                elif settings.remembers_span and settings.approximate:
+                    state.span = updated_memory(route, self.shortcut, self.grid)
+        if route.stage4 is not None and route.stage4.seen is not None:
+            state.stage4 = route.stage4.seen.contiguous()
+        if route.globals is not None:
+            state.globals = tuple(route.globals.seen)
+        frame.remember(None if frame.windows is None else route.chosen)
 
-        tokens: what is remembered for the inner global blocks, see `WindowState.globals`.
-        """
-        published = self.settings.skipped.padding == "published"
-        route = make_route(self.grid, windows, device, memory, published, not self.shortcut.pointwise, stages12, after)
-        route.globals = self.globals(tokens) if tokens is not None and self.globals is not None else None
-        return route
-
-    def _remember(self, route: Route, state: WindowState, preview: FramePreview, device: torch.device) -> None:
-        settings = self.settings
-        if route.tiles is not None and route.seen_output is not None:
-            picture = preview.picture if settings.stages.early else None
-            with self.surgery.inside(ENCODER, device.type):
-                state.tiles = updated_tiles(
-                    route.tiles,
-                    route.chosen,
-                    route.packing,
-                    route.seen_output,
-                    picture,
-                    route.seen_input,
-                    self.shortcut,
-                )
-        elif settings.remembers_span and settings.windows == "object":
-            with self.surgery.inside(ENCODER, device.type):
-                state.span = updated_memory(route, self.shortcut, self.grid)
-
-    def _note(
-        self, context: FrameContext, state: WindowState, windows: list[int] | None, reason: str | None,
-        preview: FramePreview,
-    ) -> None:  # fmt: skip
-        grid, video = self.grid, context.video
-        state.thumbnail = preview.thumbnail
-        if self.settings.windows == "object":
-            context.provide(ComputedWindows(grid, None if windows is None else tuple(windows), state.seen))
-        context.sparse = context.sparse or windows is not None
-        state.renewed(windows, grid.count)
+    def _note(self, frame: RoutedFrame) -> None:
+        """Tell the other operations, the host and the statistics."""
+        grid, context, video, reason = self.grid, frame.context, frame.context.video, frame.reason
+        ids = None if frame.windows is None else tuple(frame.windows)
+        if self.settings.approximate:
+            context.provide(ComputedWindows(grid, ids, frame.state.seen))
+        context.sparse = context.sparse or ids is not None
         if video.first is None or video.first.counted or context.step is None or context.step.prompted:
             return
         video.first.counted = True
-        computed = tuple(range(grid.count)) if windows is None else tuple(windows)
+        computed = tuple(range(grid.count)) if ids is None else ids
         video.stats.correct("windows", len(computed) / grid.count - 1.0)
-        whole, more = (reason, None) if windows is None else (None, reason)
+        whole, more = (reason, None) if ids is None else (None, reason)
         cover = grid.cols * grid.window / grid.width
         video.stats.last = FrameRecord(context.frame, computed, (grid.rows, grid.cols), whole, cover, more)
         if reason is not None:
-            (video.stats.dense if windows is None else video.stats.widened)[reason] += 1
+            (video.stats.dense if ids is None else video.stats.widened)[reason] += 1
 
     @property
     def allowed(self) -> int:
         """Windows of a routed frame by the settings' budget."""
-        return budgeted(self.settings.budget, self.grid.count) if self.settings.windows == "object" else self.grid.count
-
-    @property
-    def steps(self) -> int:  # type: ignore[override]
-        """See `Bound`: one window more or less."""
-        return self.grid.count
+        return budgeted(self.settings.budget, self.grid.count) if self.settings.approximate else self.grid.count
 
     def pretend(self, context: FrameContext, kept: Mapping[str, float]) -> None:
         """See `Bound.pretend`: the first windows are computed, all others were once."""
@@ -291,21 +241,18 @@ class WindowRouter(Bound[WindowSettings]):
         """See `pretend`: these windows are computed."""
         reference = next(self.surgery.host.image_encoder().parameters())
         device, dtype, settings = reference.device, reference.dtype, self.settings
-        memory, stages12, after = None, None, None
+        state, urgency = context.video.state(WindowState), None
         if self.tiles is not None:
             extra = settings.stages.early > 0
-            blank = self.tiles.blank(self.span.channels, device, dtype, extra)
+            state.tiles = self.tiles.blank(self.span.channels, device, dtype, extra)
             urgency = torch.zeros(self.tiles.count, device=device) if extra else None
-            stages12 = self.tiles.route(
-                windows, device, blank, urgency, round(settings.stages.early * self.tiles.count)
-            )
         elif settings.remembers_span:
             still = torch.zeros(self.grid.tokens, self.span.channels, device=device, dtype=dtype)
-            memory = SpanMemory(still, still)
+            state.span = SpanMemory(still, still)
         if self.stage4 is not None:
-            after = self.stage4.route(windows, device, self.stage4.blank(device, dtype))
-        tokens = tuple(torch.zeros(shape, device=device, dtype=dtype) for shape in self._global_shapes())
-        context.records[settings.type] = self.routed(windows, device, memory, stages12, after, tokens)
+            state.stage4 = self.stage4.blank(device, dtype)
+        state.globals = tuple(torch.zeros(shape, device=device, dtype=dtype) for shape in self._global_shapes())
+        context.records[settings.type] = self.route(state, windows, device, urgency)
         context.provide(ComputedWindows(self.grid, tuple(windows)))
 
     def _global_shapes(self) -> list[tuple[int, ...]]:
@@ -318,12 +265,16 @@ class WindowRouter(Bound[WindowSettings]):
 
     def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:
         """See `Bound.kind`."""
-        return route_kind(context.records.get(self.settings.type), self.grid, fixed) if part == ENCODER else ()
+        if part != ENCODER:
+            return ()
+        route = route_of(context)
+        return ("plain",) if route is None else route.kind(self.grid, fixed)
 
     def own(self, context: FrameContext, part: Part) -> None:
         """See `Bound.own`."""
-        if part == ENCODER and self.settings.type in context.records:
-            own_route(context.records[self.settings.type])
+        route = route_of(context) if part == ENCODER else None
+        if route is not None:
+            route.own()
 
 
 def require_router(surgery: Surgery) -> WindowRouter:

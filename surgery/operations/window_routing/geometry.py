@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from surgery.core.host import HostView
-from surgery.core.layout import BlockInfo
 from surgery.core.windows import WindowGrid
 from surgery.errors import UnsupportedModelError
 from surgery.operations.window_routing.stage4 import Stage4Grid, halved
@@ -29,16 +27,13 @@ class SpanInfo:
         return range(self.entry, self.exit)
 
 
-def find_span(infos: Sequence[BlockInfo], stage_starts: Sequence[int], patch_stride: int, image_size: int) -> SpanInfo:
+def span_of(host: HostView) -> SpanInfo:
     """Find the routed span: everything after the stage change up to the last global block.
-
-    Args:
-        infos: of all blocks. stage_starts: index of the first block of every stage.
-        patch_stride: pixels per token at block 0. image_size: side of the input, pixels.
 
     Raises:
         UnsupportedModelError: no global block, or nothing windowed in front of it.
     """
+    infos = [host.block_info(index) for index in range(len(host.blocks()))]
     last = [info.index for info in infos if info.window == 0 and not info.pools]
     if not last:
         raise UnsupportedModelError(
@@ -46,7 +41,7 @@ def find_span(infos: Sequence[BlockInfo], stage_starts: Sequence[int], patch_str
             "routed windows (Hiera, as in SAM 2, has some in stage 3)"
         )
     exit_ = last[-1]
-    stage = max(start for start in stage_starts if start <= exit_)
+    stage = max(start for start in host.stage_starts() if start <= exit_)
     entry = stage + 1 if infos[stage].pools else stage
     windowed = [info for info in infos[entry:exit_] if info.window]
     windows = {info.window for info in windowed}
@@ -55,20 +50,15 @@ def find_span(infos: Sequence[BlockInfo], stage_starts: Sequence[int], patch_str
             f"blocks {entry}..{exit_} do not form a routable span: expected windowed blocks of one window size "
             f"before global block {exit_}, found windows {[info.window for info in infos[entry:exit_]]}"
         )
-    stride = patch_stride * 2 ** sum(info.pools for info in infos[: entry + 1])
-    over = image_size % stride
+    stride = host.patch_stride() * 2 ** sum(info.pools for info in infos[: entry + 1])
+    size = host.image_size()
+    over = size % stride
     if over:
         raise UnsupportedModelError(
-            f"images of {image_size} px do not divide into tokens of {stride} px; the nearest are {image_size - over} "
-            f"and {image_size - over + stride}"
+            f"images of {size} px do not divide into tokens of {stride} px; the nearest are {size - over} "
+            f"and {size - over + stride}"
         )
-    return SpanInfo(entry, exit_, windows.pop(), infos[entry].dim, image_size // stride)
-
-
-def span_of(host: HostView) -> SpanInfo:
-    """Where the routed span lies, see `find_span`."""
-    infos = [host.block_info(index) for index in range(len(host.blocks()))]
-    return find_span(infos, host.stage_starts(), host.patch_stride(), host.image_size())
+    return SpanInfo(entry, exit_, windows.pop(), infos[entry].dim, size // stride)
 
 
 def tile_grid(host: HostView, span: SpanInfo, grid: WindowGrid) -> TileGrid:
@@ -80,11 +70,9 @@ def tile_grid(host: HostView, span: SpanInfo, grid: WindowGrid) -> TileGrid:
         )
     infos = [host.block_info(index) for index in range(span.entry)]
     side = piece_side([(info.window, info.pools) for info in infos], grid)
-    levels = []
-    for end in last_blocks(host, span):
-        scale = 2 ** sum(info.pools for info in infos[end + 1 :])
-        levels.append((span.side * scale, infos[end].dim))
-    return TileGrid(grid, side, levels, whole=span.entry - 1 in last_blocks(host, span))
+    ends = last_blocks(host, span)
+    levels = [(span.side * 2 ** sum(info.pools for info in infos[end + 1 :]), infos[end].dim) for end in ends]
+    return TileGrid(grid, side, levels, whole=span.entry - 1 in ends)
 
 
 def last_blocks(host: HostView, span: SpanInfo) -> list[int]:
@@ -95,8 +83,8 @@ def last_blocks(host: HostView, span: SpanInfo) -> list[int]:
 def stage4_blocks(host: HostView, span: SpanInfo) -> range:
     """Indices of the blocks of the stage after the span's."""
     count = len(host.blocks())
-    ends = [*(start for start in host.stage_starts() if start > span.exit), count]
-    return range(ends[0], ends[1] if len(ends) > 1 else count)
+    first, end, *_ = (*(start for start in host.stage_starts() if start > span.exit), count, count)
+    return range(first, end)
 
 
 def stage4_grid(host: HostView, span: SpanInfo, wide: WindowGrid) -> Stage4Grid:

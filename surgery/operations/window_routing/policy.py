@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,18 +12,11 @@ from surgery.core.evidence import Evidence, saliency_map, union
 from surgery.core.frame import FrameContext
 from surgery.core.host import HostView
 from surgery.core.session import State
+from surgery.core.values import tensors
 from surgery.core.windows import WindowGrid
-from surgery.operations.window_routing.router import (
-    allot,
-    mask_windows,
-    salient_windows,
-    scene_change,
-    thumbnail,
-    window_changes,
-    within_budget,
-)
+from surgery.operations.window_routing import router as rules
 from surgery.operations.window_routing.settings import WindowSettings
-from surgery.operations.window_routing.span import SpanMemory
+from surgery.operations.window_routing.span import SpanMemory, renewed_picture
 from surgery.operations.window_routing.tiles import TileGrid, TileMemory, piece_urgency
 
 
@@ -35,8 +27,8 @@ class WindowState(State):
     since_dense: routed frames since a dense one. ages: frames since each window was computed. lost: objects whose last
     known score was <= 0. span, tiles: what skipped windows return, as the recipe's span asks. stage4: [1, H, W, C]
     output of stage 4, every window when last computed, where stage 4 is routed. globals: see `GlobalRoute.last` and
-    `DenseGlobals.last`, where they are kept. thumbnail: [3, 32, 32] of the last
-    frame. seen: [3, H, W] picture of every token when its window was computed.
+    `DenseGlobals.last`, where they are kept. thumbnail: [3, 32, 32] of the last frame. seen: [3, H, W] picture of every
+    token when its window was computed.
     """
 
     since_dense: int = 0
@@ -63,59 +55,112 @@ class WindowState(State):
         self.since_dense += 1
 
 
-@dataclass(frozen=True, eq=False)
-class FramePreview:
-    """What is seen of a frame before it is encoded.
+class RoutedFrame:
+    """A frame as window routing sees it: what is known of it before it is encoded, and what is chosen.
 
-    thumbnail: [3, 32, 32] for the scene-cut test. picture: [3, H, W], one mean colour per stage-3 token, for the
-    budgets and for the pieces of tiles. Each is None when the recipe does not ask for it.
+    settings, grid, host: of the router. context: of the frame; state: its video's; device: where its pixels lie.
+    thumbnail: [3, 32, 32] for the scene-cut test; picture: [3, H, W], one mean colour per stage-3 token, for the
+    budgets and for the pieces of tiles; each is None when the recipe does not ask for it. windows, reason: that are
+    computed, see `Policy`.
     """
 
-    thumbnail: Tensor | None = None
-    picture: Tensor | None = None
-
-    @classmethod
-    def at(cls, pixels: Tensor, settings: WindowSettings, grid: WindowGrid, context: FrameContext) -> FramePreview:
+    def __init__(
+        self, settings: WindowSettings, grid: WindowGrid, host: HostView, context: FrameContext, pixels: Tensor
+    ) -> None:
         """Look at normalised pixels [1, 3, S, S]."""
-        small = thumbnail(pixels) if settings.refresh.scene_cut is not None else None
-        if settings.budget >= 1.0 and not settings.stages.early and not context.has_picture(grid.height, grid.width):
-            return cls(small)
-        return cls(small, context.picture(pixels, grid.height, grid.width))
+        self.settings, self.grid, self.host, self.context = settings, grid, host, context
+        self.state, self.device = context.video.state(WindowState), pixels.device
+        self.windows: list[int] | None = None
+        self.reason: str | None = None
+        self.thumbnail: Tensor | None = None
+        self.picture: Tensor | None = None
+        if not settings.approximate:
+            return
+        if settings.refresh.scene_cut is not None:
+            self.thumbnail = rules.thumbnail(pixels)
+        if settings.budget < 1.0 or settings.stages.early or context.has_picture(grid.height, grid.width):
+            self.picture = context.picture(pixels, grid.height, grid.width)
 
-    def remembered(self, seen: Tensor | None, chosen: Tensor | None) -> Tensor | None:
-        """The picture of every token when its window was last computed, after those of the tokens `chosen` were; int64
-        [N], None: all."""
-        if self.picture is None or chosen is None or seen is None:
-            return self.picture
-        now = self.picture.flatten(1).index_select(1, chosen)
-        return seen.flatten(1).index_copy(1, chosen, now).reshape(seen.shape)
+    @property
+    def known(self) -> dict[int, Evidence]:
+        """Evidence of the objects of the step, on the frame before."""
+        assert self.context.step is not None
+        return {obj_id: self.context.known[obj_id] for obj_id in self.context.step.objects}
+
+    def must_be_dense(self) -> str | None:
+        """Reasons that need no look at the device."""
+        step, video, settings, state = self.context.step, self.context.video, self.settings, self.state
+        if step is None or step.dense:
+            return "prompted frame"
+        if video.encoded != step.previous or (settings.refresh.start and not video.continuous):
+            return "first frame or jump"
+        for obj_id in step.objects:
+            evidence = self.context.known.get(obj_id)
+            if evidence is None or evidence.frame != step.previous:
+                return "object without evidence"
+        if settings.refresh.every and state.since_dense >= settings.refresh.every:
+            return "refresh interval"
+        stages = settings.stages
+        for asked, last in (
+            (settings.remembers_span, state.span),
+            (stages.span == "tiles", state.tiles),
+            (stages.stage4 == "routed", state.stage4),
+            (stages.globals != "packed", state.globals),
+        ):
+            if asked and (last is None or any(each.device != self.device for each in tensors(last))):
+                return "no last output"
+        return None
+
+    def remember(self, chosen: Tensor | None) -> None:
+        """The frame is encoded. chosen: int64 [N], tokens of its windows; None: all."""
+        state = self.state
+        if self.picture is None or state.seen is None or chosen is None:
+            state.seen = self.picture
+        else:
+            state.seen = renewed_picture(state.seen, self.picture, chosen)
+        state.thumbnail = self.thumbnail
+        state.renewed(self.windows, self.grid.count)
+
+    def ask(self) -> None:
+        """Ask for what `by_evidence` will want to know of the device."""
+        settings, known, facts = self.settings, self.known.values(), self.context.facts
+        facts["touched"] = rules.mask_windows([item.mask for item in known], self.grid, settings.object.dilation)
+        if self.thumbnail is not None and self.state.thumbnail is not None:
+            facts["cut"] = rules.scene_change(self.thumbnail, self.state.thumbnail.to(self.device))
+        if self.picture is not None and settings.budget < 1.0:
+            seen = self.picture if self.state.seen is None else self.state.seen.to(self.device)
+            facts["changes"] = rules.window_changes(self.picture, seen, self.grid)
+        told = [item.told() for item in known]
+        if unreliable(settings, [each.score for each in told], [each.seen for each in told]):
+            facts["salient"] = self.attended()
+
+    def attended(self) -> Tensor:
+        """Windows that hold the prompts' attention, bool [grid.count]; none of a decoder without attention."""
+        known = list(self.known.values())
+        if not self.host.modules("token_to_image"):
+            return torch.zeros(self.grid.count, dtype=torch.bool, device=known[0].mask.device)
+        maps = torch.stack([saliency_map(self.host, item) for item in known])
+        return rules.salient_windows(maps, self.grid, self.settings.object.saliency_mass)
+
+    def tile_urgency(self, tiles: TileGrid) -> Tensor | None:
+        """How urgent each piece is, fp32 [P]; None without extra pieces."""
+        memory = self.state.tiles
+        if memory is None or self.picture is None or memory.picture is None or memory.ages is None:
+            return None
+        masks = [item.mask for item in self.context.known.values()]
+        near = tiles.near(union(masks), self.settings.object.dilation)
+        return piece_urgency(near, tiles.changes(self.picture, memory.picture), memory.ages)
 
 
-class Policy(Protocol):
-    """Chooses the windows of a frame."""
-
-    def __call__(
-        self, settings: WindowSettings, grid: WindowGrid, host: HostView, context: FrameContext,
-        state: WindowState, preview: FramePreview, device: torch.device,
-    ) -> tuple[list[int] | None, str | None]:  # fmt: skip
-        """Windows to compute on this frame, or None for all, and the reason for all or for more than the budget.
-
-        Called when the first block wants to know; by then `ask` has asked, unless the frame `must_be_dense`.
-        """
+Policy = Callable[[RoutedFrame], tuple[list[int] | None, str | None]]
+"""Windows to compute on a frame that may be routed, or None for all, and the reason for all or for more than the
+budget. Called when the first block wants to know; by then the frame has asked."""
 
 
-def by_evidence(
-    settings: WindowSettings, grid: WindowGrid, host: HostView, context: FrameContext, state: WindowState,
-    preview: FramePreview, device: torch.device,
-) -> tuple[list[int] | None, str | None]:  # fmt: skip
+def by_evidence(frame: RoutedFrame) -> tuple[list[int] | None, str | None]:
     """The recipe's own rules, see `Policy`."""
-    reason = must_be_dense(settings, context, state, device)
-    if reason is not None:
-        return None, reason
-    assert context.step is not None
-    objects = context.step.objects
-    evidence = [context.known[obj_id] for obj_id in objects]
-    told = [item.told() for item in evidence]
+    settings, context, known = frame.settings, frame.context, frame.known
+    told = [item.told() for item in known.values()]
     values = context.read()
     seen = Seen(
         [value > 0 for value in values["touched"]],
@@ -128,43 +173,33 @@ def by_evidence(
     def salient() -> list[bool]:
         if "salient" not in values:
             # The mask has pixels, and no window has them.
-            context.facts["salient"] = attended(settings, grid, host, evidence)
+            context.facts["salient"] = frame.attended()
             values.update(context.read())
         return [value > 0 for value in values["salient"]]
 
-    return by_rules(settings, state, objects, seen, salient)
+    return by_rules(settings, frame.state, known, seen, salient)
 
 
-def ask(
-    settings: WindowSettings, grid: WindowGrid, host: HostView, context: FrameContext, state: WindowState,
-    preview: FramePreview,
-) -> None:  # fmt: skip
-    """Ask for what `by_evidence` will want to know of the device."""
-    assert context.step is not None
-    evidence = [context.known[obj_id] for obj_id in context.step.objects]
-    facts, small = context.facts, preview.thumbnail
-    facts["touched"] = mask_windows([item.mask for item in evidence], grid, settings.object.dilation)
-    if small is not None and state.thumbnail is not None:
-        facts["cut"] = scene_change(small, state.thumbnail.to(small.device))
-    if preview.picture is not None and settings.budget < 1.0:
-        seen = preview.picture if state.seen is None else state.seen.to(preview.picture.device)
-        facts["changes"] = window_changes(preview.picture, seen, grid)
-    told = [item.told() for item in evidence]
-    if unreliable(settings, [each.score for each in told], [each.seen for each in told]):
-        facts["salient"] = attended(settings, grid, host, evidence)
+@dataclass(frozen=True)
+class FixedWindows:
+    """The same windows on every frame that may be routed: speed does not depend on which windows are kept.
+
+    timed: do the router's work all the same, to be timed with it.
+    """
+
+    windows: tuple[int, ...]
+    timed: bool = False
+
+    def __call__(self, frame: RoutedFrame) -> tuple[list[int] | None, str | None]:
+        """See `Policy`."""
+        if self.timed:
+            by_evidence(frame)
+        return sorted(self.windows), None
 
 
 def unreliable(settings: WindowSettings, scores: Iterable[float], seen: Iterable[bool]) -> bool:
     """Whether the masks of the frame before cannot be relied on. seen: whether anything of them is there."""
     return not any(seen) or any(not score >= settings.object.score_gate for score in scores)
-
-
-def attended(settings: WindowSettings, grid: WindowGrid, host: HostView, evidence: Sequence[Evidence]) -> Tensor:
-    """Windows that hold the prompts' attention, bool [grid.count]; none of a decoder without attention."""
-    if not host.modules("token_to_image"):
-        return torch.zeros(grid.count, dtype=torch.bool, device=evidence[0].mask.device)
-    maps = torch.stack([saliency_map(host, item) for item in evidence])
-    return salient_windows(maps, grid, settings.object.saliency_mass)
 
 
 @dataclass(frozen=True)
@@ -198,10 +233,10 @@ def by_rules(
     if unreliable(settings, seen.scores, taken):
         taken = [a or b for a, b in zip(taken, salient(), strict=True)]
     if seen.changes is None:
-        windows, more = allot(taken, state.ages, settings.rolling, settings.round_to, settings.fill), None
+        windows, more = rules.allot(taken, state.ages, settings.rolling, settings.round_to, settings.fill), None
     else:
         limit = settings.object.unsure
-        windows, more = within_budget(
+        windows, more = rules.within_budget(
             taken, seen.touched, state.ages, seen.changes, budget=settings.budget, rolling=settings.rolling,
             round_to=settings.round_to, fill=settings.fill, max_wait=settings.object.max_wait,
             background=settings.object.background,
@@ -210,67 +245,6 @@ def by_rules(
     if len(windows) == len(taken):
         return None, more or "every window needed"
     return windows, more
-
-
-@dataclass(frozen=True)
-class FixedWindows:
-    """The same windows on every frame that may be routed: speed does not depend on which windows are kept.
-
-    timed: do the router's work all the same, to be timed with it.
-    """
-
-    windows: tuple[int, ...]
-    timed: bool = False
-
-    def __call__(
-        self, settings: WindowSettings, grid: WindowGrid, host: HostView, context: FrameContext,
-        state: WindowState, preview: FramePreview, device: torch.device,
-    ) -> tuple[list[int] | None, str | None]:  # fmt: skip
-        """See `Policy`."""
-        reason = must_be_dense(settings, context, state, device)
-        if reason is None and self.timed:
-            by_evidence(settings, grid, host, context, state, preview, device)
-        return (None, reason) if reason is not None else (sorted(self.windows), None)
-
-
-def tile_urgency(
-    tiles: TileGrid, settings: WindowSettings, memory: TileMemory | None, known: Mapping[int, Evidence],
-    preview: FramePreview,
-) -> Tensor | None:  # fmt: skip
-    """How urgent each piece is, fp32 [P]; None without extra pieces."""
-    if memory is None or preview.picture is None or memory.picture is None or memory.ages is None:
-        return None
-    near = tiles.near(union([item.mask for item in known.values()]), settings.object.dilation)
-    return piece_urgency(near, tiles.changes(preview.picture, memory.picture), memory.ages)
-
-
-def must_be_dense(
-    settings: WindowSettings, context: FrameContext, state: WindowState, device: torch.device
-) -> str | None:
-    """Reasons that need no look at the device."""
-    step, video = context.step, context.video
-    if step is None or step.dense:
-        return "prompted frame"
-    previous = context.frame + 1 if step.reverse else context.frame - 1
-    if video.encoded != previous or (settings.refresh.start and not video.continuous):
-        return "first frame or jump"
-    for obj_id in step.objects:
-        evidence = context.known.get(obj_id)
-        if evidence is None or evidence.frame != previous:
-            return "object without evidence"
-    if settings.refresh.every and state.since_dense >= settings.refresh.every:
-        return "refresh interval"
-    last = state.span if settings.remembers_span else state.tiles
-    asked = settings.remembers_span or settings.stages.span == "tiles"
-    if asked and (last is None or last.output.device != device):
-        return "no last output"
-    if settings.stages.stage4 == "routed" and (state.stage4 is None or state.stage4.device != device):
-        return "no last output"
-    if settings.stages.globals != "packed" and (
-        state.globals is None or any(each.device != device for each in state.globals)
-    ):
-        return "no last output"
-    return None
 
 
 def lost_object(settings: WindowSettings, state: WindowState, objects: Iterable[int], scores: Sequence[float]) -> bool:

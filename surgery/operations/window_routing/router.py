@@ -141,10 +141,8 @@ def allot(
     """
     if fill:
         return list(range(len(taken)))
-    chosen = list(taken)
-    for window in longest_waiting(ages, taken, wanted_count(taken, rolling, round_to) - sum(taken)):
-        chosen[window] = True
-    return [window for window, is_chosen in enumerate(chosen) if is_chosen]
+    waiting = longest_waiting(ages, taken, wanted_count(taken, rolling, round_to) - sum(taken))
+    return sorted([*(window for window, wanted in enumerate(taken) if wanted), *waiting])
 
 
 def wanted_count(taken: Sequence[bool], rolling: int, round_to: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from surgery.core.evidence import EvidenceSettings
-from surgery.core.operation import MOST, Fields, Fraction, Operation, percent
+from surgery.core.operation import MOST, Count, Fields, Fraction, Operation, Share, percent
 
 
 class ObjectSettings(Fields):
@@ -18,22 +18,14 @@ class ObjectSettings(Fields):
     saliency_mass: Fraction = Field(
         0.7, description="share of the prompt-to-image attention that the salient windows hold"
     )
-    score_gate: float = Field(
-        5.0, allow_inf_nan=False, description="object score logit under which salient windows are added"
-    )
+    score_gate: float = Field(5.0, description="object score logit under which salient windows are added")
     dilation: int = Field(5, ge=1, le=255, description="max-pool kernel on the low-resolution masks, odd; 1: none")
-    max_wait: int | None = Field(
+    max_wait: Count | None = Field(
         None,
-        ge=0,
-        le=MOST,
         description="frames that a window of an object may wait to be computed, whatever the budget; null: any number",
     )
-    background: float = Field(
-        0.5,
-        ge=0.0,
-        le=1.0,
-        allow_inf_nan=False,
-        description="with a budget: what a change counts for where no object is, against 1 where one is",
+    background: Share = Field(
+        0.5, description="with a budget: what a change counts for where no object is, against 1 where one is"
     )
     unsure: Fraction | None = Field(
         None,
@@ -44,7 +36,6 @@ class ObjectSettings(Fields):
         0.0,
         ge=0.0,
         le=100.0,
-        allow_inf_nan=False,
         description="the mask also counts where the object would be after so many frames at its speed",
     )
     candidates: Literal["all", "best"] = Field(
@@ -90,13 +81,7 @@ class StageSettings(Fields):
         "stage3",
         description="`tiles`: skipped windows skip all blocks before the middle ones as well; needs `skipped.temporal`",
     )
-    early: float = Field(
-        0.0,
-        ge=0.0,
-        le=1.0,
-        allow_inf_nan=False,
-        description="with tiles: share of the map that passes the blocks before the span",
-    )
+    early: Share = Field(0.0, description="with tiles: share of the map that passes the blocks before the span")
     correction: Literal["none", "patch"] = Field(
         "none",
         description="with tiles: `patch` lets reused maps of stages 1 and 2 follow the patch embedding (fitted)",
@@ -133,11 +118,10 @@ class RefreshSettings(Fields):
         True, description="dense first tracked frame of a pass; false: routed by the masks of the prompted frame"
     )
 
-    every: int = Field(0, ge=0, le=MOST, description="dense frame after so many routed ones; 0: never for this reason")
+    every: Count = Field(0, description="dense frame after so many routed ones; 0: never for this reason")
     scene_cut: float | None = Field(
         0.6,
         gt=0.0,
-        allow_inf_nan=False,
         description="mean change of the 32x32 thumbnail, in standard deviations, that is a new scene; null: no test",
     )
     lost: Literal["never", "once", "always"] = Field(
@@ -157,9 +141,7 @@ class WindowSettings(Operation):
         "1 needs `skipped.temporal`",
     )
     fill: bool = Field(False, description="compute as many windows as the budget allows, wanted or not")
-    rolling: int = Field(
-        0, ge=0, le=MOST, description="windows computed on each frame because they have waited longest"
-    )
+    rolling: Count = Field(0, description="windows computed on each frame because they have waited longest")
     round_to: int = Field(
         1, ge=1, le=MOST, description="window counts are rounded up to a multiple (fewer compiled shapes)"
     )
@@ -250,11 +232,9 @@ class WindowSettings(Operation):
     @property
     def evidence(self) -> EvidenceSettings | None:
         """See `Operation.evidence`."""
-        return (
-            EvidenceSettings(self.object.candidates, self.object.motion, True, self.object.unsure is not None)
-            if self.windows == "object"
-            else None
-        )
+        if not self.approximate:
+            return None
+        return EvidenceSettings(self.object.candidates, self.object.motion, True, self.object.unsure is not None)
 
     def structure(self) -> dict[str, Any]:
         """See `Operation.structure`."""

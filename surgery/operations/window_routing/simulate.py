@@ -16,16 +16,10 @@ from torch import Tensor
 
 from surgery.core.evidence import Evidence, saliency_map
 from surgery.core.frame import FrameContext
-from surgery.core.simulation import Prediction, Simulation
+from surgery.core.observer import Prediction, Simulation
+from surgery.operations.window_routing import router as rules
 from surgery.operations.window_routing.bound import SpanSeen, WindowRouter
 from surgery.operations.window_routing.policy import Seen, WindowState, by_rules
-from surgery.operations.window_routing.router import (
-    mask_windows,
-    salient_windows,
-    scene_change,
-    thumbnail,
-    window_changes,
-)
 from surgery.operations.window_routing.settings import WindowSettings
 
 DEEPEST = 12
@@ -111,14 +105,16 @@ class WindowSimulation(Simulation):
         if self._facts is not None:
             self._settle(evidence)
         grid = self._grid
-        picture, small = context.picture(pixels, grid.height, grid.width), thumbnail(pixels)
+        picture, small = context.picture(pixels, grid.height, grid.width), rules.thumbnail(pixels)
+        kinds = {(each.settings.object.candidates, each.settings.object.dilation) for each in self.candidates.values()}
+        looks = bool(evidence) and not context.dense
         self._facts = _Facts(
-            touched=self._touched(evidence) if evidence and not context.dense else {},
+            touched={kind: self._touched(evidence, *kind) for kind in kinds} if looks else {},
             scores=[float(item.score) for item in evidence],
             objects=dict.fromkeys(known),
-            salient=self._salient(evidence) if evidence and not context.dense else {},
-            changes=[window_changes(picture, past[1], grid).tolist() for past in reversed(self._past)],
-            cut=float(scene_change(small, self._small)) if self._small is not None else 0.0,
+            salient=self._salient(evidence) if looks else {},
+            changes=[rules.window_changes(picture, past[1], grid).tolist() for past in reversed(self._past)],
+            cut=float(rules.scene_change(small, self._small)) if self._small is not None else 0.0,
             doubts=[doubt for item in evidence if (doubt := item.told().doubt) is not None],
             first=len(self._past) == 1,
             prompted=context.dense or not self._past,
@@ -152,30 +148,23 @@ class WindowSimulation(Simulation):
         return output - self._router.shortcut.whole(inputs, self._grid).to(torch.float32)
 
     def _by_window(self, values: Tensor) -> list[float]:
-        means: list[float] = self._grid.means(values).tolist()
-        return means
+        return self._grid.means(values).tolist()
 
-    def _touched(self, evidence: list[Evidence]) -> dict[tuple[str, int], list[bool]]:
-        kinds = {(each.settings.object.candidates, each.settings.object.dilation) for each in self.candidates.values()}
-        found: dict[tuple[str, int], list[bool]] = {}
-        for which, dilation in kinds:
-            masks = [item.mask if which == "all" or item.best is None else item.best for item in evidence]
-            found[which, dilation] = mask_windows(masks, self._grid, dilation).tolist()
-        return found
+    def _touched(self, evidence: list[Evidence], candidates: str, dilation: int) -> list[bool]:
+        """Windows that objects touch, by which mask candidates and how far around them."""
+        masks = [item.mask if candidates == "all" or item.best is None else item.best for item in evidence]
+        return rules.mask_windows(masks, self._grid, dilation).tolist()
 
     def _salient(self, evidence: list[Evidence]) -> dict[float, list[bool]]:
         maps = torch.stack([saliency_map(self._router.surgery.host, item) for item in evidence])
         masses = {each.settings.object.saliency_mass for each in self.candidates.values()}
-        return {mass: salient_windows(maps, self._grid, mass).tolist() for mass in masses}
+        return {mass: rules.salient_windows(maps, self._grid, mass).tolist() for mass in masses}
 
     def _settle(self, evidence: list[Evidence]) -> None:
         """Step every candidate over the frame whose result is now known."""
         facts, self._facts = self._facts, None
         assert facts is not None
-        there = [False] * self._grid.count
-        if evidence:
-            masks = [item.mask if item.best is None else item.best for item in evidence]
-            there = mask_windows(masks, self._grid, 5).tolist()
+        there = self._touched(evidence, "best", 5) if evidence else [False] * self._grid.count
         weights = [1.0 if here else BACKGROUND for here in there]
         for candidate in self.candidates.values():
             if facts.prompted:
@@ -189,11 +178,12 @@ class WindowSimulation(Simulation):
         windows = self._choose(candidate, facts)
         candidate.windows += 1.0 if windows is None else len(windows) / count
         state.renewed(windows, count)
-        way, lost = way_of(settings), [0.0] * count
+        way = way_of(settings)
         past, level = self._errors[way], self._levels[way]
-        for window, age in enumerate(state.ages):
-            if age:
-                lost[window] = past[min(age, len(past)) - 1][window] if settings.skipped.temporal else level[window]
+        lost = [
+            (past[min(age, len(past)) - 1] if settings.skipped.temporal and age else level)[window]
+            for window, age in enumerate(state.ages)
+        ]
         # What computed windows see of skipped ones, in inner global blocks alone: packed, nothing of them.
         unseen = level if settings.stages.globals == "packed" else lost
         blurred = self._global * sum(unseen[window] for window, age in enumerate(state.ages) if age) / count

@@ -9,18 +9,20 @@ windowed attention pads them exactly as Hiera does: zeros after the first norm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from surgery.core.early import sent
+from surgery.core.values import rebuilt, tensors
 from surgery.core.windows import Packing, WindowGrid
 from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
 from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.operations.window_routing.stage4 import Stage4Route
-from surgery.operations.window_routing.tiles import TileRoute
+from surgery.operations.window_routing.tiles import TileMemory, TileRoute
 
 
 @dataclass(eq=False)
@@ -62,11 +64,52 @@ class Route:
     stage4: Stage4Route | None = None
     globals: GlobalRoute | DenseGlobals | None = None
 
+    def kind(self, grid: WindowGrid, fixed: bool) -> tuple[Hashable, ...]:
+        """What kind of call an encoder call under this route is; its sizes are marked as symbols unless `fixed`.
 
-def dense_route(observe: bool, tiles: TileRoute | None = None, stage4: Stage4Route | None = None) -> Route:
-    """A dense frame; `observe` keeps references to the span's input and output for the temporal shortcut, and to the
-    stage outputs before it when there are `tiles`, and to that of stage 4 when there is `stage4`."""
-    return Route(dense=True, observe=observe, tiles=tiles, stage4=stage4)
+        Not fixed on a padded grid: its border windows hold fewer tokens, so that the number does not fix the shape.
+        """
+        if self.dense:
+            return ("dense", self.observe, self.tiles is not None, self.stage4 is not None)
+        assert self.packing is not None
+        pieces = 0 if self.tiles is None or self.tiles.pieces is None else self.tiles.pieces.shape[0]
+        rest = 0 if self.rest is None else 1 if self.rest_packing is None else self.rest_packing.ids.shape[0]
+        # A window may be a single piece.
+        sizes = [self.packing.ids.shape[0], rest, pieces]
+        if not fixed or (grid.padded and not grid.filled):
+            self.settle(grid)
+            # torch makes a graph of its own for size one, and for size zero.
+            sizes = [min(size, 2) for size in sizes]
+        return ("routed", *sizes, self.memory is not None, self.real is not None, self.stage4 is not None)
+
+    def settle(self, grid: WindowGrid) -> None:
+        """Look like others to a compiled encoder: sizes that follow the number of windows are symbols."""
+        tiles, stage4 = self.tiles, self.stage4
+        indices: list[Any] = [self.chosen, self.rest, self.real]
+        for packing in (self.packing, self.rest_packing, stage4.packing if stage4 is not None else None):
+            if packing is None:
+                continue
+            # Chosen windows that are all full by chance would be another kind of call.
+            if packing.slots is None and grid.padded and not grid.filled and self.real is None:
+                packing.slots = torch.arange(packing.ids.shape[0] * packing.area, device=packing.ids.device)
+            indices += [packing.ids, packing.slots, packing.filling]
+        if tiles is not None:
+            indices += [tiles.pieces, tiles.tokens, tiles.order, tiles.lines]
+        if stage4 is not None:
+            indices.append(stage4.chosen)
+        for tensor in tensors(indices):
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+    def own(self) -> None:
+        """Copy what a compiled encoder noted out of memory that its next call may use again."""
+        for home, names in (
+            (self, ("seen_input", "seen_output", "chosen_branch")),
+            (self.tiles, ("kept", "latest")),
+            (self.stage4, ("seen",)),
+            (self.globals, ("seen",)),
+        ):
+            for name in names if home is not None else ():
+                setattr(home, name, rebuilt(getattr(home, name), Tensor.clone))
 
 
 def make_route(
@@ -76,8 +119,6 @@ def make_route(
     memory: SpanMemory | None,
     published_padding: bool = False,
     with_rest_packing: bool = False,
-    tiles: TileRoute | None = None,
-    stage4: Stage4Route | None = None,
 ) -> Route:
     """Index tensors for computing `windows` (sorted, at least one) and skipping the rest.
 
@@ -89,8 +130,6 @@ def make_route(
         published_padding: pad before the first norm and let padding take part in the residual stream, as the released
             code does for base+.
         with_rest_packing: also build the packing of skipped windows (for shortcuts that are not pointwise).
-        tiles: the same windows' route through the blocks before the span; `memory` is then None.
-        stage4: the same windows' route through stage 4, or None to run it whole.
     """
     taken = set(windows)
     others = [window for window in range(grid.count) if window not in taken]
@@ -110,8 +149,6 @@ def make_route(
         order=sent(grid.back([*windows, *others]), device),
         real=real,
         memory=memory,
-        tiles=tiles,
-        stage4=stage4,
     )
 
 
@@ -153,14 +190,6 @@ def leave(tokens: Tensor, route: Route, feature_shape: Sequence[int]) -> Tensor:
     return merged.index_select(0, route.order).reshape(1, *feature_shape[1:3], merged.shape[-1])
 
 
-def windowed_attention(tokens: Tensor, route: Route, attend: Callable[[Tensor], Tensor], window: int) -> Tensor:
-    """Normed tokens [1, N, 1, C] -> attention output [1, N, 1, C], window by window."""
-    assert route.packing is not None
-    stacked = route.packing.stack(tokens[0, :, 0])
-    mixed = attend(stacked.reshape(-1, window, window, stacked.shape[-1]))
-    return route.packing.flatten(mixed.reshape(stacked.shape[0], window * window, -1))[None, :, None]
-
-
 def updated_memory(route: Route, shortcut: Shortcut, grid: WindowGrid) -> SpanMemory | None:
     """The span memory after this frame, or None when the route did not observe it.
 
@@ -180,3 +209,41 @@ def updated_memory(route: Route, shortcut: Shortcut, grid: WindowGrid) -> SpanMe
         route.packing.renewed(output, route.seen_output, route.chosen),
         route.packing.renewed(branch, route.chosen_branch, route.chosen),
     )
+
+
+def updated_tiles(route: Route, shortcut: Shortcut, picture: Tensor | None = None) -> TileMemory:
+    """The tiles' memory after this frame, whose span output was noted.
+
+    Args:
+        picture: fp32 [3, H, W] of the frame, with extra pieces; shortcut: then, what corrects with the span's input.
+    """
+    tiles, output = route.tiles, route.seen_output
+    assert tiles is not None and output is not None
+    # Hosts return maps of any layout; one layout keeps compiled graphs from multiplying.
+    levels = tuple(level.contiguous() for level in tiles.kept if level is not None)
+    assert len(levels) == len(tiles.kept)
+    if route.dense:
+        new = TileMemory(output.reshape(-1, output.shape[-1]), levels)
+        if picture is not None and route.seen_input is not None:
+            new.branch = shortcut(route.seen_input.reshape(new.output.shape))
+            # A compiled graph would be made anew for one tensor in both places.
+            new.latest = new.branch.clone()
+            new.picture, new.ages = picture, torch.zeros(tiles.across**2, device=picture.device)
+        return new
+    last = tiles.memory
+    assert last is not None and route.chosen is not None and route.packing is not None
+    new = TileMemory(route.packing.renewed(last.output, output, route.chosen), levels)
+    if tiles.latest is None or last.branch is None or last.picture is None or last.ages is None or picture is None:
+        return new
+    assert tiles.tokens is not None and tiles.pieces is not None
+    new.latest = tiles.latest
+    new.branch = last.branch.index_copy(0, route.chosen, tiles.latest.index_select(0, route.chosen))
+    new.picture = renewed_picture(last.picture, picture, tiles.tokens)
+    new.ages = (last.ages + 1).index_fill(0, tiles.pieces, 0)
+    return new
+
+
+def renewed_picture(last: Tensor, picture: Tensor, tokens: Tensor) -> Tensor:
+    """`last`, fp32 [3, H, W], with `picture` at `tokens`, int64 [N]."""
+    now = picture.flatten(1).index_select(1, tokens)
+    return last.flatten(1).index_copy(1, tokens, now).reshape(last.shape)

@@ -9,7 +9,7 @@ Chosen tokens travel as in the span: [1, N, 1, C], window after window, real tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,18 +37,7 @@ class Stage4Route:
 
     def pool(self, tokens: Tensor, packing: Packing, window: int) -> Tensor:
         """Max-pool 2x2: stage-3 tokens [1, N, 1, C] of windows of side `window` -> [1, N / 4, 1, C]."""
-        assert self.packing is not None
-        stacked = packing.stack(tokens[0, :, 0])
-        maps = stacked.reshape(-1, window, window, stacked.shape[-1]).permute(0, 3, 1, 2)
-        pooled = F.max_pool2d(maps, 2).permute(0, 2, 3, 1)
-        return self.packing.flatten(pooled.reshape(stacked.shape[0], self.packing.area, -1))[None, :, None]
-
-    def attention(self, tokens: Tensor, packing: Packing, attend: Callable[[Tensor], Tensor], window: int) -> Tensor:
-        """Normed tokens [1, N, 1, C] of windows of side `window` -> attention output, tokens of the pooled map."""
-        assert self.packing is not None
-        stacked = packing.stack(tokens[0, :, 0])
-        mixed = attend(stacked.reshape(-1, window, window, stacked.shape[-1]))
-        return self.packing.flatten(mixed.reshape(stacked.shape[0], self.packing.area, -1))[None, :, None]
+        return packing.by_window(tokens, _pooled, window, self.packing)
 
     def merge(self, tokens: Tensor) -> Tensor:
         """Computed tokens [1, N, 1, C] at the end of the stage -> its whole map [1, H, W, C]."""
@@ -57,6 +46,10 @@ class Stage4Route:
         last, new = self.last.reshape(-1, channels), tokens.reshape(-1, channels)
         self.seen = self.packing.renewed(last, new, self.chosen).reshape(self.last.shape)
         return self.seen
+
+
+def _pooled(windows: Tensor) -> Tensor:
+    return F.max_pool2d(windows.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
 
 class Stage4Grid:
@@ -73,10 +66,6 @@ class Stage4Grid:
     def blank(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Last outputs of zeros: what counting operations needs."""
         return torch.zeros(1, self.grid.height, self.grid.width, self.channels, device=device, dtype=dtype)
-
-    def watch(self) -> Stage4Route:
-        """The route of a dense frame."""
-        return Stage4Route()
 
     def route(self, windows: Sequence[int], device: torch.device, last: Tensor) -> Stage4Route:
         """The route of a frame that computes `windows` (sorted, at least one)."""
@@ -96,30 +85,27 @@ def halved(blocks: Sequence[tuple[int, bool]], first: int, grid: WindowGrid) -> 
         UnsupportedModelError: there is no such stage, a block of it is global, its windows are not the stage-3 windows
             halved, or the 2x2 cells cross the border of a window or of the map.
     """
+    problem = _problem(blocks, first, grid)
+    if problem is not None:
+        raise UnsupportedModelError(f"{problem}; use stage4: dense")
+    return WindowGrid(grid.height // 2, grid.width // 2, grid.window // 2, grid.filled)
+
+
+def _problem(blocks: Sequence[tuple[int, bool]], first: int, grid: WindowGrid) -> str | None:
     if not blocks:
-        raise UnsupportedModelError(
-            f"no stage comes after the routed span, whose stage ends with block {first - 1}; use stage4: dense"
-        )
+        return f"no stage comes after the routed span, whose stage ends with block {first - 1}"
     if grid.window % 2 or grid.height % 2 or grid.width % 2:
-        raise UnsupportedModelError(
-            f"stage-3 windows of {grid.window} tokens on a map of {grid.height}x{grid.width} do not halve; expected "
-            "even sides; use stage4: dense"
-        )
+        size = f"windows of {grid.window} tokens on a map of {grid.height}x{grid.width}"
+        return f"stage-3 {size} do not halve; expected even sides"
     for index, (window, pools) in enumerate(blocks, start=first):
+        block = f"encoder block {index}"
         if window == 0:
-            raise UnsupportedModelError(
-                f"encoder block {index} has global attention after the routed span: its stage cannot be skipped by "
-                "windows; use stage4: dense"
-            )
+            return f"{block} has global attention after the routed span: its stage cannot be skipped by windows"
         if pools != (index == first):
-            raise UnsupportedModelError(
-                f"encoder block {index} {'pools' if pools else 'does not pool'} 2x2; expected block {first} to pool, "
-                "as the first of its stage, and no other; use stage4: dense"
-            )
+            found = "pools" if pools else "does not pool"
+            return f"{block} {found} 2x2; expected block {first} to pool, as the first of its stage, and no other"
         expected = grid.window if index == first else grid.window // 2
         if window != expected:
-            raise UnsupportedModelError(
-                f"encoder block {index} has windows of {window} tokens, expected {expected}: the stage-3 windows of "
-                f"{grid.window} in block {first}, half of that in those after it; use stage4: dense"
-            )
-    return WindowGrid(grid.height // 2, grid.width // 2, grid.window // 2, grid.filled)
+            whole = f"the stage-3 windows of {grid.window} in block {first}, half of that in those after it"
+            return f"{block} has windows of {window} tokens, expected {expected}: {whole}"
+    return None

@@ -26,11 +26,10 @@ from torch import Tensor
 from surgery.core.constants import constant, steps
 from surgery.core.early import sent
 from surgery.core.evidence import widened
-from surgery.core.windows import Packing, WindowGrid
+from surgery.core.windows import WindowGrid
 from surgery.errors import UnsupportedModelError
-from surgery.operations.window_routing.correction import StageCorrection
 from surgery.operations.window_routing.router import AGE_WEIGHT
-from surgery.operations.window_routing.shortcut import Shortcut
+from surgery.operations.window_routing.shortcut import Shortcut, StageCorrection
 
 
 @dataclass(eq=False)
@@ -259,45 +258,6 @@ def piece_urgency(near: Tensor, changes: Tensor, ages: Tensor) -> Tensor:
     return torch.where(near, wanted, wanted * BACKGROUND_WEIGHT)
 
 
-def updated_tiles(
-    tiles: TileRoute, chosen: Tensor | None, packing: Packing | None, output: Tensor, picture: Tensor | None = None,
-    entering: Tensor | None = None, shortcut: Shortcut | None = None,
-) -> TileMemory:  # fmt: skip
-    """The tiles' memory after a frame.
-
-    Args:
-        tiles: the frame's route, after the pass.
-        chosen: int64 [N] tokens of the map that were computed, packing: of their windows; None on a dense frame.
-        output: their span output, [N, C]; on a dense frame the whole map [1, H, W, C].
-        picture: fp32 [3, H, W] of the frame (`token_picture`), with extra pieces.
-        entering: on a dense frame, with extra pieces, the span's input [1, H, W, C]; shortcut: then, what corrects with
-            it.
-    """
-    # Hosts return maps of any layout; one layout keeps compiled graphs from multiplying.
-    levels = tuple(level.contiguous() for level in tiles.kept if level is not None)
-    assert len(levels) == len(tiles.kept)
-    if chosen is None or packing is None:
-        flat = output.reshape(-1, output.shape[-1])
-        if picture is None or entering is None or shortcut is None:
-            return TileMemory(flat, levels)
-        branch = shortcut(entering.reshape(flat.shape))
-        ages = torch.zeros(tiles.across**2, device=picture.device)
-        # A compiled graph would be made anew for one tensor in both places.
-        return TileMemory(flat, levels, branch, branch.clone(), picture, ages)
-    last = tiles.memory
-    assert last is not None
-    new = TileMemory(packing.renewed(last.output, output, chosen), levels)
-    if tiles.latest is None or last.branch is None or last.picture is None or last.ages is None or picture is None:
-        return new
-    assert tiles.tokens is not None and tiles.pieces is not None
-    new.latest = tiles.latest
-    new.branch = last.branch.index_copy(0, chosen, tiles.latest.index_select(0, chosen))
-    seen, now = last.picture.flatten(1), picture.flatten(1)
-    new.picture = seen.index_copy(1, tiles.tokens, now.index_select(1, tiles.tokens)).reshape(picture.shape)
-    new.ages = (last.ages + 1).index_fill(0, tiles.pieces, 0)
-    return new
-
-
 def piece_side(blocks: Sequence[tuple[int, bool]], grid: WindowGrid) -> int:
     """Side of a piece in stage-3 tokens.
 
@@ -318,10 +278,8 @@ def piece_side(blocks: Sequence[tuple[int, bool]], grid: WindowGrid) -> int:
                 "first block on; use span: stage3"
             )
         if pools and window % 2:
-            raise UnsupportedModelError(
-                f"encoder block {index} pools 2x2 in windows of {window} tokens, expected an even window; use span: "
-                "stage3"
-            )
+            found = f"encoder block {index} pools 2x2 in windows of {window} tokens"
+            raise UnsupportedModelError(f"{found}, expected an even window; use span: stage3")
         side = math.lcm(side, window // math.gcd(window, scale))
         scale //= 2 if pools else 1
     if grid.window % side or grid.width % side or grid.height % side:

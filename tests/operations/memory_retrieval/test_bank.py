@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.core.memory import Conditioning
+from surgery.core.attention import Conditioning
 from surgery.errors import ModelStateError
 from surgery.operations.memory_retrieval.bank import ALIGNMENT, KeyPlan, ObjectMemory, plan_keys, remember
 from surgery.operations.memory_retrieval.saliency import kept_count

@@ -16,16 +16,7 @@ from surgery.core.session import VideoState
 from surgery.core.windows import WindowGrid
 from surgery.operations.window_routing.blocks import TYPE, SpanBlock
 from surgery.operations.window_routing.shortcut import IdentityShortcut, Shortcut, make_shortcut
-from surgery.operations.window_routing.span import (
-    Route,
-    SpanMemory,
-    dense_route,
-    enter,
-    leave,
-    make_route,
-    updated_memory,
-    windowed_attention,
-)
+from surgery.operations.window_routing.span import Route, SpanMemory, enter, leave, make_route, updated_memory
 from tests.core.geometry import few, grids_and_windows
 
 CPU = torch.device("cpu")
@@ -102,7 +93,8 @@ def test_windowed_attention_pads_with_zeros_after_the_norm(case: Case) -> None:
         assert stacked.shape == (len(windows), grid.window, grid.window, 3)
         return stacked + stacked.sum((1, 2), keepdim=True)
 
-    mixed = windowed_attention(tokens, route, attend, grid.window)
+    assert route.packing is not None
+    mixed = route.packing.by_window(tokens, attend, grid.window)
     start = 0
     for window in windows:
         end = start + len(grid.token_ids([window]))
@@ -116,7 +108,7 @@ def test_windowed_attention_pads_with_zeros_after_the_norm(case: Case) -> None:
 
 
 def remembered(grid: WindowGrid, shortcut: Shortcut, seen: Tensor, output: Tensor) -> SpanMemory:
-    route = dense_route(observe=True)
+    route = Route(dense=True, observe=True)
     route.seen_input, route.seen_output = seen, output
     memory = updated_memory(route, shortcut, grid)
     assert memory is not None
@@ -181,7 +173,7 @@ def test_memory_keeps_what_was_skipped_and_replaces_what_was_chosen(case: Case, 
 
 def test_a_route_that_was_not_observed_leaves_no_memory() -> None:
     shortcut = IdentityShortcut(3)
-    assert updated_memory(dense_route(observe=False), shortcut, FULL) is None
+    assert updated_memory(Route(dense=True), shortcut, FULL) is None
     route = make_route(FULL, [0], CPU, None)
     leave(enter(feature(FULL), route, shortcut), route, (1, 8, 8, 3))
     assert updated_memory(route, shortcut, FULL) is None

@@ -11,8 +11,8 @@ from torch import Tensor
 from surgery.core.windows import WindowGrid
 from surgery.errors import UnsupportedModelError
 from surgery.operations.window_routing.shortcut import IdentityShortcut
-from surgery.operations.window_routing.span import enter, leave, make_route
-from surgery.operations.window_routing.tiles import TileGrid, TileMemory, piece_side, piece_urgency, updated_tiles
+from surgery.operations.window_routing.span import Route, enter, leave, make_route, updated_tiles
+from surgery.operations.window_routing.tiles import TileGrid, TileMemory, piece_side, piece_urgency
 from tests.core.geometry import few, window_of
 
 CPU = torch.device("cpu")
@@ -115,7 +115,8 @@ def test_the_span_takes_pieces_or_a_map_window_after_window(case: tuple[TileGrid
     tiles.whole = whole
     before, memory = numbered(grid.width, 5), memory_of(tiles)
     tile_route = tiles.route(windows, CPU, memory)
-    route = make_route(grid, windows, CPU, None, tiles=tile_route)
+    route = make_route(grid, windows, CPU, None)
+    route.tiles = tile_route
     tokens = enter(before if whole else tile_route.gather(before), route, IdentityShortcut(5))
     assert torch.equal(tokens[0, :, 0], before.reshape(-1, 5)[torch.from_numpy(grid.token_ids(windows))])
 
@@ -126,16 +127,17 @@ def test_the_span_takes_pieces_or_a_map_window_after_window(case: tuple[TileGrid
 
     assert route.seen_output is not None
     tile_route.kept = list(memory.levels)
-    renewed = updated_tiles(tile_route, route.chosen, route.packing, route.seen_output)
+    renewed = updated_tiles(route, IdentityShortcut(5))
     assert torch.equal(renewed.output.reshape(after.shape), after)
     assert bool((memory.output == -1).all()), "the memory before is left alone"
 
 
 def test_a_dense_frame_is_remembered_whole() -> None:
     tiles = TileGrid(WindowGrid(8, 8, 4), 2, [(32, 2), (16, 3)])
-    route = tiles.watch()
-    route.kept = [numbered(32, 2), numbered(16, 3)]
-    memory = updated_tiles(route, None, None, numbered(8, 5))
+    watched = tiles.watch()
+    watched.kept = [numbered(32, 2), numbered(16, 3)]
+    route = Route(dense=True, observe=True, tiles=watched, seen_output=numbered(8, 5))
+    memory = updated_tiles(route, IdentityShortcut(5))
     assert torch.equal(memory.output, numbered(8, 5).reshape(64, 5))
     assert all(torch.equal(a, b) for a, b in zip(memory.levels, (numbered(32, 2), numbered(16, 3)), strict=True))
 
