@@ -28,16 +28,11 @@ MIN_FRAMES = 3
 class PackedLabels:
     """Label maps of a clip, compressed: a few kilobytes a frame, whatever the size of the video."""
 
-    def __init__(self, labels: Iterable[Labels] = ()) -> None:
+    def __init__(self, labels: Iterable[Labels]) -> None:
         self._packed: list[bytes] = []
-        self._shape: tuple[int, ...] = ()
         for each in labels:
-            self.append(each)
-
-    def append(self, labels: Labels) -> None:
-        """Add the next frame's map, uint8 [H, W]."""
-        self._shape = labels.shape
-        self._packed.append(zlib.compress(np.ascontiguousarray(labels).tobytes(), 1))
+            self._shape = each.shape
+            self._packed.append(zlib.compress(each.tobytes(), 1))
 
     def __len__(self) -> int:
         return len(self._packed)
@@ -108,7 +103,6 @@ def gather_clips(
         raise CalibrationError(f"{max_frames} frames of each clip, expected at least {MIN_FRAMES}")
     usable: list[CalibrationClip] = []
     skipped: list[SkippedClip] = []
-    names: set[str] = set()
     given = [sources] if isinstance(sources, (str, Path, Video, CalibrationClip)) else sources
     found = [each for one in given for each in _found(one)]
     for number, (name, opened) in enumerate(found):
@@ -118,9 +112,8 @@ def gather_clips(
         except (VideoError, PromptError) as error:
             skipped.append(SkippedClip(name, str(error)))
             continue
-        if clip.name in names:
+        if any(clip.name == other.name for other in usable):
             raise CalibrationError(f"two clips are called {clip.name!r}; expected different names, as reports use them")
-        names.add(clip.name)
         usable.append(clip)
     if not usable and not skipped:
         raise CalibrationError(f"no clip given, expected at least two. What works: {LAYOUTS}")
@@ -173,9 +166,7 @@ def _annotated(name: str, frames: Path, masks: Path) -> CalibrationClip:
 
 def _checked(clip: CalibrationClip, max_frames: int | None) -> CalibrationClip:
     video = clip.video
-    count = 0
-    for count, _ in enumerate(islice(iter(video), max_frames), start=1):  # noqa: B007
-        pass
+    count = sum(1 for _ in islice(video, max_frames))
     if count < MIN_FRAMES:
         raise VideoError(f"{clip.name}: {count} frame{'s' * (count != 1)}, expected at least {MIN_FRAMES}")
     if clip.prompts:

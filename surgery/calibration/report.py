@@ -15,10 +15,7 @@ from surgery.recipe import Recipe
 
 SCHEMA = 1
 _WORST = 8
-_ONE_CLIP = (
-    "Measured on one held-out clip: how other clips would do is not known. Give more clips.",
-    "",
-)
+_ONE_CLIP = ("Measured on one held-out clip: how other clips would do is not known. Give more clips.", "")
 
 
 @dataclass
@@ -129,11 +126,8 @@ class CalibrationReport:
         if self.sensitivity:
             worst = ", ".join(f"`{name}` {drop:.4f}" for name, drop in list(self.sensitivity.items())[:_WORST])
             lines += ["", f"{len(self.sensitivity)} layers, each quantised alone; those that lose most: {worst}."]
-        lines += [
-            "",
-            "| setting | windows | keys | cost | drop | worst | whole clips | against truth | |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
+        lines += ["", "| setting | windows | keys | cost | drop | worst | whole clips | against truth | |"]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
         for row in self.as_dict()["candidates"]:
             if row["run"]:
                 values = ", ".join(f"{key.split('.', 1)[1]}={value}" for key, value in row["settings"].items())
@@ -144,24 +138,17 @@ class CalibrationReport:
                     f"{row['predicted_cost']:.0%} | {row['drop']:.4f} | {row['worst_drop']:.4f} | {whole} | {truth} | "
                     f"{'chosen' if row['chosen'] else ''} |"
                 )
-        total = sum(self.seconds.values())
-        lines += [
-            "",
-            f"{total:.0f} s: " + ", ".join(f"{name} {value:.0f}" for name, value in self.seconds.items()) + ".",
-            "",
-        ]
-        return "\n".join(lines)
+        phases = ", ".join(f"{name} {value:.0f}" for name, value in self.seconds.items())
+        return "\n".join([*lines, "", f"{sum(self.seconds.values()):.0f} s: {phases}.", ""])
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write `calibration.json` and `calibration.md` into `folder`; return their paths."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         texts = {"calibration.json": json.dumps(self.as_dict(), indent=2) + "\n", "calibration.md": self.as_markdown()}
-        written = []
         for name, text in texts.items():
             (target / name).write_text(text, encoding="utf-8")
-            written.append(target / name)
-        return written
+        return [target / name for name in texts]
 
 
 def _percent(value: float | None) -> str:

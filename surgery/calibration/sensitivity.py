@@ -23,10 +23,10 @@ FRAMES = 2
 
 def trials_of(model: Any, recipe: Recipe) -> dict[Operation, dict[str, Operation]]:
     """What operations of the recipe can do one at a time. None of a field that the recipe searches by itself."""
-    host, searched = require_surgery(model).host, _searched(recipe)
+    searched = recipe.calibration.search if recipe.calibration is not None else {}
     found = {}
     for operation in recipe.operations:
-        trials = operation.trials(host)
+        trials = operation.trials(require_surgery(model).host)
         fields = operation.searched(dict.fromkeys(trials, 0.0)) if trials else {}
         if any(f"{operation.alias}.{name}" not in searched for name in fields):
             found[operation] = trials
@@ -67,10 +67,6 @@ def _lost(model: Any, clips: Sequence[CalibrationClip]) -> tuple[float, float]:
     return 1.0 - statistics.fmean(each.masks for each in found), statistics.fmean(
         each.on_object or 0.0 for each in found
     )
-
-
-def _searched(recipe: Recipe) -> dict[str, tuple[Any, ...]]:
-    return {} if recipe.calibration is None else recipe.calibration.search
 
 
 def _with_search(recipe: Recipe, alias: str, fields: dict[str, tuple[Any, ...]]) -> Recipe:

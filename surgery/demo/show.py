@@ -152,7 +152,7 @@ def run(
                     }
                     trace.add(index, f"{index:05d}", masks, now, index == 0)
         if writer is not None:
-            result.frames, result.trace = list(clip.frames), trace.result()
+            result.frames, result.trace = list(clip.frames), trace.data
         for arm, model in models.items():
             result.scores[arm].add(clip, found[arm], status(model))
         result.dense_frames.update(status(models["sparse"]).dense_frames or {})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,12 @@ from surgery.api import sparsify, status
 from surgery.bench.machine import machine
 from surgery.digests import code_digest, weights_digest
 from surgery.engine import current_surgery, desparsify
-from surgery.evaluation.dataset import Sequence
-from surgery.evaluation.sequence_run import SequenceRun
+from surgery.evaluation.sequence_run import Asked, SequenceRun
 from surgery.hosts import view_of
 from surgery.recipe import Recipe
 
 Found = dict[str, Any]
 """Of one sequence: see `SequenceRun.run`."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A sequence to run. places: folders for the predictions of each arm, or None; the rest as of `evaluate`."""
-
-    sequence: Sequence
-    places: dict[str, Path] | None
-    convention: str
-    tolerance: float
-    max_frames: int | None
-    drift_free: bool
-    record: bool
-
-    @property
-    def frames(self) -> int:
-        """How many are looked at."""
-        return min(len(self.sequence.frames), self.max_frames or len(self.sequence.frames))
 
 
 class Arms:
@@ -80,12 +60,4 @@ class Arms:
 
     def run(self, asked: Asked, step: Callable[[], None]) -> Found:
         """Track and score a sequence; `step` is called after every frame."""
-        run = SequenceRun(
-            asked.sequence, self.models, asked.convention, asked.tolerance, asked.max_frames, asked.drift_free
-        )
-        return run.run(asked.places, asked.record, step)
-
-    def found(self, asked: Iterable[Asked], step: Callable[[], None]) -> Iterator[tuple[Asked, Found]]:
-        """Run them in turn."""
-        for each in asked:
-            yield each, self.run(each, step)
+        return SequenceRun(asked, self.models).run(step)

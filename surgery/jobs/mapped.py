@@ -9,10 +9,11 @@ from typing import Any
 from surgery.calibration.fidelity import Each, in_turn
 from surgery.calibration.whole import Before
 from surgery.errors import JobError
-from surgery.evaluation.arms import Arms, Asked, Found
+from surgery.evaluation.arms import Arms, Found
 from surgery.evaluation.dataset import Dataset
 from surgery.evaluation.run import score
 from surgery.evaluation.scores import Scores
+from surgery.evaluation.sequence_run import Asked
 from surgery.jobs.alone import A, R, Setup, Worker, made_by, nothing, told
 from surgery.jobs.pool import Pool, PoolSettings
 
