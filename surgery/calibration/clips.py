@@ -9,13 +9,13 @@ from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from surgery.errors import CalibrationError, PromptError, VideoError, about
+from surgery.progress import Step
 from surgery.video import MaskPrompt, Prompt, Video, check, first_frames, open_video, read_label_png
 from surgery.video.folder import KINDS, natural_sort
+from surgery.video.masks import Labels
 
-Labels = npt.NDArray[np.uint8]
 LAYOUTS = (
     "a video file; a folder of .jpg or .png frames; a folder with frames/ and masks/ (one label PNG per frame); a "
     "folder with JPEGImages/NAME/ and Annotations/NAME/, as DAVIS; or a folder of such clips"
@@ -80,9 +80,7 @@ ClipSource = str | Path | Video | CalibrationClip
 
 
 def gather_clips(
-    sources: Iterable[ClipSource],
-    max_frames: int | None = None,
-    step: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    sources: Iterable[ClipSource], max_frames: int | None = None, step: Step = lambda stage, done, total: None
 ) -> tuple[list[CalibrationClip], list[SkippedClip]]:
     """Open clips and read each once from end to end, so that a broken one is known before the model runs.
 
@@ -151,11 +149,10 @@ def _annotated(name: str, frames: Path, masks: Path) -> CalibrationClip:
     files = natural_sort(masks.glob("*.png"))
     if not files:
         raise VideoError(f"{masks}: no PNG there, expected one label map per frame")
-    if video.names is not None:
-        called = {file.stem: file for file in files}
-        files = [called[name] for name in takewhile(called.__contains__, video.names)]
-        if not files:
-            raise VideoError(f"{masks}: no mask called {video.names[0]}.png, as the first frame is")
+    called = {file.stem: file for file in files}
+    files = [called[name] for name in takewhile(called.__contains__, video.names or ())]
+    if not files:
+        raise VideoError(f"{masks}: no mask called {video.name_of(0)}.png, as the first frame is")
     truth = PackedLabels(read_label_png(file) for file in files)
     first = truth[0]
     prompts = tuple(MaskPrompt(first == label, int(label)) for label in np.unique(first) if label)

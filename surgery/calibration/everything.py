@@ -124,7 +124,8 @@ def fit_everything(
             _fit(model, fit_on, steps, seed, bars)
         else:
             values = _threshold(model, chosen, fit_on, settings.max_recall_drop, bars)
-        drops, prompts, masks = _measured(model, held, Counter(bars, "measuring", len(held)))
+        measured = _measured(model, held, Counter(bars, "measuring", len(held)))
+        drops, prompts, masks = zip(*measured, strict=True)
         report = EverythingReport(
             len(fit_on), len(held), statistics.fmean(drops), mean_interval(drops), settings.max_recall_drop,
             statistics.fmean(prompts), settings.points**2, statistics.fmean(masks),
@@ -184,24 +185,19 @@ def _fit(model: Any, fit_on: Sequence[_Taught], steps: int, seed: int, bars: Bar
     fit_head(head, features, [each.boxes.to(device) for each in fit_on], steps, seed=seed, tick=tick)  # type: ignore[arg-type]
 
 
-def _measured(
-    model: Any, held: Sequence[_Taught], step: Any = lambda: None
-) -> tuple[list[float], list[int], list[int]]:
+def _measured(model: Any, held: Sequence[_Taught], step: Any = lambda: None) -> list[tuple[float, int, int]]:
     """Share of the teacher's masks missed, prompts and masks, of every picture where the teacher has some."""
     bound = bound_of(model)
     driver = bound.driver()
-    drops, prompts, masks = [], [], []
+    rows = []
     for each in held:
         step()
-        if not len(each.masks):
-            continue
-        mine = bound.find(each.image, driver).masks.cpu().numpy()
-        drops.append(1 - recall(mask_ious(mine, each.masks), MATCH))
-        prompts.append(bound.prompts)
-        masks.append(len(mine))
-    if not drops:
+        if len(each.masks):
+            mine = bound.find(each.image, driver).masks.cpu().numpy()
+            rows.append((1 - recall(mask_ious(mine, each.masks), MATCH), bound.prompts, len(mine)))
+    if not rows:
         raise CalibrationError(f"the model finds no mask in any of {len(held)} held-out pictures; give more pictures")
-    return drops, prompts, masks
+    return rows
 
 
 def _threshold(model: Any, recipe: Recipe, fit_on: Sequence[_Taught], promised: float, bars: Bars) -> dict[str, float]:
@@ -211,7 +207,7 @@ def _threshold(model: Any, recipe: Recipe, fit_on: Sequence[_Taught], promised: 
     for logit in LOGITS:
         values = {"everything.coarse.logit": logit}
         apply(model, recipe.with_values(values))
-        drops, _, _ = _measured(model, fit_on)
+        drops = [drop for drop, _, _ in _measured(model, fit_on)]
         count()
         if statistics.fmean(drops) <= promised:
             break

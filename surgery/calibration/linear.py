@@ -82,14 +82,11 @@ class Regression:
     def left_out_errors(self) -> Tensor:
         """fp64 [len(RIDGES)]: energy left in each group of clips by the map fitted to the others, summed; zeros when
         there is one group only."""
-        errors = self._zeros(len(RIDGES))
-        if len(self._folds) > 1:
-            whole = Sums.of(self._folds)
-            for fold in self._folds:
-                others = Sums(whole.gram - fold.gram, whole.cross - fold.cross, whole.total - fold.total)
-                if others.scale > 0:
-                    for number, ridge in enumerate(RIDGES):
-                        errors[number] += fold.energy_left(others.weight(ridge))
+        errors, whole = self._zeros(len(RIDGES)), Sums.of(self._folds)
+        for fold in self._folds:
+            others = Sums(whole.gram - fold.gram, whole.cross - fold.cross, whole.total - fold.total)
+            if others.scale > 0:
+                errors += torch.stack([fold.energy_left(others.weight(ridge)) for ridge in RIDGES])
         return errors
 
     def summed(self) -> tuple[Sums, float]:

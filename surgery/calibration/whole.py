@@ -97,7 +97,8 @@ def calibrate(
             seen = each(_reference, model, apart, count)
         skipped += [one for one in seen if isinstance(one, SkippedClip)]
         references = [one for one in seen if isinstance(one, Reference)]
-        _require_enough(usable, references, skipped)
+        if not (usable and references):
+            raise _too_few(len(usable), len(references), skipped)
         with timed(seconds, "closed form"):
             router = surgery.find(WindowRouter)
             fitted = router is not None and router.settings.windows != "all" and fits(router) != (None, None)
@@ -231,14 +232,10 @@ def _reference(model: Any, clip: CalibrationClip, step: Tick) -> Reference | Ski
         return SkippedClip(clip.name, str(error))
 
 
-def _require_enough(
-    clips: Sequence[CalibrationClip], references: Sequence[Reference], skipped: list[SkippedClip]
-) -> None:
-    if clips and references:
-        return
+def _too_few(fitted: int, measured: int, skipped: list[SkippedClip]) -> CalibrationError:
     reasons = "".join(f"\n  {clip}" for clip in skipped)
-    raise CalibrationError(
-        f"{len(clips)} usable clips to fit on and {len(references)} to measure on, expected at least one of each"
+    return CalibrationError(
+        f"{fitted} usable clips to fit on and {measured} to measure on, expected at least one of each"
         + (f"; skipped {len(skipped)}:{reasons}\nWhat works: {LAYOUTS}" if skipped else "; give at least two clips")
     )
 

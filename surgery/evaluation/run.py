@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from surgery.errors import DatasetError
-from surgery.evaluation.arms import Arms, Found
+from surgery.evaluation.arms import arms_of, facts_of
 from surgery.evaluation.dataset import Dataset
 from surgery.evaluation.drift_free import STEPS
 from surgery.evaluation.layouts import open_dataset
 from surgery.evaluation.metrics import TOLERANCE
 from surgery.evaluation.scores import Scores
 from surgery.evaluation.scoring import convention_named
-from surgery.evaluation.sequence_run import Asked
+from surgery.evaluation.sequence_run import Asked, Found, SequenceRun
 from surgery.evaluation.store import RunStore
 from surgery.recipe import Recipe
 
@@ -69,9 +69,9 @@ def evaluate(
         UnsupportedModelError, RecipeError, AdapterError: see `sparsify`.
     """
     opened = _open(dataset, root, split)
-    arms = Arms(model, recipe, adapter, dense_too)
+    arms = arms_of(model, recipe, adapter, dense_too)
     return score(
-        lambda asked, step: ((each, arms.run(each, step)) for each in asked), arms.facts(), opened,
+        lambda asked, step: ((each, SequenceRun(each, arms).run(step)) for each in asked), facts_of(arms), opened,
         sequences=sequences, max_frames=max_frames, convention=convention, tolerance=tolerance, out=out, record=record,
         drift_free=drift_free, progress=progress, name=name, command=command,
     )  # fmt: skip
@@ -86,13 +86,19 @@ def score(
     """`evaluate` by whatever runs sequences, in this process or elsewhere.
 
     Args:
-        run: does what is asked and gives it back with what was found, in any order. facts: of `Arms.facts` where the
+        run: does what is asked and gives it back with what was found, in any order. facts: of `facts_of` where the
         models are. The rest as of `evaluate`.
     """
     chosen = dataset.choose(sequences)
     rule = convention or chosen.convention
     convention_named(rule)
-    _check_numbers(max_frames, tolerance, record, out)
+    if max_frames is not None and max_frames < 1:
+        raise DatasetError(f"max_frames {max_frames}, expected at least 1")
+    if not 0 < tolerance < 1:
+        expected = f"expected a share of the image diagonal in (0, 1) such as {TOLERANCE}"
+        raise DatasetError(f"tolerance {tolerance}, {expected}")
+    if record and out is None:
+        raise DatasetError("record writes files: expected `out`, the folder for them")
     if drift_free and "sparse" not in facts["arms"]:
         raise DatasetError("drift_free compares sparse frames with dense ones: expected a recipe or an adapter")
     machine = facts["machine"]
@@ -136,17 +142,6 @@ def _open(dataset: str | Dataset, root: str | Path | None, split: str | None) ->
     if root is None:
         raise DatasetError(f"data set {dataset!r} without a root, expected the folder it lies in")
     return open_dataset(dataset, root, split)
-
-
-def _check_numbers(max_frames: int | None, tolerance: float, record: bool, out: str | Path | None) -> None:
-    if max_frames is not None and max_frames < 1:
-        raise DatasetError(f"max_frames {max_frames}, expected at least 1")
-    if not 0 < tolerance < 1:
-        raise DatasetError(
-            f"tolerance {tolerance}, expected a share of the image diagonal in (0, 1) such as {TOLERANCE}"
-        )
-    if record and out is None:
-        raise DatasetError("record writes files: expected `out`, the folder for them")
 
 
 def _run_all(

@@ -24,6 +24,9 @@ from surgery.video.masks import Mask
 STATED = ("windows_kept", "keys_kept", "dense_frames", "widened_frames", "restored_frames")
 """Of `Status`, what a row holds of each model."""
 
+Found = dict[str, Any]
+"""Of one sequence: see `SequenceRun.run`."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -60,7 +63,7 @@ class SequenceRun:
         self.ms: dict[str, list[float]] = {arm: [] for arm in arms}
 
     @torch.no_grad()
-    def run(self, step: Callable[[], None]) -> dict[str, Any]:
+    def run(self, step: Callable[[], None]) -> Found:
         """Track all frames; returns `row` (as in eval.json), `not_scored` and `trace` (None unless it is recorded).
 
         step: called after every frame.

@@ -14,6 +14,9 @@ from surgery.operations.memory_retrieval.bank import ObjectMemory
 from surgery.tracking import TrackedFrame
 from surgery.video.masks import Mask
 
+Masks = Mapping[str, Mapping[str, Mask]]
+"""Of one frame: bool [H, W] by arm and object name."""
+
 
 def run_lengths(mask: Mask) -> list[int]:
     """Run lengths of a bool [H, W] mask, row by row, background first (so the first may be 0)."""
@@ -43,18 +46,11 @@ class Trace:
         self._before: tuple[SessionStats | None, SessionStats] = None, SessionStats()
         self._kept()
 
-    def add(
-        self,
-        index: int,
-        name: str,
-        masks: Mapping[str, Mapping[str, Mask]],
-        results: Mapping[str, TrackedFrame],
-        prompted: bool,
-    ) -> None:
+    def add(self, index: int, name: str, masks: Masks, results: Mapping[str, TrackedFrame], prompted: bool) -> None:
         """Add a frame, as soon as it is tracked: the sparse model is asked what it read since the last one.
 
         Args:
-            masks: bool [H, W] by arm and object name. results: by arm. prompted: whether an object was prompted here.
+            masks: of the frame. results: by arm. prompted: whether an object was prompted here.
         """
         record = results["sparse"].record if "sparse" in results else None
         if record is not None:
