@@ -106,7 +106,8 @@ def predict(
 ) -> None:  # fmt: skip
     """Fill in what one dense pass over the clips says about every setting, and sort them, least effort first.
 
-    surgery: under the recipe of one of the settings. `step` is called after every frame. drops: see `sensitivities`.
+    surgery: under the recipe of one of the settings; it is left under another one. `step` is called after every frame.
+    drops: see `sensitivities`.
     """
     simulations, first = _simulations(surgery, settings), settings[0].recipe.operations
     lengths = []
@@ -155,21 +156,21 @@ def _simulations(surgery: Surgery, settings: Sequence[Setting]) -> dict[type, Si
 
 
 def _count(surgery: Surgery, settings: Sequence[Setting]) -> None:
-    """What every setting costs. Settings whose shares cost the same are counted together."""
-    before = surgery.recipe
-    assert before is not None
-    models: dict[str, CostModel] = {}
+    """What every setting costs. Settings whose shares cost the same are counted together, under the recipe of one of
+    them: counting runs what the surgery is under. It is left under the last."""
+    alike: dict[str, list[Setting]] = {}
     for setting in settings:
         key = repr([(operation.type, operation.structure()) for operation in setting.recipe.operations])
-        if key not in models:
-            reconfigure(surgery, setting.recipe)
-            models[key] = CostModel(surgery)
-        parts = models[key].shares(setting.kept, setting.recipe.operations)
-        setting.cost = sum(parts.values())
-        for operation in setting.recipe.operations:
-            parts = operation.weighed({**dict.fromkeys(PARTS, TIE), **parts})
-        setting.effort = sum(parts.values())
-    reconfigure(surgery, before)
+        alike.setdefault(key, []).append(setting)
+    for group in alike.values():
+        reconfigure(surgery, group[0].recipe)
+        costs = CostModel(surgery)
+        for setting in group:
+            parts = costs.shares(setting.kept, setting.recipe.operations)
+            setting.cost = sum(parts.values())
+            for operation in setting.recipe.operations:
+                parts = operation.weighed({**dict.fromkeys(PARTS, TIE), **parts})
+            setting.effort = sum(parts.values())
 
 
 def search(
