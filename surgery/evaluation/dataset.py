@@ -18,8 +18,7 @@ from surgery.video.masks import MAX_ID, Mask
 
 def frame_number(path: Path) -> int:
     """The integer at the end of a file's name, which `natural_sort` has made sure of: `00012.png` is frame 12."""
-    stem = path.stem
-    return int(stem[len(stem.rstrip("0123456789")) :])
+    return int(path.stem[len(path.stem.rstrip("0123456789")) :])
 
 
 @dataclass(frozen=True)
