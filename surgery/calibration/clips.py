@@ -9,13 +9,13 @@ from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from surgery.errors import CalibrationError, PromptError, VideoError, about
+from surgery.progress import Step
 from surgery.video import MaskPrompt, Prompt, Video, check, first_frames, open_video, read_label_png
 from surgery.video.folder import KINDS, natural_sort
+from surgery.video.masks import Labels
 
-Labels = npt.NDArray[np.uint8]
 LAYOUTS = (
     "a video file; a folder of .jpg or .png frames; a folder with frames/ and masks/ (one label PNG per frame); a "
     "folder with JPEGImages/NAME/ and Annotations/NAME/, as DAVIS; or a folder of such clips"
@@ -28,16 +28,11 @@ MIN_FRAMES = 3
 class PackedLabels:
     """Label maps of a clip, compressed: a few kilobytes a frame, whatever the size of the video."""
 
-    def __init__(self, labels: Iterable[Labels] = ()) -> None:
+    def __init__(self, labels: Iterable[Labels]) -> None:
         self._packed: list[bytes] = []
-        self._shape: tuple[int, ...] = ()
         for each in labels:
-            self.append(each)
-
-    def append(self, labels: Labels) -> None:
-        """Add the next frame's map, uint8 [H, W]."""
-        self._shape = labels.shape
-        self._packed.append(zlib.compress(np.ascontiguousarray(labels).tobytes(), 1))
+            self._shape = each.shape
+            self._packed.append(zlib.compress(each.tobytes(), 1))
 
     def __len__(self) -> int:
         return len(self._packed)
@@ -85,9 +80,7 @@ ClipSource = str | Path | Video | CalibrationClip
 
 
 def gather_clips(
-    sources: Iterable[ClipSource],
-    max_frames: int | None = None,
-    step: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    sources: Iterable[ClipSource], max_frames: int | None = None, step: Step = lambda stage, done, total: None
 ) -> tuple[list[CalibrationClip], list[SkippedClip]]:
     """Open clips and read each once from end to end, so that a broken one is known before the model runs.
 
@@ -108,7 +101,6 @@ def gather_clips(
         raise CalibrationError(f"{max_frames} frames of each clip, expected at least {MIN_FRAMES}")
     usable: list[CalibrationClip] = []
     skipped: list[SkippedClip] = []
-    names: set[str] = set()
     given = [sources] if isinstance(sources, (str, Path, Video, CalibrationClip)) else sources
     found = [each for one in given for each in _found(one)]
     for number, (name, opened) in enumerate(found):
@@ -118,9 +110,8 @@ def gather_clips(
         except (VideoError, PromptError) as error:
             skipped.append(SkippedClip(name, str(error)))
             continue
-        if clip.name in names:
+        if any(clip.name == other.name for other in usable):
             raise CalibrationError(f"two clips are called {clip.name!r}; expected different names, as reports use them")
-        names.add(clip.name)
         usable.append(clip)
     if not usable and not skipped:
         raise CalibrationError(f"no clip given, expected at least two. What works: {LAYOUTS}")
@@ -158,11 +149,10 @@ def _annotated(name: str, frames: Path, masks: Path) -> CalibrationClip:
     files = natural_sort(masks.glob("*.png"))
     if not files:
         raise VideoError(f"{masks}: no PNG there, expected one label map per frame")
-    if video.names is not None:
-        called = {file.stem: file for file in files}
-        files = [called[name] for name in takewhile(called.__contains__, video.names)]
-        if not files:
-            raise VideoError(f"{masks}: no mask called {video.names[0]}.png, as the first frame is")
+    called = {file.stem: file for file in files}
+    files = [called[name] for name in takewhile(called.__contains__, video.names or ())]
+    if not files:
+        raise VideoError(f"{masks}: no mask called {video.name_of(0)}.png, as the first frame is")
     truth = PackedLabels(read_label_png(file) for file in files)
     first = truth[0]
     prompts = tuple(MaskPrompt(first == label, int(label)) for label in np.unique(first) if label)
@@ -173,9 +163,7 @@ def _annotated(name: str, frames: Path, masks: Path) -> CalibrationClip:
 
 def _checked(clip: CalibrationClip, max_frames: int | None) -> CalibrationClip:
     video = clip.video
-    count = 0
-    for count, _ in enumerate(islice(iter(video), max_frames), start=1):  # noqa: B007
-        pass
+    count = sum(1 for _ in islice(video, max_frames))
     if count < MIN_FRAMES:
         raise VideoError(f"{clip.name}: {count} frame{'s' * (count != 1)}, expected at least {MIN_FRAMES}")
     if clip.prompts:

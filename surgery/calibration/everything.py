@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from surgery.calibration.whole import Before
+from surgery.calibration.whole import as_it_was
 from surgery.core.pictures import rgb
 from surgery.engine import apply, require_surgery
 from surgery.errors import CalibrationError, PictureError
@@ -30,7 +30,7 @@ from surgery.operations.segment_everything.fit import Features, fit_head
 from surgery.operations.segment_everything.head import features_of
 from surgery.operations.segment_everything.teacher import largest_pieces
 from surgery.pictures import bound_of, read_picture
-from surgery.progress import Bars, progress_bar
+from surgery.progress import Bars, Counter, progress_bar
 from surgery.recipe import Recipe
 from surgery.video import open_video
 from surgery.video.folder import KINDS
@@ -114,120 +114,105 @@ def fit_everything(
             f"recipe {chosen.metadata.name!r} has nothing to fit: expected segment_everything with prompts boxes "
             "(proposer head) or hierarchical"
         )
-    before = Before(model)
-    try:
-        with progress_bar(progress) as bars:
-            report = _fitted(model, pictures, chosen, settings, (steps, every, most, seed), bars)
+    with as_it_was(model), progress_bar(progress) as bars:
+        apply(model, chosen)
+        taught = _lessons(model, itertools.islice(pictures_of(pictures, every), most), settings, bars)
+        held = taught[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+        fit_on = [each for each in taught if each not in held]
+        values: dict[str, float] = {}
+        if settings.prompts == "boxes":
+            _fit(model, fit_on, steps, seed, bars)
+        else:
+            values = _threshold(model, chosen, fit_on, settings.max_recall_drop, bars)
+        measured = _measured(model, held, Counter(bars, "measuring", len(held)))
+        drops, prompts, masks = zip(*measured, strict=True)
+        report = EverythingReport(
+            len(fit_on), len(held), statistics.fmean(drops), mean_interval(drops), settings.max_recall_drop,
+            statistics.fmean(prompts), settings.points**2, statistics.fmean(masks),
+            statistics.fmean(len(each.masks) for each in held), values,
+        )  # fmt: skip
         if not report.kept:
             raise CalibrationError(
                 f"the promise is not kept: {report.drop:.3f} of the grid's masks are missed on {report.held_out} "
                 f"held-out pictures, promised {report.promised:g}; give more pictures, more prompts "
                 "(everything.boxes.max_prompts, residual_points), or loosen everything.max_recall_drop"
             )
-    except BaseException:
-        before.restore(model)
-        raise
     return report
 
 
-def _fitted(
-    model: Any, sources: Iterable[PictureSource] | str | Path, recipe: Recipe, settings: SegmentEverything,
-    how: tuple[int, int, int, int], bars: Bars,
-) -> EverythingReport:  # fmt: skip
-    steps, every, most, seed = how
-    apply(model, recipe)
-    images = list(itertools.islice(pictures_of(sources, every), most))
+@torch.no_grad()
+def _lessons(
+    model: Any, pictures: Iterable[npt.NDArray[np.uint8]], settings: SegmentEverything, bars: Bars
+) -> list[_Taught]:
+    images = list(pictures)
     if len(images) < MIN_PICTURES:
         raise CalibrationError(f"{len(images)} pictures; expected {MIN_PICTURES} or more")
+    teacher = Everything(settings.model_copy(update={"prompts": "grid", "folded": True}), require_surgery(model))
+    driver, side, nms = teacher.driver(), teacher.surgery.host.image_size(), settings.filters.nms
     taught = []
-    with bars.stage("looking", len(images)) as step:
-        for image in images:
-            taught.append(_taught(model, image, settings))
-            step()
+    count = Counter(bars, "looking", len(images))
+    for image in images:
+        picture = driver.encode(image)
+        kept = teacher.candidates(driver, picture, image)
+        pieces = largest_pieces(kept.logits[best_of_each(kept.boxes, kept.worth, nms)] > 0)
+        boxes = boxes_of(pieces).float() + torch.tensor([0, 0, 1, 1], device=pieces.device)
+        boxes = boxes[pieces.flatten(1).any(1)] * (side / pieces.shape[-1])
+        features = tuple(level.cpu() for level in features_of(picture))
+        masks = found(kept, picture.size, nms, kept.worth).masks.cpu().numpy()
+        taught.append(_Taught(image, features, boxes.cpu(), masks))  # type: ignore[arg-type]
+        count()
     if not any(len(each.boxes) for each in taught):
-        filters = settings.filters.of(bound_of(model).driver().filters)
+        filters = settings.filters.of(driver.filters)
         raise CalibrationError(
             f"the model finds no mask in any of {len(images)} pictures at predicted IoU {filters.iou:g} and stability "
             f"{filters.stability:g}; lower everything.filters.iou and everything.filters.stability"
         )
-    held = taught[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
-    fit_on = [each for place, each in enumerate(taught) if place % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
-    values: dict[str, float] = {}
-    if settings.prompts == "boxes":
-        head = bound_of(model).head
-        assert head is not None
-        losses: list[float] = []
-        with bars.stage("fitting", steps) as step:
-
-            def tick(loss: float) -> None:
-                losses.append(loss)
-                if not math.isfinite(loss):
-                    raise CalibrationError(f"the loss of the proposal head is {loss} after {len(losses)} steps")
-                step()
-
-            device = next(head.parameters()).device
-            features = [tuple(level.to(device) for level in each.features) for each in fit_on]
-            fit_head(head, features, [each.boxes.to(device) for each in fit_on], steps, seed=seed, tick=tick)  # type: ignore[arg-type]
-    else:
-        values = {"everything.coarse.logit": _threshold(model, recipe, fit_on, settings.max_recall_drop, bars)}
-        recipe = recipe.with_values(values)
-        apply(model, recipe)
-    with bars.stage("measuring", len(held)) as step:
-        drops, prompts, masks = _measured(model, held, step)
-    return EverythingReport(
-        len(fit_on), len(held), statistics.fmean(drops), mean_interval(drops), settings.max_recall_drop,
-        statistics.fmean(prompts), settings.points**2, statistics.fmean(masks),
-        statistics.fmean(len(each.masks) for each in held), values,
-    )  # fmt: skip
+    return taught
 
 
-@torch.no_grad()
-def _taught(model: Any, image: npt.NDArray[np.uint8], settings: SegmentEverything) -> _Taught:
-    surgery = require_surgery(model)
-    teacher = Everything(settings.model_copy(update={"prompts": "grid", "folded": True}), surgery)
-    driver = teacher.driver()
-    picture = driver.encode(image)
-    kept = teacher.candidates(driver, picture, image)
-    pieces = largest_pieces(kept.logits[best_of_each(kept.boxes, kept.worth, settings.filters.nms)] > 0)
-    side = surgery.host.image_size()
-    boxes = boxes_of(pieces).float() + torch.tensor([0, 0, 1, 1], device=pieces.device)
-    boxes = boxes[pieces.flatten(1).any(1)] * (side / pieces.shape[-1])
-    features = tuple(level.cpu() for level in features_of(picture))
-    masks = found(kept, picture.size, settings.filters.nms, kept.worth).masks.cpu().numpy()
-    return _Taught(image, features, boxes.cpu(), masks)  # type: ignore[arg-type]
+def _fit(model: Any, fit_on: Sequence[_Taught], steps: int, seed: int, bars: Bars) -> None:
+    head = bound_of(model).head
+    assert head is not None
+    count = Counter(bars, "fitting", steps)
+
+    def tick(loss: float) -> None:
+        count()
+        if not math.isfinite(loss):
+            raise CalibrationError(f"the loss of the proposal head is {loss} after {count.done} steps")
+
+    device = next(head.parameters()).device
+    features = [tuple(level.to(device) for level in each.features) for each in fit_on]
+    fit_head(head, features, [each.boxes.to(device) for each in fit_on], steps, seed=seed, tick=tick)  # type: ignore[arg-type]
 
 
-def _measured(
-    model: Any, held: Sequence[_Taught], step: Any = lambda: None
-) -> tuple[list[float], list[int], list[int]]:
+def _measured(model: Any, held: Sequence[_Taught], step: Any = lambda: None) -> list[tuple[float, int, int]]:
     """Share of the teacher's masks missed, prompts and masks, of every picture where the teacher has some."""
     bound = bound_of(model)
     driver = bound.driver()
-    drops, prompts, masks = [], [], []
+    rows = []
     for each in held:
         step()
-        if not len(each.masks):
-            continue
-        mine = bound.find(each.image, driver).masks.cpu().numpy()
-        drops.append(1 - recall(mask_ious(mine, each.masks), MATCH))
-        prompts.append(bound.prompts)
-        masks.append(len(mine))
-    if not drops:
+        if len(each.masks):
+            mine = bound.find(each.image, driver).masks.cpu().numpy()
+            rows.append((1 - recall(mask_ious(mine, each.masks), MATCH), bound.prompts, len(mine)))
+    if not rows:
         raise CalibrationError(f"the model finds no mask in any of {len(held)} held-out pictures; give more pictures")
-    return drops, prompts, masks
+    return rows
 
 
-def _threshold(model: Any, recipe: Recipe, fit_on: Sequence[_Taught], promised: float, bars: Bars) -> float:
-    """The lowest `coarse.logit`, which leaves the fewest points, that keeps the promise on the pictures it is chosen
-    on; the highest where none does."""
-    with bars.stage("choosing", len(LOGITS)) as step:
-        for logit in LOGITS:
-            apply(model, recipe.with_values({"everything.coarse.logit": logit}))
-            drops, _, _ = _measured(model, fit_on)
-            step()
-            if statistics.fmean(drops) <= promised:
-                return logit
-    return LOGITS[-1]
+def _threshold(model: Any, recipe: Recipe, fit_on: Sequence[_Taught], promised: float, bars: Bars) -> dict[str, float]:
+    """Leave the model under the lowest `coarse.logit`, which leaves the fewest points, that keeps the promise on the
+    pictures it is chosen on; under the highest where none does. Returns what was set."""
+    count = Counter(bars, "choosing", len(LOGITS))
+    for logit in LOGITS:
+        values = {"everything.coarse.logit": logit}
+        apply(model, recipe.with_values(values))
+        drops = [drop for drop, _, _ in _measured(model, fit_on)]
+        count()
+        if statistics.fmean(drops) <= promised:
+            break
+    count.finish()
+    return values
 
 
 def pictures_of(sources: Iterable[PictureSource] | str | Path, every: int) -> Iterator[npt.NDArray[np.uint8]]:

@@ -120,11 +120,12 @@ def score_clip(model: Any, reference: Reference, step: Tick = lambda: None) -> C
 
 
 def _tracked(model: Any, clip: CalibrationClip, step: Tick) -> PackedLabels:
-    labels = PackedLabels()
-    for result in track(model, clip.video, clip.prompts):
-        labels.append(labels_from_logits(result.logits))
-        step()
-    return labels
+    def labels() -> Iterator[Labels]:
+        for result in track(model, clip.video, clip.prompts):
+            yield labels_from_logits(result.logits)
+            step()
+
+    return PackedLabels(labels())
 
 
 def _against_truth(clip: CalibrationClip, labels: PackedLabels) -> float | None:

@@ -15,6 +15,7 @@ from surgery.core.observer import Observer
 from surgery.engine import require_surgery
 from surgery.errors import ModelStateError
 from surgery.operations.window_routing.bound import SpanSeen, WindowRouter
+from surgery.operations.window_routing.correction import Corrections
 from surgery.operations.window_routing.shortcut import BottleneckShortcut
 from surgery.progress import Counter, Step
 from surgery.tracking import track
@@ -44,10 +45,11 @@ class _Sums(Observer):
             self.sums.add(what.entering.flatten(0, 2), what.leaving.flatten(0, 2))
 
 
-def fits(router: WindowRouter) -> tuple[bool, bool]:
-    """Whether there is a shortcut to fit, and whether there are corrections."""
-    bottleneck = router.settings.uses_shortcut and isinstance(router.shortcut, BottleneckShortcut)
-    return bottleneck, router.shortcut.corrections is not None
+def fits(router: WindowRouter) -> tuple[BottleneckShortcut | None, Corrections | None]:
+    """The shortcut to fit, and the corrections; None where there are none."""
+    shortcut = router.shortcut
+    fitted = shortcut if isinstance(shortcut, BottleneckShortcut) and router.settings.uses_shortcut else None
+    return fitted, shortcut.corrections
 
 
 def fit_shortcut(
@@ -68,18 +70,19 @@ def fit_shortcut(
     router = surgery.find(WindowRouter)
     if router is None:
         raise ModelStateError("this recipe has no window routing, so there is no shortcut to fit")
-    shortcut, settings = router.shortcut, router.settings
-    if not any(fits(router)):
+    shortcut, corrections = fits(router)
+    if shortcut is None and corrections is None:
         raise ModelStateError(
             "nothing to fit: the identity shortcut has no weights, the attention shortcut no closed form, and with "
             "span: tiles and early: 0 skipped windows reuse their last output; choose skipped.shortcut.type bottleneck "
             "or ffn, or stages.correction: patch"
         )
-    device = next(shortcut.parameters()).device
+    device = next(router.shortcut.parameters()).device
     # Half-precision sums lose what a regression needs; MPS has no fp64, so there the sums live on the CPU.
     place = torch.device("cpu") if device.type == "mps" else device
-    sums = ResidualRegression(shortcut.channels, settings.skipped.temporal, place) if fits(router)[0] else None
-    stages = StageRegressions(shortcut.corrections, place) if shortcut.corrections is not None else None
+    temporal = router.settings.skipped.temporal
+    sums = ResidualRegression(shortcut.channels, temporal, place) if shortcut is not None else None
+    stages = StageRegressions(corrections, place) if corrections is not None else None
     count = Counter(step, "closed form", sum(clip.tracked for clip in clips))
     with surgery.plain_parts():
         for clip in clips:
@@ -90,9 +93,8 @@ def fit_shortcut(
                 for _ in track(model, clip.video, clip.prompts):
                     count()
     result = FitResult()
-    if sums is not None:
-        assert isinstance(shortcut, BottleneckShortcut)
-        result.explained = start_from(shortcut, *sums.summed(), sums.level, sums.temporal)
+    if shortcut is not None and sums is not None:
+        result.explained = start_from(shortcut, *sums.summed(), sums.level, temporal)
     if stages is not None:
         result.stages = stages.solve()
     surgery.adapter = f"fitted on {len(clips)} clips"

@@ -8,7 +8,7 @@ space: biases of four standard deviations keep the units there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,21 +75,18 @@ class Regression:
         return inputs
 
     def _sum(self, inputs: Tensor, targets: Tensor) -> None:
-        self._now.gram += (inputs.T @ inputs).to(torch.float64)
-        self._now.cross += (inputs.T @ targets).to(torch.float64)
-        self._now.total += (targets.T @ targets).to(torch.float64)
+        self._now.gram.add_(inputs.T @ inputs)
+        self._now.cross.add_(inputs.T @ targets)
+        self._now.total.add_(targets.T @ targets)
 
     def left_out_errors(self) -> Tensor:
         """fp64 [len(RIDGES)]: energy left in each group of clips by the map fitted to the others, summed; zeros when
         there is one group only."""
-        errors = self._zeros(len(RIDGES))
-        if len(self._folds) > 1:
-            whole = Sums.of(self._folds)
-            for fold in self._folds:
-                others = Sums(whole.gram - fold.gram, whole.cross - fold.cross, whole.total - fold.total)
-                if others.scale > 0:
-                    for number, ridge in enumerate(RIDGES):
-                        errors[number] += fold.energy_left(others.weight(ridge))
+        errors, whole = self._zeros(len(RIDGES)), Sums.of(self._folds)
+        for fold in self._folds:
+            others = Sums(whole.gram - fold.gram, whole.cross - fold.cross, whole.total - fold.total)
+            if others.scale > 0:
+                errors += torch.stack([fold.energy_left(others.weight(ridge)) for ridge in RIDGES])
         return errors
 
     def summed(self) -> tuple[Sums, float]:
@@ -125,8 +122,7 @@ class ResidualRegression(Regression):
         self.level += (inputs.T @ inputs).to(torch.float64)
 
 
-@dataclass
-class Sums:
+class Sums(NamedTuple):
     """Sums of input x input [M + 1, M + 1], input x target [M + 1, N] and target x target [N, N], fp64."""
 
     gram: Tensor
@@ -136,12 +132,7 @@ class Sums:
     @classmethod
     def of(cls, parts: Sequence[Sums]) -> Sums:
         """Their sum."""
-        return cls(
-            *(
-                torch.stack(each).sum(0)
-                for each in zip(*((part.gram, part.cross, part.total) for part in parts), strict=True)
-            )
-        )
+        return cls(*(torch.stack(each).sum(0) for each in zip(*parts, strict=True)))
 
     @property
     def scale(self) -> float:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+import torch
 
 from surgery.errors import PromptError
 from surgery.hosts import view_of
+from surgery.operations.segment_everything.filters import stability
 from surgery.tracking import track
 from surgery.video import MaskPrompt, PointPrompt, Video, open_video
 
@@ -34,30 +36,21 @@ def automatic_prompts(model: Any, video: Video, objects: int = 3) -> tuple[MaskP
         PromptError: nothing found.
     """
     view = view_of(model)
-    height, width = video.size
-    ys, xs = ((np.arange(GRID) + 0.5) / GRID * side for side in (height, width))
-    clicks = [
-        PointPrompt(((float(x), float(y)),), (1,), number)
-        for number, (y, x) in enumerate(((y, x) for y in ys for x in xs), start=1)
-    ]
+    points = product(*((np.arange(GRID) + 0.5) / GRID * side for side in video.size))
+    clicks = [PointPrompt(((float(x), float(y)),), (1,), number) for number, (y, x) in enumerate(points, start=1)]
     ious: list[float] = []
 
     def note(module: Any, args: Any, output: Any) -> None:
-        predicted: Tensor = output[1]
-        ious.append(float(predicted.max()))
+        ious.append(float(output[1].max()))
 
-    hook = view.mask_decoder().register_forward_hook(note)
-    frame = next(iter(video))
-    try:
-        logits = next(track(model, open_video([frame]), clicks)).logits
-    finally:
-        hook.remove()
+    with view.mask_decoder().register_forward_hook(note):
+        logits = next(track(model, open_video([next(iter(video))]), clicks)).logits
     found: list[tuple[float, npt.NDArray[np.bool_]]] = []
     for iou, values in zip(ious, logits.values(), strict=False):
         inside = values > 0
-        stability = _stability(values)
-        if iou >= MIN_IOU and stability >= MIN_STABILITY and MIN_AREA <= float(inside.mean()) <= MAX_AREA:
-            found.append((stability + iou, inside))
+        steady = float(stability(torch.from_numpy(values)[None], _OFFSET))
+        if iou >= MIN_IOU and steady >= MIN_STABILITY and MIN_AREA <= float(inside.mean()) <= MAX_AREA:
+            found.append((steady + iou, inside))
     chosen: list[npt.NDArray[np.bool_]] = []
     for _, mask in sorted(found, key=lambda pair: -pair[0]):
         if len(chosen) < objects and all((mask & other).sum() <= OVERLAP * (mask | other).sum() for other in chosen):
@@ -68,8 +61,3 @@ def automatic_prompts(model: Any, video: Video, objects: int = 3) -> tuple[MaskP
             f"a stability of {MIN_STABILITY}); say what to track with a mask, box or point"
         )
     return tuple(MaskPrompt(mask, number) for number, mask in enumerate(chosen, start=1))
-
-
-def _stability(logits: npt.NDArray[np.float32]) -> float:
-    inner, outer = int((logits > _OFFSET).sum()), int((logits > -_OFFSET).sum())
-    return inner / outer if outer else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,7 @@ from surgery.recipe import Recipe
 
 SCHEMA = 1
 _WORST = 8
-_ONE_CLIP = (
-    "Measured on one held-out clip: how other clips would do is not known. Give more clips.",
-    "",
-)
+_ONE_CLIP = "Measured on one held-out clip: how other clips would do is not known. Give more clips."
 
 
 @dataclass
@@ -103,65 +101,55 @@ class CalibrationReport:
         """The report as text."""
         record = self.record
         verdict = "met" if self.kept else "**not met**" + ("" if self.applied else "; nothing was applied")
-        lines = [
+        skipped = [f"Skipped {len(self.skipped)}:", *(f"- {clip}" for clip in self.skipped)]
+        worst = ", ".join(f"`{name}` {drop:.4f}" for name, drop in list(self.sensitivity.items())[:_WORST])
+        seconds = ", ".join(f"{name} {value:.0f}" for name, value in self.seconds.items())
+        paragraphs = [
             f"# Calibration of {self.model or 'a model'}, recipe `{self.recipe.metadata.name}`",
-            "",
             self.recipe.metadata.description,
-            "",
             f"Promise: mean drop at most {self.promise.max_drop:.3f}, worst clip at most "
             f"{self.promise.max_clip_drop:.3f} (1 - J&F against the dense model's own masks, a few sparse frames from "
-            f"its own state): {verdict}.",
-            *(f"Whole clips refute {words}." for words in self._refuted()),
-            "",
-            *record.table(),
-            "",
-            *(_ONE_CLIP if len(record.held_out_clips) == 1 else ()),
-            f"Windows computed: {_percent(record.windows_kept)}. Memory keys read: {_percent(record.keys_kept)}.",
+            f"its own state): {verdict}." + "".join(f"\nWhole clips refute {words}." for words in self._refuted()),
+            "\n".join(record.table()),
+            _ONE_CLIP if len(record.held_out_clips) == 1 else "",
+            f"Windows computed: {_percent(record.windows_kept)}. Memory keys read: {_percent(record.keys_kept)}.\n"
             f"Predicted GFLOP of encoder and memory attention: {self.search.chosen.cost:.0%} of the dense model's.",
-            "",
-            f"Fitted on {len(record.fit_clips)} clips, {record.fit_frames} frames: "
-            f"{', '.join(record.fit_clips) or 'none'}.",
-            f"Held out: {len(record.held_out_clips)} clips, {record.held_out_frames} frames: "
-            f"{', '.join(record.held_out_clips)}.",
+            f"Fitted on {_listed(record.fit_clips, record.fit_frames)}\n"
+            f"Held out: {_listed(record.held_out_clips, record.held_out_frames)}",
+            "\n".join(skipped) if self.skipped else "",
+            f"{len(self.sensitivity)} layers, each quantised alone; those that lose most: {worst}." if worst else "",
+            "\n".join(self._table()),
+            f"{sum(self.seconds.values()):.0f} s: {seconds}.\n",
         ]
-        if self.skipped:
-            lines += ["", f"Skipped {len(self.skipped)}:", *(f"- {clip}" for clip in self.skipped)]
-        if self.sensitivity:
-            worst = ", ".join(f"`{name}` {drop:.4f}" for name, drop in list(self.sensitivity.items())[:_WORST])
-            lines += ["", f"{len(self.sensitivity)} layers, each quantised alone; those that lose most: {worst}."]
-        lines += [
-            "",
-            "| setting | windows | keys | cost | drop | worst | whole clips | against truth | |",
-            "|---|---|---|---|---|---|---|---|---|",
-        ]
+        return "\n\n".join(filter(None, paragraphs))
+
+    def _table(self) -> Iterator[str]:
+        """Settings that were run, in markdown."""
+        yield "| setting | windows | keys | cost | drop | worst | whole clips | against truth | |"
+        yield "|---|---|---|---|---|---|---|---|---|"
         for row in self.as_dict()["candidates"]:
             if row["run"]:
                 values = ", ".join(f"{key.split('.', 1)[1]}={value}" for key, value in row["settings"].items())
                 truth = "" if row["truth_drop"] is None else f"{row['truth_drop']:+.4f}"
                 whole = "" if row["whole_drop"] is None else f"{row['whole_drop']:.4f}"
-                lines.append(
+                yield (
                     f"| {values or 'as in the recipe'} | {row['windows_kept']:.0%} | {row['keys_kept']:.0%} | "
                     f"{row['predicted_cost']:.0%} | {row['drop']:.4f} | {row['worst_drop']:.4f} | {whole} | {truth} | "
                     f"{'chosen' if row['chosen'] else ''} |"
                 )
-        total = sum(self.seconds.values())
-        lines += [
-            "",
-            f"{total:.0f} s: " + ", ".join(f"{name} {value:.0f}" for name, value in self.seconds.items()) + ".",
-            "",
-        ]
-        return "\n".join(lines)
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write `calibration.json` and `calibration.md` into `folder`; return their paths."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         texts = {"calibration.json": json.dumps(self.as_dict(), indent=2) + "\n", "calibration.md": self.as_markdown()}
-        written = []
         for name, text in texts.items():
             (target / name).write_text(text, encoding="utf-8")
-            written.append(target / name)
-        return written
+        return [target / name for name in texts]
+
+
+def _listed(clips: Sequence[str], frames: int) -> str:
+    return f"{len(clips)} clips, {frames} frames: {', '.join(clips) or 'none'}."
 
 
 def _percent(value: float | None) -> str:

@@ -44,7 +44,7 @@ class Setting:
     cost: float = 1.0
     effort: float = 1.0
     risks: dict[str, float] = field(default_factory=dict)
-    predicted_drop: float | None = None
+    predicted_drop: float = 0.0
     scores: list[ClipScore] = field(default_factory=list)
     from_state: Fidelity | None = None
     whole: list[ClipScore] = field(default_factory=list)
@@ -85,23 +85,19 @@ def settings_of(recipe: Recipe) -> list[Setting]:
     """Every combination of `recipe.calibration.search`; the recipe itself when nothing is searched. Duplicates of one
     another, and combinations that do not validate together, are left out."""
     plan = recipe.calibration
-    keys = list(plan.search) if plan is not None else []
+    search = plan.search if plan is not None else {}
     bare = recipe.model_copy(update={"calibration": None})
-    found: list[Setting] = []
-    seen: set[str] = set()
-    for values in itertools.product(*(plan.search[key] for key in keys)) if plan is not None else [()]:
-        chosen = dict(zip(keys, values, strict=True))
+    found: dict[str, Setting] = {}
+    for values in itertools.product(*search.values()):
+        chosen = dict(zip(search, values, strict=True))
         try:
             candidate = bare.with_values(chosen).model_copy(update={"calibration": plan}) if chosen else recipe
         except RecipeError:
             continue  # every value is valid by itself (the recipe saw to that), but not with these others
-        text = repr(candidate.operations)
-        if text not in seen:
-            seen.add(text)
-            found.append(Setting(chosen, candidate))
+        found.setdefault(repr(candidate.operations), Setting(chosen, candidate))
     if not found:
         raise CalibrationError(f"recipe {recipe.metadata.name!r}: no combination of its calibration.search is valid")
-    return found
+    return list(found.values())
 
 
 def predict(
@@ -110,7 +106,8 @@ def predict(
 ) -> None:  # fmt: skip
     """Fill in what one dense pass over the clips says about every setting, and sort them, least effort first.
 
-    surgery: under the recipe of one of the settings. `step` is called after every frame. drops: see `sensitivities`.
+    surgery: under the recipe of one of the settings; it is left under another one. `step` is called after every frame.
+    drops: see `sensitivities`.
     """
     simulations, first = _simulations(surgery, settings), settings[0].recipe.operations
     lengths = []
@@ -159,21 +156,21 @@ def _simulations(surgery: Surgery, settings: Sequence[Setting]) -> dict[type, Si
 
 
 def _count(surgery: Surgery, settings: Sequence[Setting]) -> None:
-    """What every setting costs. Settings whose shares cost the same are counted together."""
-    before = surgery.recipe
-    assert before is not None
-    models: dict[str, CostModel] = {}
+    """What every setting costs. Settings whose shares cost the same are counted together, under the recipe of one of
+    them: counting runs what the surgery is under. It is left under the last."""
+    alike: dict[str, list[Setting]] = {}
     for setting in settings:
         key = repr([(operation.type, operation.structure()) for operation in setting.recipe.operations])
-        if key not in models:
-            reconfigure(surgery, setting.recipe)
-            models[key] = CostModel(surgery)
-        parts = models[key].shares(setting.kept, setting.recipe.operations)
-        setting.cost = sum(parts.values())
-        for operation in setting.recipe.operations:
-            parts = operation.weighed({**dict.fromkeys(PARTS, TIE), **parts})
-        setting.effort = sum(parts.values())
-    reconfigure(surgery, before)
+        alike.setdefault(key, []).append(setting)
+    for group in alike.values():
+        reconfigure(surgery, group[0].recipe)
+        costs = CostModel(surgery)
+        for setting in group:
+            parts = costs.shares(setting.kept, setting.recipe.operations)
+            setting.cost = sum(parts.values())
+            for operation in setting.recipe.operations:
+                parts = operation.weighed({**dict.fromkeys(PARTS, TIE), **parts})
+            setting.effort = sum(parts.values())
 
 
 def search(
@@ -192,10 +189,9 @@ def search(
     clips = [reference.clip for reference in references]
 
     def run(setting: Setting) -> None:
-        if setting.from_state is None:
-            reconfigure(surgery, setting.recipe)
-            setting.scores = each(drift_of, model, clips, step)
-            setting.from_state = summarise(setting.scores, "dense state", seed)
+        reconfigure(surgery, setting.recipe)
+        setting.scores = each(drift_of, model, clips, step)
+        setting.from_state = summarise(setting.scores, "dense state", seed)
 
     def run_whole(setting: Setting) -> None:
         reconfigure(surgery, setting.recipe)
@@ -204,22 +200,22 @@ def search(
             summarise(setting.whole, reference, seed) for reference in ("dense masks", "chance", "ground truth")
         )
 
-    for anchor in _anchors(settings)[: max(1, runs - 1)]:
+    done = _anchors(settings)[: max(1, runs - 1)]
+    for anchor in done:
         run(anchor)
-    tried = sum(setting.from_state is not None for setting in settings)
-    while tried < runs:
-        _predict_drops(settings)
+    _predict_drops(settings)
+    while len(done) < runs:
         front = _front(settings)
         place = _next(front, promise)
         if place is None:
             break
-        if tried == runs - 1 and front[-1].from_state is None and not any(item.keeps(promise) for item in settings):
+        if len(done) == runs - 1 and front[-1].from_state is None and not any(one.keeps(promise) for one in done):
             place = len(front) - 1  # the last chance belongs to the most faithful
         run(front[place])
-        tried += 1
-    _predict_drops(settings)
-    done = [setting for setting in settings if setting.from_state is not None]
-    for setting in sorted(done, key=lambda setting: setting.effort):
+        done.append(front[place])
+        _predict_drops(settings)
+    done.sort(key=settings.index)
+    for setting in done:
         if setting.keeps(promise):
             run_whole(setting)
             if not setting.refuted(promise):
@@ -232,20 +228,13 @@ def search(
 
 def _anchors(settings: Sequence[Setting]) -> list[Setting]:
     """By operation that settings differ in: the one that keeps least of it, or risks most, and else risks least."""
-    found: list[Setting] = []
+    found = []
     for name in _names(settings):
-
-        def extreme(setting: Setting, name: str = name) -> float:
-            return setting.kept.get(name, -setting.risks.get(name, 0.0))
-
-        def rank(setting: Setting, name: str = name) -> tuple[float, float]:
-            return extreme(setting), sum(risk for other, risk in setting.risks.items() if other != name)
-
-        if len({extreme(setting) for setting in settings}) > 1:
-            anchor = min(settings, key=rank)
-            if anchor not in found:
-                found.append(anchor)
-    return found or [settings[0]]
+        least = {each: each.kept.get(name, -each.risks.get(name, 0.0)) for each in settings}
+        others = {each: sum(risk for other, risk in each.risks.items() if other != name) for each in settings}
+        if len({*least.values()}) > 1:
+            found.append(min(settings, key=lambda setting: (least[setting], others[setting])))
+    return list(dict.fromkeys(found)) or [settings[0]]
 
 
 def _names(settings: Sequence[Setting]) -> list[str]:
@@ -254,23 +243,24 @@ def _names(settings: Sequence[Setting]) -> list[str]:
 
 def _predict_drops(settings: Sequence[Setting]) -> None:
     """Predicted drop = a sum over operations of a coefficient >= 0, fitted to real runs, times the risk."""
-    names = _names(settings)
-    done = [setting for setting in settings if setting.from_state is not None]
     from scipy.optimize import nnls
 
-    rows = np.array([[setting.risks.get(name, 0.0) for name in names] for setting in done])
+    names = _names(settings)
+    risks = {setting: np.array([setting.risks.get(name, 0.0) for name in names]) for setting in settings}
+    drops = {setting: setting.from_state.drop for setting in settings if setting.from_state is not None}
+    rows = np.array([risks[setting] for setting in drops])
     # Risks are on scales of their own.
     scale = np.maximum(np.linalg.norm(rows, axis=0), 1e-12)
-    slopes = nnls(rows / scale, [setting.from_state.drop for setting in done])[0] / scale  # type: ignore[union-attr]
+    slopes = nnls(rows / scale, list(drops.values()))[0] / scale
     for setting in settings:
-        setting.predicted_drop = float(np.dot(slopes, [setting.risks.get(name, 0.0) for name in names]))
+        setting.predicted_drop = float(np.dot(slopes, risks[setting]))
 
 
 def _front(settings: Sequence[Setting]) -> list[Setting]:
     """Settings that no other beats in both effort and predicted drop, cheapest first."""
     front: list[Setting] = []
-    for setting in sorted(settings, key=lambda item: (item.effort, item.predicted_drop or 0.0)):
-        if not front or (setting.predicted_drop or 0.0) < (front[-1].predicted_drop or 0.0):
+    for setting in sorted(settings, key=lambda item: (item.effort, item.predicted_drop)):
+        if not front or setting.predicted_drop < front[-1].predicted_drop:
             front.append(setting)
     return front
 
@@ -278,16 +268,14 @@ def _front(settings: Sequence[Setting]) -> list[Setting]:
 def _next(front: Sequence[Setting], promise: CalibrationSettings) -> int | None:
     """The member of the front to run next: half-way, in predicted terms, between what failed and what held."""
     held = [place for place, setting in enumerate(front) if setting.keeps(promise)]
-    failed = [
-        place for place, setting in enumerate(front) if setting.from_state is not None and not setting.keeps(promise)
-    ]
-    top = min(held) if held else len(front)
-    bottom = max((place for place in failed if place < top), default=-1)
-    between = [place for place in range(bottom + 1, top) if front[place].from_state is None]
+    top = min(held, default=len(front))
+    # Below the cheapest that held, all that were run failed.
+    bottom = max((place for place in range(top) if front[place].from_state is not None), default=-1)
+    between = list(range(bottom + 1, top))
     if not between:
         return None
     if not held:
         # The cheapest that should do; if none should, the most faithful: when that fails as well, nothing will do.
-        hopeful = [place for place in between if (front[place].predicted_drop or 0.0) <= promise.max_drop]
+        hopeful = [place for place in between if front[place].predicted_drop <= promise.max_drop]
         return hopeful[0] if hopeful else between[-1]
     return between[len(between) // 2]

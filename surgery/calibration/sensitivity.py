@@ -23,10 +23,10 @@ FRAMES = 2
 
 def trials_of(model: Any, recipe: Recipe) -> dict[Operation, dict[str, Operation]]:
     """What operations of the recipe can do one at a time. None of a field that the recipe searches by itself."""
-    host, searched = require_surgery(model).host, _searched(recipe)
+    searched = recipe.calibration.search if recipe.calibration is not None else {}
     found = {}
     for operation in recipe.operations:
-        trials = operation.trials(host)
+        trials = operation.trials(require_surgery(model).host)
         fields = operation.searched(dict.fromkeys(trials, 0.0)) if trials else {}
         if any(f"{operation.alias}.{name}" not in searched for name in fields):
             found[operation] = trials
@@ -51,7 +51,10 @@ def sensitivities(
             found[name] = _lost(model, clips)
             step()
         mine = {name: found[name][0] for name in sorted(found, key=lambda name: found[name], reverse=True)}
-        recipe = _with_search(recipe, operation.alias, operation.searched(mine))
+        plan = recipe.calibration or CalibrationSettings(max_drop=1.0, max_clip_drop=1.0)
+        fields = {f"{operation.alias}.{name}": values for name, values in operation.searched(mine).items()}
+        search = {**fields, **plan.search}
+        recipe = Recipe.from_dict({**recipe.to_dict(), "calibration": {**plan.model_dump(), "search": search}})
         drops |= mine
     reconfigure(surgery, recipe)
     return recipe, drops
@@ -64,16 +67,5 @@ def _lost(model: Any, clips: Sequence[CalibrationClip]) -> tuple[float, float]:
         prompts = [prompt for prompt in clip.prompts if prompt.frame == clip.start]
         with closing(drift_free(model, clip.video, prompts, (1,))) as run:
             found += islice(run, FRAMES)
-    return 1.0 - statistics.fmean(each.masks for each in found), statistics.fmean(
-        each.on_object or 0.0 for each in found
-    )
-
-
-def _searched(recipe: Recipe) -> dict[str, tuple[Any, ...]]:
-    return {} if recipe.calibration is None else recipe.calibration.search
-
-
-def _with_search(recipe: Recipe, alias: str, fields: dict[str, tuple[Any, ...]]) -> Recipe:
-    plan = recipe.calibration or CalibrationSettings(max_drop=1.0, max_clip_drop=1.0)
-    search = {**{f"{alias}.{name}": values for name, values in fields.items()}, **plan.search}
-    return Recipe.from_dict({**recipe.to_dict(), "calibration": {**plan.model_dump(), "search": search}})
+    lost = 1.0 - statistics.fmean(each.masks for each in found)
+    return lost, statistics.fmean(each.on_object or 0.0 for each in found)

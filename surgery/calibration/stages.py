@@ -29,27 +29,26 @@ class StageRegressions:
             for stage in self.stages
         ]
         self._generator = torch.Generator("cpu").manual_seed(0)
-        self._used: list[Tensor | None] = []
+        self._used: dict[StageCorrection, Tensor] = {}
 
     def start(self) -> None:
         """A new clip begins."""
-        self._used = [None] * len(self.stages)
+        self._used.clear()
         for regression in self.regressions:
             regression.start()
 
     def add(self, maps: list[Tensor]) -> None:
         """Add one dense frame: patch embedding and stage outputs, [1, H, W, C] each."""
-        for number, (below, above) in enumerate(pairwise(maps)):
-            stage = self.stages[number]
+        for stage, regression, (below, above) in zip(self.stages, self.regressions, pairwise(maps), strict=True):
             targets = above.detach().flatten(0, 2)
-            used = self._used[number]
-            if used is None:
-                used = torch.randperm(len(targets), generator=self._generator)[:TOKENS].to(targets.device)
-                self._used[number] = used
+            if stage not in self._used:
+                drawn = torch.randperm(len(targets), generator=self._generator)[:TOKENS]
+                self._used[stage] = drawn.to(targets.device)
+            used = self._used[stage]
             inputs = stage.tokens(below.detach()).flatten(0, 2).index_select(0, used)
             with torch.no_grad():
                 features = stage.features(inputs.to(stage.up.weight.dtype)).to(self.device, torch.float32)
-            self.regressions[number].observe(features, targets.index_select(0, used).to(self.device, torch.float32))
+            regression.observe(features, targets.index_select(0, used).to(self.device, torch.float32))
 
     def solve(self) -> list[float]:
         """Set the weights; return the share of every stage's change that they explain.

@@ -29,10 +29,9 @@ from surgery.errors import CalibrationError, PromptError
 from surgery.missing import require
 from surgery.operations import CompileParts
 from surgery.operations.window_routing.bound import WindowRouter
-from surgery.progress import Bars, Counter, Step, progress_bar
+from surgery.progress import Counter, Step, progress_bar
 from surgery.recipe import Recipe
 
-MIN_CLIPS = 2
 _MODULE = frozenset(vars(nn.Module()))
 
 
@@ -77,18 +76,65 @@ def calibrate(
         and whatever `sparsify` raises. After any of these the model is as it was.
     """
     require("scipy")
-    before = Before(model)
-    try:
-        with progress_bar(progress) as bars:
-            report = _calibrate(model, clips, recipe, held_out, max_frames, max(1, runs), seed, bars, name, each)
-    except BaseException:
-        before.restore(model)
-        raise
-    report.applied = report.kept or if_missed == "nearest"
-    if not report.applied:
-        before.restore(model)
-        if if_missed == "raise":
-            raise PromiseError(report)
+    with as_it_was(model) as before, progress_bar(progress) as bars:
+        given = Recipe.load(recipe if recipe is not None else before.recipe or "balanced")
+        # Every candidate would be compiled anew.
+        chosen = given.without(CompileParts)
+        promise = chosen.calibration or CalibrationSettings(max_drop=1.0, max_clip_drop=1.0)
+        settings_of(chosen)  # what is wrong with the search is known before any work
+        usable, apart, skipped = _gathered(clips, held_out, max_frames, bars)
+        if before.recipe == given:
+            reconfigure(require_surgery(model), chosen)
+        else:
+            apply(model, chosen)
+        surgery = require_surgery(model)
+        seconds: dict[str, float] = {}
+        with timed(seconds, "prompts and dense masks"):
+            usable, apart = (prompted(model, some, skipped, bars) for some in (usable, apart))
+            if held_out is None:
+                usable, apart = _split(usable, seed)
+            count = Counter(bars, "dense masks", 2 * sum(clip.tracked for clip in apart))
+            seen = each(_reference, model, apart, count)
+        skipped += [one for one in seen if isinstance(one, SkippedClip)]
+        references = [one for one in seen if isinstance(one, Reference)]
+        if not (usable and references):
+            raise _too_few(len(usable), len(references), skipped)
+        with timed(seconds, "closed form"):
+            router = surgery.find(WindowRouter)
+            fitted = router is not None and router.settings.windows != "all" and fits(router) != (None, None)
+            result = fit_shortcut(model, usable, step=bars) if fitted else FitResult()
+        held = [reference.clip for reference in references]
+        drops: dict[str, float] = {}
+        if trials := trials_of(model, chosen):
+            with timed(seconds, "sensitivity"):
+                count = Counter(bars, "one layer at a time", sum(map(len, trials.values())))
+                chosen, drops = sensitivities(model, chosen, trials, held, count)
+        settings = settings_of(chosen)
+        with timed(seconds, "records"):
+            every = [*usable, *held]
+            predict(surgery, settings, every, Counter(bars, "records", sum(clip.tracked for clip in every)), drops)
+        with timed(seconds, "runs"):
+            runs = min(max(1, runs), len(settings))
+            # Dense and sparse from its state; whole clips of what is chosen.
+            count = Counter(bars, f"real runs, at most {runs}", sum(clip.tracked for clip in held) * (2 * runs + 1))
+            found = search(model, settings, references, promise, runs, count, seed, each)
+            count.finish()
+        compiled = given.find(CompileParts)
+        applied = found.chosen.recipe if compiled is None else found.chosen.recipe.with_operation(compiled)
+        applied = calibrated(applied, chosen.metadata)
+        reconfigure(surgery, applied)
+        record = _record(found, usable if result.explained is not None else [], promise, seed)
+        if router is not None:
+            record_calibration(model, record)
+        report = CalibrationReport(
+            recipe=applied, promise=promise, kept=found.kept, applied=found.kept or if_missed == "nearest",
+            record=record, search=found, skipped=skipped, explained=result.explained, stages=result.stages,
+            sensitivity=drops, seconds=seconds, model=name,
+        )  # fmt: skip
+        if not report.applied:
+            if if_missed == "raise":
+                raise PromiseError(report)
+            before.restore(model)
     return report
 
 
@@ -111,13 +157,12 @@ class Before:
     """How a model was, and the way back."""
 
     def __init__(self, model: Any) -> None:
+        self.recipe: Recipe | None = None
         surgery = current_surgery(model)
-        self.recipe = surgery.recipe if surgery is not None else None
-        self.adapter = surgery.adapter if surgery is not None else None
-        self.learned = {}
-        for bound in surgery.bound if surgery is not None else ():
-            if bound.learned is not None:
-                self.learned[type(bound)] = copy.deepcopy(bound.learned[2])
+        if surgery is not None:
+            self.recipe, self.adapter = surgery.recipe, surgery.adapter
+            learned = {type(bound): bound.learned[2] for bound in surgery.bound if bound.learned is not None}
+            self.learned = copy.deepcopy(learned)
 
     def restore(self, model: Any) -> None:
         if self.recipe is None:
@@ -134,72 +179,29 @@ class Before:
                 vars(module).update({name: value for name, value in vars(old).items() if name not in _MODULE})
 
 
-def _calibrate(
-    model: Any, sources: Iterable[ClipSource], recipe: str | Path | Recipe | None,
-    held_out: Iterable[ClipSource] | None, max_frames: int | None, runs: int, seed: int, bars: Bars, name: str,
-    each: Each[Any, Any],
-) -> CalibrationReport:  # fmt: skip
-    before = current_surgery(model)
-    current = before.recipe if before is not None else None
-    chosen = Recipe.load(recipe if recipe is not None else current or "balanced")
-    operation = chosen.find(CompileParts)
-    known = before is not None and current == chosen
-    # Every candidate would be compiled anew.
-    chosen = chosen.without(CompileParts)
-    promise = chosen.calibration or CalibrationSettings(max_drop=1.0, max_clip_drop=1.0)
-    settings_of(chosen)  # what is wrong with the search is known before any work
-    usable, skipped = gather_clips(sources, max_frames, bars)
-    apart: list[CalibrationClip] = []
-    if held_out is not None:
-        apart, more = gather_clips(held_out, max_frames, bars)
-        skipped += more
-        twice = {clip.name for clip in usable} & {clip.name for clip in apart}
-        if twice:
-            raise CalibrationError(f"clip {min(twice)!r} is given to fit on and to hold out; expected different clips")
-    if before is not None and known:
-        reconfigure(before, chosen)
-    else:
-        apply(model, chosen)
-    surgery = require_surgery(model)
-    seconds: dict[str, float] = {}
-    with timed(seconds, "prompts and dense masks"):
-        usable, apart = (prompted(model, each, skipped, bars) for each in (usable, apart))
-        if held_out is None:
-            usable, apart = _split(usable, seed)
-        references = _references(model, apart, skipped, bars, each)
-    _require_enough(usable, references, skipped)
-    with timed(seconds, "closed form"):
-        router = surgery.find(WindowRouter)
-        fitted = router is not None and router.settings.windows != "all" and any(fits(router))
-        result = fit_shortcut(model, usable, step=bars) if fitted else FitResult()
-    drops: dict[str, float] = {}
-    trials = trials_of(model, chosen)
-    if trials:
-        with timed(seconds, "sensitivity"):
-            count = Counter(bars, "one layer at a time", sum(map(len, trials.values())))
-            chosen, drops = sensitivities(model, chosen, trials, [each.clip for each in references], count)
-    settings = settings_of(chosen)
-    with timed(seconds, "records"):
-        every = [*usable, *(reference.clip for reference in references)]
-        predict(surgery, settings, every, Counter(bars, "records", sum(clip.tracked for clip in every)), drops)
-    with timed(seconds, "runs"):
-        frames = sum(reference.clip.tracked for reference in references)
-        runs = min(runs, len(settings))
-        # Dense and sparse from its state; whole clips of what is chosen.
-        count = Counter(bars, f"real runs, at most {runs}", frames * (2 * runs + 1))
-        found = search(model, settings, references, promise, runs, count, seed, each)
-        count.finish()
-    applied = found.chosen.recipe if operation is None else found.chosen.recipe.with_operation(operation)
-    applied = calibrated(applied, chosen.metadata)
-    reconfigure(surgery, applied)
-    record = _record(found, usable if result.explained is not None else [], promise, seed)
-    if router is not None:
-        record_calibration(model, record)
-    return CalibrationReport(
-        recipe=applied, promise=promise, kept=found.kept, applied=True, record=record, search=found,
-        skipped=skipped, explained=result.explained, stages=result.stages, sensitivity=drops, seconds=seconds,
-        model=name,
-    )  # fmt: skip
+@contextmanager
+def as_it_was(model: Any) -> Iterator[Before]:
+    """Put the model back as it was when the block fails."""
+    before = Before(model)
+    try:
+        yield before
+    except BaseException:
+        before.restore(model)
+        raise
+
+
+def _gathered(
+    clips: Iterable[ClipSource], held_out: Iterable[ClipSource] | None, max_frames: int | None, step: Step
+) -> tuple[list[CalibrationClip], list[CalibrationClip], list[SkippedClip]]:
+    """Clips to fit on, clips held out, and those of no use."""
+    usable, skipped = gather_clips(clips, max_frames, step)
+    if held_out is None:
+        return usable, [], skipped
+    apart, more = gather_clips(held_out, max_frames, step)
+    twice = {clip.name for clip in usable} & {clip.name for clip in apart}
+    if twice:
+        raise CalibrationError(f"clip {min(twice)!r} is given to fit on and to hold out; expected different clips")
+    return usable, apart, skipped + more
 
 
 def prompted(model: Any, clips: list[CalibrationClip], skipped: list[SkippedClip], step: Step) -> list[CalibrationClip]:
@@ -218,20 +220,9 @@ def prompted(model: Any, clips: list[CalibrationClip], skipped: list[SkippedClip
 
 def _split(clips: list[CalibrationClip], seed: int) -> tuple[list[CalibrationClip], list[CalibrationClip]]:
     """Half to fit on, rounded up, half held out; each in the order given."""
-    order = np.random.default_rng(seed).permutation(len(clips))
-    apart = set(order[: len(clips) // 2].tolist())
-    return [clip for n, clip in enumerate(clips) if n not in apart], [
-        clip for n, clip in enumerate(clips) if n in apart
-    ]
-
-
-def _references(
-    model: Any, clips: Sequence[CalibrationClip], skipped: list[SkippedClip], step: Step, each: Each[Any, Any]
-) -> list[Reference]:
-    count = Counter(step, "dense masks", 2 * sum(clip.tracked for clip in clips))
-    found = each(_reference, model, clips, count)
-    skipped += [one for one in found if isinstance(one, SkippedClip)]
-    return [one for one in found if isinstance(one, Reference)]
+    order = np.random.default_rng(seed).permutation(len(clips)).tolist()
+    half = len(clips) // 2
+    return [clips[n] for n in sorted(order[half:])], [clips[n] for n in sorted(order[:half])]
 
 
 def _reference(model: Any, clip: CalibrationClip, step: Tick) -> Reference | SkippedClip:
@@ -241,14 +232,10 @@ def _reference(model: Any, clip: CalibrationClip, step: Tick) -> Reference | Ski
         return SkippedClip(clip.name, str(error))
 
 
-def _require_enough(
-    clips: Sequence[CalibrationClip], references: Sequence[Reference], skipped: list[SkippedClip]
-) -> None:
-    if clips and references and len(clips) + len(references) >= MIN_CLIPS:
-        return
+def _too_few(fitted: int, measured: int, skipped: list[SkippedClip]) -> CalibrationError:
     reasons = "".join(f"\n  {clip}" for clip in skipped)
-    raise CalibrationError(
-        f"{len(clips)} usable clips to fit on and {len(references)} to measure on, expected at least one of each"
+    return CalibrationError(
+        f"{fitted} usable clips to fit on and {measured} to measure on, expected at least one of each"
         + (f"; skipped {len(skipped)}:{reasons}\nWhat works: {LAYOUTS}" if skipped else "; give at least two clips")
     )
 

@@ -138,7 +138,7 @@ def run(
                     masks = {arm: {str(label): labels[arm] == label for label in clip.objects} for arm in now}
                     trace.add(index, f"{index:05d}", masks, now, index == 0)
         if writer is not None:
-            result.frames, result.trace = list(clip.frames), trace.result()
+            result.frames, result.trace = list(clip.frames), trace.data
         for arm, model in models.items():
             result.scores[arm].add(clip, found[arm], status(model))
         result.dense_frames.update(status(models["sparse"]).dense_frames or {})

@@ -1,10 +1,8 @@
-"""The models of an evaluation, stock and sparse, and what they do with a sequence."""
+"""The models of an evaluation, stock and sparse, and what of them can change a result."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,78 +12,41 @@ from surgery.api import sparsify, status
 from surgery.bench.machine import machine
 from surgery.digests import code_digest, weights_digest
 from surgery.engine import current_surgery, desparsify
-from surgery.evaluation.dataset import Sequence
-from surgery.evaluation.sequence_run import SequenceRun
 from surgery.hosts import view_of
 from surgery.recipe import Recipe
 
-Found = dict[str, Any]
-"""Of one sequence: see `SequenceRun.run`."""
 
-
-@dataclass(frozen=True)
-class Asked:
-    """A sequence to run. places: folders for the predictions of each arm, or None; the rest as of `evaluate`."""
-
-    sequence: Sequence
-    places: dict[str, Path] | None
-    convention: str
-    tolerance: float
-    max_frames: int | None
-    drift_free: bool
-    record: bool
-
-    @property
-    def frames(self) -> int:
-        """How many are looked at."""
-        return min(len(self.sequence.frames), self.max_frames or len(self.sequence.frames))
-
-
-class Arms:
+def arms_of(
+    model: Any, recipe: str | Path | Recipe | None, adapter: str | Path | None, dense_too: bool
+) -> dict[str, Any]:
     """The models to run, stock first. Nothing the caller holds is changed.
 
     Args: as of `evaluate`.
     """
+    sparse = model
+    if recipe is not None or adapter is not None:
+        sparse = sparsify(copy.deepcopy(model), recipe, adapter=adapter)
+    if current_surgery(sparse) is None:
+        return {"dense": model}
+    if not dense_too:
+        return {"sparse": sparse}
+    return {"dense": model if current_surgery(model) is None else desparsify(copy.deepcopy(model)), "sparse": sparse}
 
-    def __init__(
-        self, model: Any, recipe: str | Path | Recipe | None, adapter: str | Path | None, dense_too: bool
-    ) -> None:
-        sparse = model
-        if recipe is not None or adapter is not None:
-            sparse = sparsify(copy.deepcopy(model), recipe, adapter=adapter)
-        self.models = {"sparse": sparse}
-        if current_surgery(sparse) is None:
-            self.models = {"dense": model}
-        elif dense_too:
-            stock = model if current_surgery(model) is None else desparsify(copy.deepcopy(model))
-            self.models = {"dense": stock, "sparse": sparse}
 
-    def facts(self) -> dict[str, Any]:
-        """Everything of the models and the machine that can change a result, as plain data."""
-        some = next(iter(self.models.values()))
-        reference = next(some.parameters())
-        state = status(self.models["sparse"]) if "sparse" in self.models else None
-        facts = machine(reference.device)
-        return {
-            "model": type(some).__name__,
-            "host": view_of(some).name,
-            "dtype": str(reference.dtype).removeprefix("torch."),
-            "arms": list(self.models),
-            "weights": {arm: weights_digest(model.state_dict()) for arm, model in self.models.items()},
-            "recipe": state.recipe.to_dict() if state is not None and state.recipe is not None else None,
-            "adapter": state.adapter if state is not None else None,
-            "machine": {**facts, "versions": {**facts["versions"], "pillow": PIL.__version__}},  # decodes the frames
-            "code": code_digest(),
-        }
-
-    def run(self, asked: Asked, step: Callable[[], None]) -> Found:
-        """Track and score a sequence; `step` is called after every frame."""
-        run = SequenceRun(
-            asked.sequence, self.models, asked.convention, asked.tolerance, asked.max_frames, asked.drift_free
-        )
-        return run.run(asked.places, asked.record, step)
-
-    def found(self, asked: Iterable[Asked], step: Callable[[], None]) -> Iterator[tuple[Asked, Found]]:
-        """Run them in turn."""
-        for each in asked:
-            yield each, self.run(each, step)
+def facts_of(arms: dict[str, Any]) -> dict[str, Any]:
+    """Everything of the models and the machine that can change a result, as plain data."""
+    some = next(iter(arms.values()))
+    reference = next(some.parameters())
+    state = status(arms.get("sparse", some))
+    facts = machine(reference.device)
+    return {
+        "model": type(some).__name__,
+        "host": view_of(some).name,
+        "dtype": str(reference.dtype).removeprefix("torch."),
+        "arms": list(arms),
+        "weights": {arm: weights_digest(model.state_dict()) for arm, model in arms.items()},
+        "recipe": state.recipe.to_dict() if state.recipe is not None else None,
+        "adapter": state.adapter,
+        "machine": {**facts, "versions": {**facts["versions"], "pillow": PIL.__version__}},  # decodes the frames
+        "code": code_digest(),
+    }

@@ -28,10 +28,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95, seed: int =
     if len(array) == 1:
         return None
     generator = np.random.default_rng(seed)
-    means = np.concatenate(
-        [array[generator.integers(0, len(array), (_BATCH, len(array)))].mean(1)
-         for _ in range(_DRAWS // _BATCH)]
-    )  # fmt: skip
+    draws = (generator.integers(0, len(array), (_BATCH, len(array))) for _ in range(_DRAWS // _BATCH))
+    means = np.concatenate([array[each].mean(1) for each in draws])
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     # Of equal values, rounding would leave the mean outside.

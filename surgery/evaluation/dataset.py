@@ -18,8 +18,7 @@ from surgery.video.masks import MAX_ID, Mask
 
 def frame_number(path: Path) -> int:
     """The integer at the end of a file's name, which `natural_sort` has made sure of: `00012.png` is frame 12."""
-    stem = path.stem
-    return int(stem[len(stem.rstrip("0123456789")) :])
+    return int(path.stem[len(path.stem.rstrip("0123456789")) :])
 
 
 @dataclass(frozen=True)
@@ -43,23 +42,18 @@ class Sequence:
     """One annotated video; masks are read when asked for, one frame at a time.
 
     Attributes:
-        name: the data set's name for it. frames: picture files in order. masks: label PNG by frame index.
-        object_masks: instead of `masks`, binary PNG by object name and frame index. spans: object name -> (start, end)
-        of the meta file. fps: frames per second, or None. expected: objects the meta file lists; they must appear.
+        name: the data set's name for it. frames: picture files in order. masks: PNG by frame index, of every object by
+        name where they are `per_object` and may overlap; else label maps, under the name "". spans: object name ->
+        (start, end) of the meta file. fps: frames per second, or None. expected: objects that must appear.
     """
 
     name: str
     frames: list[Path]
-    masks: dict[int, Path] = field(default_factory=dict)
-    object_masks: dict[str, dict[int, Path]] | None = None
+    masks: dict[str, dict[int, Path]] = field(default_factory=dict)
+    per_object: bool = False
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     fps: float | None = None
     expected: tuple[str, ...] = ()
-
-    @property
-    def per_object(self) -> bool:
-        """Whether every object has masks of its own, which may overlap those of others."""
-        return self.object_masks is not None
 
     @cached_property
     def video(self) -> Video:
@@ -93,59 +87,53 @@ class Sequence:
                 objects, or an object of the meta file that no mask shows.
         """
         limit = len(self.frames) if limit is None else limit
+        if len(self.masks) > MAX_ID:
+            raise DatasetError(f"{self.name}: {len(self.masks)} object folders, expected at most {MAX_ID} objects")
         first: dict[str, int] = {}
-        frames: dict[str, list[int]] = {}
-        if self.object_masks is not None:
-            if len(self.object_masks) > MAX_ID:
-                raise DatasetError(
-                    f"{self.name}: {len(self.object_masks)} object folders, expected at most {MAX_ID} objects"
-                )
-            for name, files in self.object_masks.items():
-                frames[name] = [index for index in sorted(files) if index < limit]
-                for index in frames[name]:
-                    if read_binary(files[index], self.size).any():
-                        first[name] = min(index, first.get(name, index))
-        else:
-            listed = [index for index in sorted(self.masks) if index < limit]
+        frames: dict[str, tuple[int, ...]] = {}
+        for folder, files in self.masks.items():
+            listed = tuple(index for index in sorted(files) if index < limit)
             for index in listed:
-                for value in np.unique(read_labels(self.masks[index], self.size)).tolist():
-                    if value:
-                        first.setdefault(str(value), index)
-            frames = dict.fromkeys(first, listed)
+                for name in self._shown(folder, files[index]):
+                    first.setdefault(name, index)
+                    frames[name] = listed
         self._check_objects(first, limit)
         names = sorted(first, key=lambda name: (first[name], int(name) if name.isdigit() else 0, name))
-        ids = {name: number for number, name in enumerate(names, 1)} if self.per_object else {n: int(n) for n in names}
+        ids = {name: number if self.per_object else int(name) for number, name in enumerate(names, 1)}
         return [
-            Annotated(name, ids[name], first[name], tuple(frames[name]), self.spans.get(name))
-            for name in sorted(names, key=lambda name: ids[name])
+            Annotated(name, ids[name], first[name], frames[name], self.spans.get(name))
+            for name in sorted(ids, key=ids.__getitem__)
         ]
 
     def truth(self, index: int, objects: Iterable[Annotated]) -> Iterator[tuple[Annotated, Mask]]:
         """Masks, bool [H, W], of those `objects` that are annotated on frame `index`."""
-        if self.object_masks is not None:
+        if self.per_object:
             for thing in objects:
-                path = self.object_masks[thing.name].get(index)
+                path = self.masks[thing.name].get(index)
                 if path is not None:
                     yield thing, read_binary(path, self.size)
-        elif index in self.masks:
-            labels = read_labels(self.masks[index], self.size)
+        elif index in self.masks[""]:
+            labels = read_labels(self.masks[""][index], self.size)
             for thing in objects:
                 yield thing, labels == thing.id
 
+    def _shown(self, folder: str, path: Path) -> list[str]:
+        """Names of the objects that a mask shows."""
+        if self.per_object:
+            return [folder] if read_binary(path, self.size).any() else []
+        return [str(value) for value in np.unique(read_labels(path, self.size)).tolist() if value]
+
     def _mask_files(self) -> list[Path]:
-        if self.object_masks is None:
-            return [self.masks[index] for index in sorted(self.masks)]
-        return [files[index] for files in self.object_masks.values() for index in sorted(files)]
+        return [files[index] for files in self.masks.values() for index in sorted(files)]
 
     def _check_objects(self, first: dict[str, int], limit: int) -> None:
+        files = self._mask_files()
+        where = files[0].parent if files else self.name
         if not first:
-            files = self._mask_files()
-            where = files[0].parent if files else self.name
             raise DatasetError(f"{where}: no mask of the first {limit} frames shows an object, expected at least one")
-        for name in [*self.expected, *(self.object_masks or {})]:
+        for name in [*self.expected, *filter(None, self.masks)]:
             if name not in first and limit >= len(self.frames):
-                folder = self._mask_files()[0].parent
-                raise DatasetError(f"{folder}: no mask shows object {name!r} of {self.name}, which the data set lists")
+                raise DatasetError(f"{where}: no mask shows object {name!r} of {self.name}, which the data set lists")
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ strong one would. One frame cannot show staleness: decide by the longest k.
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,13 +28,12 @@ from surgery.core.session import SessionStats
 from surgery.engine import require_surgery
 from surgery.errors import PromptError, VideoError
 from surgery.evaluation.metrics import j_and_f
-from surgery.tracking import prompt
+from surgery.tracking import LazyFrames, prompt
 from surgery.video import Prompt, Video, check
+from surgery.video.masks import Mask
 
 STEPS = (1, 4, 8)
 """Sparse frames after which is compared."""
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def drift_free(
         model: under surgery.
         video, prompts: what to track, from the first prompted frame on. All prompts must be on one frame.
         steps: numbers of sparse frames after which to compare, each at least 1.
-        every: frames between two starts; default: the largest of `steps`, so that every frame is run once.
+        every: frames between two starts; default and least: the largest of `steps`, so that every frame is run once.
 
     Raises:
         PromptError: the prompts do not fit the video, or are on several frames.
@@ -76,15 +76,11 @@ def drift_free(
         raise PromptError("drift-free fidelity starts from one prompted frame; expected all prompts on one frame")
     if not steps or min(steps) < 1:
         raise PromptError(f"steps {tuple(steps)}: expected numbers of frames, each at least 1")
-    run = _Run(model, video, sorted({*steps}), every or max(steps))
-    compared = False
-    for comparison in run.comparisons(prompts, first):
-        compared = True
-        yield comparison
-    if not compared:
-        raise VideoError(
-            f"{video.name}: {run.frames.reached - first - 1} frames follow the prompts, expected at least {max(steps)}"
-        )
+    run = _Run(model, video, steps, max(every or 1, *steps))
+    yield from run.comparisons(prompts, first)
+    follow = run.frames.reached - first - 1
+    if follow < max(steps):
+        raise VideoError(f"{video.name}: {follow} frames follow the prompts, expected at least {max(steps)}")
 
 
 @dataclass(frozen=True)
@@ -104,17 +100,11 @@ def summarise(comparisons: Sequence[Comparison]) -> list[Summary]:
     out = []
     for steps in sorted({each.steps for each in comparisons}):
         rows = [each for each in comparisons if each.steps == steps]
-        names = {name for row in rows for name in row.kept}
-        out.append(
-            Summary(
-                steps,
-                len(rows),
-                statistics.fmean(row.masks for row in rows),
-                _rms([row.on_object for row in rows]),
-                _rms([row.elsewhere for row in rows]),
-                {name: statistics.fmean(row.kept[name] for row in rows if name in row.kept) for name in sorted(names)},
-            )
-        )
+        names = sorted({name for row in rows for name in row.kept})
+        kept = {name: statistics.fmean(row.kept[name] for row in rows if name in row.kept) for name in names}
+        masks = statistics.fmean(row.masks for row in rows)
+        errors = _rms([row.on_object for row in rows]), _rms([row.elsewhere for row in rows])
+        out.append(Summary(steps, len(rows), masks, *errors, kept))
     return out
 
 
@@ -130,72 +120,61 @@ class _Leader(Observer):
 
 
 class _Run:
+    """feature: the encoder's stride-16 feature of the last frame, fp32 [T, C]."""
+
     def __init__(self, model: Any, video: Video, steps: Sequence[int], every: int) -> None:
         self.surgery = require_surgery(model)
-        self.view: HostView = self.surgery.host
+        self.view = self.surgery.host
         self.video, self.steps, self.every = video, steps, every
         self.frames = _Recent(video, self.view, max(steps) + 2)
-        self.feature: Tensor | None = None
+        self.feature = torch.empty(0)
 
     def comparisons(self, prompts: Sequence[Prompt], first: int) -> Iterator[Comparison]:
         driver = self.view.drive(self.frames, self.video.size)
         prompt(driver, prompts)
         deepest, start = max(self.steps), first
-        twin: Driver | None = None
-        before = SessionStats()
-        wanted: dict[int, tuple[dict[int, Mask], Tensor]] = {}
-        with self._features(), closing(self._dense(driver, first)) as dense:
-            for index, masks in dense:
-                stats = self.surgery.stats  # of the dense pass; a twin's from its first frame on
-                assert stats is not None
-                if twin is not None and index - start in self.steps:
-                    assert self.feature is not None
-                    wanted[index] = masks, self.feature
-                if twin is not None and index - start == deepest:
-                    yield from self._compare(twin, start, wanted, before)
-                    twin, wanted = None, {}
-                if index == first or index - start == self.every:
-                    twin, start = driver.twin(), index
-                    before = stats.copied()
+        hook = self.view.image_encoder().register_forward_hook(self._keep)
+        with hook, closing(self._dense(driver, first)) as dense:
+            next(dense, None)
+            stats = self.surgery.stats or SessionStats()  # of the dense pass; a twin has its own
+            while True:
+                twin, before = driver.twin(), stats.copied()
+                wanted = {index: found for index, *found in islice(dense, deepest) if index - start in self.steps}
+                if start + deepest not in wanted:
+                    return
+                yield from self._compare(twin, start, wanted, before)
+                start += self.every
+                # Those up to the next start.
+                deque(islice(dense, self.every - deepest), maxlen=0)
 
-    def _dense(self, driver: Driver, first: int) -> Generator[tuple[int, dict[int, Mask]], None, None]:
+    def _dense(self, driver: Driver, first: int) -> Generator[tuple[int, dict[int, Mask], Tensor], None, None]:
         index = first
         steps = driver.steps(first, len(self.frames) - 1)
-        while self.frames.has(index):
+        while self.frames.ahead(index) is not None:
             with self.surgery.observed_by(_Leader()):
                 ids, logits = next(steps)
-            yield index, self._masks(ids, logits)
+            yield index, self._masks(ids, logits), self.feature
             index += 1
 
     def _compare(
-        self, twin: Driver, start: int, wanted: Mapping[int, tuple[dict[int, Mask], Tensor]], before: SessionStats
+        self, twin: Driver, start: int, wanted: Mapping[int, Sequence[Any]], before: SessionStats
     ) -> Iterator[Comparison]:
+        """wanted: masks by object and feature of the dense pass, by frame."""
         for index, (ids, logits) in enumerate(twin.steps(start + 1, start + max(self.steps)), start=start + 1):
-            stats = self.surgery.stats
-            assert stats is not None
-            if index not in wanted:
-                continue
-            dense, feature = wanted[index]
-            assert self.feature is not None
-            sparse = self._masks(ids, logits)
-            scores = [j_and_f(sparse[each], dense[each]) for each in dense]
-            errors = _errors(self.feature, feature, np.any(list(dense.values()), axis=0))
-            yield Comparison(index, index - start, statistics.fmean(scores), *errors, stats.since(before))
+            if index in wanted:
+                (dense, feature), stats = wanted[index], self.surgery.stats
+                assert stats is not None
+                sparse = self._masks(ids, logits)
+                scores = [j_and_f(sparse[each], dense[each]) for each in dense]
+                errors = _errors(self.feature, feature, np.any(list(dense.values()), axis=0))
+                yield Comparison(index, index - start, statistics.fmean(scores), *errors, stats.since(before))
 
     def _masks(self, ids: Sequence[int], logits: Tensor) -> dict[int, Mask]:
         arrays = (resized(logits, self.video.size)[:, 0] > 0).cpu().numpy()
         return {int(obj_id): array for obj_id, array in zip(ids, arrays, strict=True)}
 
-    @contextmanager
-    def _features(self) -> Iterator[None]:
-        def keep(module: Any, args: Any, output: Any) -> None:
-            self.feature = self.view.stride16_of(output)[:, 0].to(torch.float32)
-
-        hook = self.view.image_encoder().register_forward_hook(keep)
-        try:
-            yield
-        finally:
-            hook.remove()
+    def _keep(self, module: Any, args: Any, output: Any) -> None:
+        self.feature = self.view.stride16_of(output)[:, 0].to(torch.float32)
 
 
 def _errors(found: Tensor, dense: Tensor, mask: Mask) -> tuple[float | None, float | None]:
@@ -210,32 +189,19 @@ def _errors(found: Tensor, dense: Tensor, mask: Mask) -> tuple[float | None, flo
     return on, off
 
 
-class _Recent:
-    """`frames[i]` -> normalised [3, S, S] of a video that is read once; the last `count` frames are held."""
+class _Recent(LazyFrames):
+    """The last `count` frames are held, and the length is what the video declares: it may be read only once."""
 
     def __init__(self, video: Video, view: HostView, count: int) -> None:
-        self.video, self.count, self.length = video, count, video.num_frames
-        self._pixels_of, self._side, self._like = view.driver.pixels, view.image_size(), next(view.model.parameters())
-        self._reader = iter(video)
+        super().__init__(video, view)
+        self.count = count
         self._held: dict[int, Tensor] = {}
-        self.reached = 0
 
     def __len__(self) -> int:
-        return 10**9 if self.length is None else self.length
-
-    def has(self, index: int) -> bool:
-        """Read on to frame `index`; False where the video ends before."""
-        while self.reached <= index:
-            frame = next(self._reader, None)
-            if frame is None:
-                return False
-            pixels = self._pixels_of(frame, self._side)
-            self._held[self.reached] = pixels.to(self._like.device, self._like.dtype)
-            self._held.pop(self.reached - self.count, None)
-            self.reached += 1
-        return True
+        return 10**9 if self.video.num_frames is None else self.video.num_frames
 
     def __getitem__(self, index: int) -> Tensor:
-        if not self.has(int(index)):
-            raise VideoError(f"{self.video.name}: ended at frame {self.reached}, frame {int(index)} was expected")
-        return self._held[int(index)]
+        if index not in self._held:
+            self._held[index] = super().__getitem__(index)
+            self._held.pop(index - self.count, None)
+        return self._held[index]

@@ -124,7 +124,7 @@ def _sav(name: str, root: Path, split: str | None) -> Dataset:
         objects = {thing: _masks(masks / thing, frames) for thing in _children(masks)}
         if not objects:
             raise DatasetError(f"{masks}: no object folder, expected one per object such as 000")
-        sequences.append(Sequence(seq, frames, object_masks=objects, fps=24.0))
+        sequences.append(Sequence(seq, frames, objects, per_object=True, fps=24.0))
     return Dataset(name, root, lists[0].stem, tuple(sequences), "sav", tree="objects")
 
 
@@ -156,7 +156,7 @@ def _labelled(name: str, frames_at: Path, masks_at: Path, complete: bool, fps: f
             f"{masks_at}: {len(masks)} masks for {len(frames)} frames, expected one each; "
             f"{frames[missing].stem}.png is missing"
         )
-    return Sequence(name, frames, masks, fps=fps)
+    return Sequence(name, frames, {"": masks}, fps=fps)
 
 
 def _files(folder: Path, what: str, kinds: Collection[str] = KINDS) -> list[Path]:

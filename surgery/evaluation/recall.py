@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ KS = (10, 100, 320)
 
 def mask_ious(found: Masks, truth: Masks) -> npt.NDArray[np.float64]:
     """IoU of masks [n, H, W] with [m, H, W]: [n, m]; 0 where both are empty."""
-    one, other = (each.reshape(len(each), -1).astype(np.float32) for each in (found, truth))
+    one, other = (each.reshape(len(each), math.prod(each.shape[1:])).astype(np.float32) for each in (found, truth))
     both = (one @ other.T).astype(np.float64)
     union = one.sum(1, dtype=np.float64)[:, None] + other.sum(1, dtype=np.float64) - both
     return np.where(union > 0, both / np.maximum(union, 1), 0.0)
@@ -40,10 +41,7 @@ def average_recall(found: Masks, truth: Masks, most: int | None = None) -> float
     """
     if not len(truth):
         raise ValueError("average recall of no object")
-    kept = found[:most]
-    if not len(kept):
-        return 0.0
-    ious = mask_ious(kept, truth)
+    ious = mask_ious(found[:most], truth)
     return float(np.mean([recall(ious, threshold) for threshold in THRESHOLDS]))
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from surgery.errors import DatasetError
-from surgery.evaluation.arms import Arms, Asked, Found
-from surgery.evaluation.dataset import Dataset, Sequence
+from surgery.evaluation.arms import arms_of, facts_of
+from surgery.evaluation.dataset import Dataset
 from surgery.evaluation.drift_free import STEPS
 from surgery.evaluation.layouts import open_dataset
 from surgery.evaluation.metrics import TOLERANCE
 from surgery.evaluation.scores import Scores
 from surgery.evaluation.scoring import convention_named
+from surgery.evaluation.sequence_run import Asked, Found, SequenceRun
 from surgery.evaluation.store import RunStore
 from surgery.recipe import Recipe
 
@@ -68,11 +69,11 @@ def evaluate(
         UnsupportedModelError, RecipeError, AdapterError: see `sparsify`.
     """
     opened = _open(dataset, root, split)
-    arms = Arms(model, recipe, adapter, dense_too)
+    arms = arms_of(model, recipe, adapter, dense_too)
     return score(
-        arms.found, arms.facts(), opened, sequences=sequences, max_frames=max_frames, convention=convention,
-        tolerance=tolerance, out=out, record=record, drift_free=drift_free, progress=progress, name=name,
-        command=command,
+        lambda asked, step: ((each, SequenceRun(each, arms).run(step)) for each in asked), facts_of(arms), opened,
+        sequences=sequences, max_frames=max_frames, convention=convention, tolerance=tolerance, out=out, record=record,
+        drift_free=drift_free, progress=progress, name=name, command=command,
     )  # fmt: skip
 
 
@@ -85,16 +86,34 @@ def score(
     """`evaluate` by whatever runs sequences, in this process or elsewhere.
 
     Args:
-        run: as `Arms.found`, in any order. facts: of `Arms.facts` where the models are. The rest as of `evaluate`.
+        run: does what is asked and gives it back with what was found, in any order. facts: of `facts_of` where the
+        models are. The rest as of `evaluate`.
     """
     chosen = dataset.choose(sequences)
     rule = convention or chosen.convention
     convention_named(rule)
-    _check_numbers(max_frames, tolerance, record, out)
+    if max_frames is not None and max_frames < 1:
+        raise DatasetError(f"max_frames {max_frames}, expected at least 1")
+    if not 0 < tolerance < 1:
+        expected = f"expected a share of the image diagonal in (0, 1) such as {TOLERANCE}"
+        raise DatasetError(f"tolerance {tolerance}, {expected}")
+    if record and out is None:
+        raise DatasetError("record writes files: expected `out`, the folder for them")
     if drift_free and "sparse" not in facts["arms"]:
         raise DatasetError("drift_free compares sparse frames with dense ones: expected a recipe or an adapter")
-    facts = {**facts, "model": name or facts["model"]}
-    settings = _settings(facts, chosen, max_frames, rule, tolerance, record)
+    machine = facts["machine"]
+    # Everything that can change a result, as plain data; also the head of eval.json.
+    settings = {
+        **{name: value for name, value in facts.items() if name != "machine"},
+        **{name: machine[name] for name in ("device", "cpu", "threads", "versions")},
+        "model": name or facts["model"],
+        "dataset": chosen.name,
+        "split": chosen.split,
+        "max_frames": max_frames,
+        "convention": rule,
+        "tolerance": tolerance,
+        "record": record,
+    }
     if drift_free:
         settings["drift_free"] = list(STEPS)
     store = RunStore(Path(out), settings, chosen.tree) if out is not None else None
@@ -103,11 +122,13 @@ def score(
     )
     try:
         shown = progress or (lambda done, total, sequence: None)
-        rows, not_scored = _run_all(run, asked, facts["arms"], chosen, record, store, shown)
+        results = _run_all(run, asked, facts["arms"], chosen, record, store, shown)
     finally:
         if store is not None:
             store.close()
-    scores = Scores(_head(settings, chosen, facts, store, command), rows, not_scored)
+    head = _head(settings, chosen, machine, store, command)
+    not_scored = [reason for found in results for reason in found["not_scored"]]
+    scores = Scores(head, [found["row"] for found in results], not_scored)
     if out is not None:
         scores.write(Path(out))
     return scores
@@ -123,46 +144,17 @@ def _open(dataset: str | Dataset, root: str | Path | None, split: str | None) ->
     return open_dataset(dataset, root, split)
 
 
-def _check_numbers(max_frames: int | None, tolerance: float, record: bool, out: str | Path | None) -> None:
-    if max_frames is not None and max_frames < 1:
-        raise DatasetError(f"max_frames {max_frames}, expected at least 1")
-    if not 0 < tolerance < 1:
-        raise DatasetError(
-            f"tolerance {tolerance}, expected a share of the image diagonal in (0, 1) such as {TOLERANCE}"
-        )
-    if record and out is None:
-        raise DatasetError("record writes files: expected `out`, the folder for them")
-
-
-def _settings(
-    facts: dict[str, Any], dataset: Dataset, max_frames: int | None, convention: str, tolerance: float, record: bool
-) -> dict[str, Any]:
-    """Everything that can change a result, as plain data; also the head of eval.json."""
-    machine = facts["machine"]
-    return {
-        **{name: value for name, value in facts.items() if name != "machine"},
-        **{name: machine[name] for name in ("device", "cpu", "threads", "versions")},
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "max_frames": max_frames,
-        "convention": convention,
-        "tolerance": tolerance,
-        "record": record,
-    }
-
-
 def _run_all(
-    run: Run, asked: Callable[[Sequence, dict[str, Path] | None], Asked], names: list[str], dataset: Dataset,
-    record: bool, store: RunStore | None, progress: Progress,
-) -> tuple[list[Found], list[dict[str, Any]]]:  # fmt: skip
+    run: Run, asked: Callable[..., Asked], names: list[str], dataset: Dataset, record: bool, store: RunStore | None,
+    progress: Progress,
+) -> list[Found]:  # fmt: skip
+    """What was found of every sequence, in their order."""
+    digests = {sequence.name: sequence.digest() for sequence in dataset.sequences}
     results: dict[str, Found] = {}
-    digests: dict[str, str] = {}
-    for sequence in dataset.sequences:
-        if store is not None:
-            digests[sequence.name] = sequence.digest()
-            known = store.finished(sequence.name, digests[sequence.name], names, record)
-            if known is not None:
-                results[sequence.name] = known
+    for name, digest in digests.items():
+        known = store.finished(name, digest, names, record) if store is not None else None
+        if known is not None:
+            results[name] = known
     left = [sequence for sequence in dataset.sequences if sequence.name not in results]
     total = sum(asked(sequence, None).frames for sequence in left)
     shown, done, running = 0, 0, ""
@@ -186,32 +178,29 @@ def _run_all(
             # Elsewhere frames are not counted while they are tracked.
             shown = done
             progress(shown, total, name)
-        found["row"]["digest"] = digests.get(name) or one.sequence.digest()
+        found["row"]["digest"] = digests[name]
         trace = found.pop("trace")
         if store is not None:
             store.finish(name, names, found, trace)
         results[name] = found
-    ordered = [results[sequence.name] for sequence in dataset.sequences]
-    return [item["row"] for item in ordered], [reason for item in ordered for reason in item["not_scored"]]
+    return [results[name] for name in digests]
 
 
 def _head(
-    settings: dict[str, Any], dataset: Dataset, facts: dict[str, Any], store: RunStore | None, command: str | None
+    settings: dict[str, Any], dataset: Dataset, machine: dict[str, Any], store: RunStore | None, command: str | None
 ) -> dict[str, Any]:
-    head = {
+    places: dict[str, Any] = {"predictions": None, "traces": None}
+    if store is not None:
+        places["predictions"] = {arm: str(store.predictions(arm).relative_to(store.out)) for arm in settings["arms"]}
+        places["traces"] = str(store.traces.relative_to(store.out)) if settings["record"] else None
+    return {
         "kind": "eval",
         "schema": 1,
         "command": command,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": facts["machine"],
+        "machine": machine,
         "key": store.key if store is not None else None,
         "settings": settings,
         "dataset_root": str(dataset.root),
-        "predictions": None,
-        "traces": None,
+        **places,
     }
-    if store is not None:
-        if settings["record"]:
-            head["traces"] = str(store.traces.relative_to(store.out))
-        head["predictions"] = {arm: str(store.predictions(arm).relative_to(store.out)) for arm in facts["arms"]}
-    return head

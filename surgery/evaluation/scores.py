@@ -44,12 +44,12 @@ class Scores:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Scores averaged over objects, ratios over sequences, and differences with their intervals."""
-        alternating = all(row["ms"]["alternating"] for row in self.sequences)
+        both = len(self.arms) == len(ARMS)
         found: dict[str, Any] = {
             "sequences": len(self.sequences),
             "objects": sum(row["objects"] for row in self.sequences),
             "frames": sum(row["frames"] for row in self.sequences),
-            "alternating": alternating,
+            "alternating": both,
         }
         for arm in self.arms:
             rows = [row[arm] for row in self.sequences]
@@ -60,22 +60,13 @@ class Scores:
                 "windows_kept": _over(statistics.fmean, [row["windows_kept"] for row in rows]),
                 "keys_kept": _over(statistics.fmean, [row["keys_kept"] for row in rows]),
             }
-        if len(self.arms) == len(ARMS):
-            found["difference"] = {
-                **{
-                    name: _interval([row["difference"][name] for row in self.sequences if row["difference"]])
-                    for name in FIELDS[:3]
-                },
-                "ms": _interval(
-                    [
-                        row["sparse"]["ms"] - row["dense"]["ms"]
-                        for row in self.sequences
-                        if row["dense"]["ms"] is not None
-                    ]
-                ),
-            }
-            if alternating:
-                found["speedup"] = self._speedup()
+        if both:
+            scored = [row["difference"] for row in self.sequences if row["difference"]]
+            changes = {name: [each[name] for each in scored] for name in FIELDS[:3]}
+            times = [row["ms"] for row in self.sequences if row["ms"]["dense"] is not None]
+            changes["ms"] = [each["sparse"] - each["dense"] for each in times]
+            found["difference"] = {name: _interval(values) for name, values in changes.items()}
+            found["speedup"] = self._speedup()
         compared = [[Comparison(**each) for each in row.get("drift_free", ())] for row in self.sequences]
         if any(compared):
             found["drift_free"] = [_drift(summary, compared) for summary in summarise([*chain(*compared)])]
@@ -83,12 +74,7 @@ class Scores:
 
     def as_dict(self) -> dict[str, Any]:
         """The content of eval.json."""
-        return {
-            **self.head,
-            "sequences": self.sequences,
-            "summary": self.summary,
-            "not_scored": self.not_scored,
-        }
+        return {**self.head, "sequences": self.sequences, "summary": self.summary, "not_scored": self.not_scored}
 
     def csv(self) -> str:
         """The content of eval.csv."""

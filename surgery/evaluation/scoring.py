@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics as stats
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from surgery.errors import DatasetError, nearest
@@ -48,15 +48,6 @@ def convention_named(name: str) -> Convention:
     return CONVENTIONS[name]
 
 
-@dataclass
-class _Track:
-    """One object's values so far."""
-
-    j: list[float] = field(default_factory=list)
-    f: list[float] = field(default_factory=list)
-    in_truth: bool = False
-
-
 class Scorer:
     """Scores of one sequence under one convention.
 
@@ -75,16 +66,18 @@ class Scorer:
         self.reasons: dict[str, str] = {}
         # Where every annotated frame is one on which an object is prompted, no truth was published.
         prompts = {thing.first for thing in objects}
-        self.hidden = all(set(thing.frames) <= prompts for thing in objects)
+        hidden = all(set(thing.frames) <= prompts for thing in objects)
         start = min(thing.frames[0] for thing in objects)
         for thing in objects:
-            if self.hidden:
+            if hidden:
                 self._skip(thing, "no masks besides those it was prompted with")
             elif self.rule.first_frame_only and thing.first != start:
                 self._skip(thing, "not in the first annotated frame, as the davis2017 convention wants")
             elif not self.frames[thing.name]:
                 self._skip(thing, f"no annotated frame counts under convention {convention!r}")
-        self._tracks = {thing.name: _Track() for thing in objects}
+        # J and F of every object so far, and the objects that count.
+        self._values: dict[str, list[tuple[float, float]]] = {thing.name: [] for thing in objects}
+        self._counted: set[str] = set()
 
     def wanted(self, index: int) -> set[str]:
         """Names of the objects for which frame `index` counts."""
@@ -92,25 +85,24 @@ class Scorer:
 
     def feed(self, name: str, guess: Mask, truth: Mask) -> None:
         """Add one frame of one object, both masks bool [H, W]; frames in order."""
-        track = self._tracks[name]
-        if self.rule.when_seen:
-            if not track.j and not truth.any() and not guess.any():
-                return
-            track.in_truth |= bool(truth.any())
-        track.j.append(region_j(guess, truth))
-        track.f.append(boundary_f(guess, truth, self.tolerance))
+        values = self._values[name]
+        if self.rule.when_seen and not values and not truth.any() and not guess.any():
+            return
+        if truth.any() or not self.rule.when_seen:
+            self._counted.add(name)
+        values.append((region_j(guess, truth), boundary_f(guess, truth, self.tolerance)))
 
     def result(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Scores (`FIELDS`, and `objects` by name), `None` where nothing was scored; and why, per object left out."""
         objects: dict[str, dict[str, Any]] = {}
         reasons = dict(self.reasons)
-        for name, track in self._tracks.items():
-            if name in reasons:
-                continue
-            if not track.j or (self.rule.when_seen and not track.in_truth):
-                reasons[name] = "the truth shows it on none of the frames that count"
-                continue
-            objects[name] = {"frames": len(track.j), **_values(track)}
+        for name, values in self._values.items():
+            if name in self._counted:
+                (j, j_recall, j_decay), (f, f_recall, f_decay) = map(statistics, zip(*values, strict=True))
+                scores = dict(zip(FIELDS, (j, f, (j + f) / 2, j_recall, f_recall, j_decay, f_decay), strict=True))
+                objects[name] = {"frames": len(values), **scores}
+            else:
+                reasons.setdefault(name, "the truth shows it on none of the frames that count")
         return {**mean_of(objects.values()), "objects": objects}, reasons
 
     def _skip(self, thing: Annotated, reason: str) -> None:
@@ -121,12 +113,6 @@ def mean_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
     """Mean of every score over `rows`; rows without a score are left out, and `None` when none has one."""
     scored = [row for row in rows if row["j"] is not None]
     return {name: stats.fmean(row[name] for row in scored) if scored else None for name in FIELDS}
-
-
-def _values(track: _Track) -> dict[str, float]:
-    j, j_recall, j_decay = statistics(track.j)
-    f, f_recall, f_decay = statistics(track.f)
-    return dict(zip(FIELDS, (j, f, (j + f) / 2, j_recall, f_recall, j_decay, f_decay), strict=True))
 
 
 def _frames_that_count(sequence: Sequence, thing: Annotated, rule: Convention) -> frozenset[int]:

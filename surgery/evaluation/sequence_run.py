@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,45 +21,57 @@ from surgery.tracking import TrackedFrame, track
 from surgery.video import MaskPrompt, Video, first_frames, labels_from_logits, write_label_png
 from surgery.video.masks import Mask
 
+STATED = ("windows_kept", "keys_kept", "dense_frames", "widened_frames", "restored_frames")
+"""Of `Status`, what a row holds of each model."""
+
+Found = dict[str, Any]
+"""Of one sequence: see `SequenceRun.run`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A sequence to run. places: folders for the predictions of each arm, or None; the rest as of `evaluate`."""
+
+    sequence: Sequence
+    places: dict[str, Path] | None
+    convention: str
+    tolerance: float
+    max_frames: int | None = None
+    drift_free: bool = False
+    record: bool = False
+
+    @property
+    def frames(self) -> int:
+        """How many are looked at."""
+        return min(len(self.sequence.frames), self.max_frames or len(self.sequence.frames))
+
 
 class SequenceRun:
     """One sequence, its objects and what is kept of it.
 
-    Args:
-        sequence: to track. arms: models by name, "dense" and "sparse". convention, tolerance: see `Scorer`.
-        max_frames: look at the first frames only, or None. drift_free: see `evaluate`.
+    arms: models by name, "dense" and "sparse".
 
     Raises:
         DatasetError: frames or masks that cannot be read or do not fit each other.
     """
 
-    def __init__(
-        self, sequence: Sequence, arms: dict[str, Any], convention: str, tolerance: float, max_frames: int | None,
-        drift_free: bool = False,
-    ) -> None:  # fmt: skip
-        self.sequence, self.arms, self.drift_free = sequence, arms, drift_free
-        self.count = min(len(sequence.frames), max_frames or len(sequence.frames))
-        self.objects = sequence.annotated(self.count)
+    def __init__(self, asked: Asked, arms: dict[str, Any]) -> None:
+        self.asked, self.sequence, self.arms, self.count = asked, asked.sequence, arms, asked.frames
+        self.objects = self.sequence.annotated(self.count)
         self.by_id = {thing.id: thing for thing in self.objects}
-        self.scorers = {arm: Scorer(sequence, self.objects, convention, tolerance) for arm in arms}
+        self.scorers = {arm: Scorer(self.sequence, self.objects, asked.convention, asked.tolerance) for arm in arms}
         self.ms: dict[str, list[float]] = {arm: [] for arm in arms}
 
     @torch.no_grad()
-    def run(self, places: dict[str, Path] | None, record: bool, step: Callable[[], None]) -> dict[str, Any]:
-        """Track all frames; returns `row` (as in eval.json), `not_scored` and `trace` (None unless `record`).
+    def run(self, step: Callable[[], None]) -> Found:
+        """Track all frames; returns `row` (as in eval.json), `not_scored` and `trace` (None unless it is recorded).
 
-        Args:
-            places: folder for the predictions of each arm, or None to write none. step: called after every frame.
+        step: called after every frame.
         """
         video, prompts = first_frames(self.sequence.video, self.count), self._prompts()
         prompted = {prompt.frame for prompt in prompts}
-        trace = Trace(
-            self.sequence.name,
-            video.size,
-            self.sequence.fps,
-            [thing.name for thing in self.objects],
-            self.arms.get("sparse"),
-        )
+        names = [thing.name for thing in self.objects]
+        trace = Trace(self.sequence.name, video.size, self.sequence.fps, names, self.arms.get("sparse"))
         runs = {arm: track(model, video, prompts) for arm, model in self.arms.items()}
         try:
             for index in range(self.count):
@@ -67,11 +79,11 @@ class SequenceRun:
                 masks = {arm: self._masks(results.get(arm)) for arm in self.arms}
                 self._score(index, masks)
                 for arm in self.arms:
-                    if places is not None:
-                        self._write(places[arm], video.name_of(index), masks[arm])
+                    if self.asked.places is not None:
+                        self._write(self.asked.places[arm], video.name_of(index), masks[arm])
                     if results and index not in prompted:
                         self.ms[arm].append(1000 * results[arm].seconds)
-                if record and results:
+                if self.asked.record and results:
                     trace.add(index, video.name_of(index), masks, results, index in prompted)
                 step()
         except VideoError as error:
@@ -79,8 +91,8 @@ class SequenceRun:
         finally:
             for one in runs.values():
                 one.close()  # type: ignore[attr-defined]
-        found = {**self._row(), "trace": trace.result() if record else None}
-        if self.drift_free:
+        found = {**self._row(), "trace": trace.data if self.asked.record else None}
+        if self.asked.drift_free:
             found["row"]["drift_free"] = self._compared(video, prompts)
         return found
 
@@ -154,11 +166,7 @@ class SequenceRun:
                 **scores,
                 "ms": statistics.median(self.ms[arm]) if self.ms[arm] else None,
                 "frame_ms": [round(value, 3) for value in self.ms[arm]],
-                "windows_kept": state.windows_kept,
-                "keys_kept": state.keys_kept,
-                "dense_frames": state.dense_frames,
-                "widened_frames": state.widened_frames,
-                "restored_frames": state.restored_frames,
+                **{name: getattr(state, name) for name in STATED},
                 "objects": objects,
             }
             not_scored += [
@@ -169,7 +177,6 @@ class SequenceRun:
             scored = row["dense"]["j"] is not None and row["sparse"]["j"] is not None
             changes = {name: row["sparse"][name] - row["dense"][name] for name in FIELDS[:3]} if scored else None
             row["difference"] = changes
-        sparse = row.get("sparse", {})
-        row["windows_kept"], row["keys_kept"] = sparse.get("windows_kept"), sparse.get("keys_kept")
+        row |= {name: row.get("sparse", {}).get(name) for name in ("windows_kept", "keys_kept")}
         row["ms"] = {**{arm: row[arm]["ms"] for arm in self.arms}, "alternating": len(self.arms) > 1}
         return {"row": row, "not_scored": not_scored}

@@ -16,8 +16,6 @@ from surgery.bench.settings import digest
 from surgery.errors import DatasetError
 from surgery.files import hold, write_whole
 
-PREDICTIONS, TRACES, SEQUENCES, PARTIAL = "predictions", "traces", "sequences", "partial"
-
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, with its folder. Raises DatasetError when it cannot be written."""
@@ -44,7 +42,7 @@ class RunStore:
         self.out, self.key = out, digest(settings)
         self._inside = "Annotations" if tree == "ytvos" else ""
         self.folder = out / "runs" / self.key
-        self.traces = self.folder / TRACES
+        self.traces = self.folder / "traces"
         busy = "another process is writing this run, expected none: wait for it, or choose another folder"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +51,7 @@ class RunStore:
             raise _not_writable(self.folder, error) from error
         # Two runs in one folder would delete each other's work.
         hold(self._lock, DatasetError(f"{self.folder}: {busy}"))
-        shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
+        shutil.rmtree(self.folder / "partial", ignore_errors=True)
         for left in self.folder.glob("**/.*.part"):
             left.unlink(missing_ok=True)
         note = self.folder / "settings.json"
@@ -66,9 +64,8 @@ class RunStore:
         row = _read_json(self._result(sequence))
         if not isinstance(row, dict) or row.get("key") != self.key or row["row"]["digest"] != digest:
             return None
-        parts = [self.predictions(arm) / sequence for arm in arms]
-        if record:
-            parts.append(self.traces / f"{sequence}.json")
+        traces = [self.traces / f"{sequence}.json"] if record else []
+        parts = [*(self.predictions(arm) / sequence for arm in arms), *traces]
         return row if all(part.exists() for part in parts) else None
 
     def start(self, sequence: str, arms: list[str]) -> dict[str, Path]:
@@ -94,17 +91,17 @@ class RunStore:
 
     def predictions(self, arm: str) -> Path:
         """Where the masks of an arm lie, one folder per sequence."""
-        return self.folder / PREDICTIONS / arm / self._inside
+        return self.folder / "predictions" / arm / self._inside
 
     def close(self) -> None:
         """Let others write to the folder."""
         self._lock.close()
 
     def _partial(self, arm: str, sequence: str) -> Path:
-        return self.folder / PARTIAL / arm / sequence
+        return self.folder / "partial" / arm / sequence
 
     def _result(self, sequence: str) -> Path:
-        return self.folder / SEQUENCES / f"{sequence}.json"
+        return self.folder / "sequences" / f"{sequence}.json"
 
 
 def _not_writable(path: Path, error: OSError) -> DatasetError:

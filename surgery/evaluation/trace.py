@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 
 from surgery.core.session import SessionStats
+from surgery.core.surgery import Surgery
 from surgery.engine import current_surgery
 from surgery.operations.memory_retrieval.bank import ObjectMemory
 from surgery.tracking import TrackedFrame
 from surgery.video.masks import Mask
+
+Masks = Mapping[str, Mapping[str, Mask]]
+"""Of one frame: bool [H, W] by arm and object name."""
 
 
 def run_lengths(mask: Mask) -> list[int]:
@@ -24,7 +28,7 @@ def run_lengths(mask: Mask) -> list[int]:
 
 
 class Trace:
-    """Collects one sequence frame by frame. Format: docs/evaluation.md.
+    """Collects one sequence frame by frame in `data`. Format: docs/evaluation.md.
 
     Args:
         sequence: name. size: (height, width). fps: or None. objects: names. sparse: the model under surgery, if one
@@ -34,32 +38,23 @@ class Trace:
     def __init__(
         self, sequence: str, size: tuple[int, int], fps: float | None, objects: list[str], sparse: Any = None
     ) -> None:
-        self.head = {"kind": "trace", "schema": 1, "sequence": sequence, "size": list(size), "fps": fps}
-        self.objects = objects
         self.surgery = current_surgery(sparse) if sparse is not None else None
-        self.grid: list[int] | None = None
-        self.cover = 1.0
-        self.tokens: list[int] | None = None
         self.frames: list[dict[str, Any]] = []
+        head = {"kind": "trace", "schema": 1, "sequence": sequence, "size": list(size), "fps": fps}
+        shown = {"grid": None, "cover": 1.0, "tokens": None, "objects": objects, "frames": self.frames}
+        self.data: dict[str, Any] = {**head, **shown}
         self._before: tuple[SessionStats | None, SessionStats] = None, SessionStats()
         self._kept()
 
-    def add(
-        self,
-        index: int,
-        name: str,
-        masks: Mapping[str, Mapping[str, Mask]],
-        results: Mapping[str, TrackedFrame],
-        prompted: bool,
-    ) -> None:
+    def add(self, index: int, name: str, masks: Masks, results: Mapping[str, TrackedFrame], prompted: bool) -> None:
         """Add a frame, as soon as it is tracked: the sparse model is asked what it read since the last one.
 
         Args:
-            masks: bool [H, W] by arm and object name. results: by arm. prompted: whether an object was prompted here.
+            masks: of the frame. results: by arm. prompted: whether an object was prompted here.
         """
         record = results["sparse"].record if "sparse" in results else None
         if record is not None:
-            self.grid, self.cover = list(record.grid), record.cover
+            self.data |= {"grid": list(record.grid), "cover": record.cover}
         objects: dict[str, dict[str, list[int]]] = {}
         for arm, found in masks.items():
             for thing, mask in found.items():
@@ -79,10 +74,10 @@ class Trace:
             }
         )
         # Which tokens of a frame are kept is decided when it is first read, one frame later.
-        tokens = self._tokens_kept(index - 1)
-        if tokens is not None and len(self.frames) > 1 and self.surgery is not None:
-            self.frames[-2]["tokens_kept"] = tokens
-            self.tokens = [self.surgery.host.frame_side()] * 2
+        if self.surgery is not None and len(self.frames) > 1:
+            tokens = self.frames[-2]["tokens_kept"] = _tokens_kept(self.surgery, index - 1)
+            if tokens is not None:
+                self.data["tokens"] = [self.surgery.host.frame_side()] * 2
 
     def _kept(self) -> dict[str, float | str | None]:
         """`keys_kept` and `queries_kept` since the last call, None where no memory was read, and why all of it was."""
@@ -94,22 +89,10 @@ class Trace:
         restored = next(iter(now.restored - before.restored), None) if session is stats else None
         return {**{f"{name}_kept": shares.get(name) for name in ("keys", "queries")}, "restored_reason": restored}
 
-    def _tokens_kept(self, frame: int) -> list[int] | None:
-        """Tokens of `frame` that the first layer of memory attention keeps, over all objects, if measured."""
-        surgery = self.surgery
-        videos = surgery.states if surgery is not None else ()
-        known = [video.objects.items() for video in videos if surgery is not None and video.stats is surgery.stats]
-        memories = [states.get(ObjectMemory) for (_, reverse), states in (known[0] if known else ()) if not reverse]
-        found = [each.frames[frame][0] for each in memories if isinstance(each, ObjectMemory) and frame in each.frames]
-        return sorted({token for ids in found for token in ids.tolist()}) if found else None
 
-    def result(self) -> dict[str, Any]:
-        """The finished trace as plain data."""
-        return {
-            **self.head,
-            "grid": self.grid,
-            "cover": self.cover,
-            "tokens": self.tokens,
-            "objects": self.objects,
-            "frames": self.frames,
-        }
+def _tokens_kept(surgery: Surgery, frame: int) -> list[int] | None:
+    """Tokens of `frame` that the first layer of memory attention keeps, over all objects, if measured."""
+    known = [video.objects.items() for video in surgery.states if video.stats is surgery.stats]
+    memories = [states.get(ObjectMemory) for (_, reverse), states in (known[0] if known else ()) if not reverse]
+    found = [each.frames[frame][0] for each in memories if isinstance(each, ObjectMemory) and frame in each.frames]
+    return sorted({token for ids in found for token in ids.tolist()}) if found else None

@@ -25,9 +25,8 @@ def read_labels(path: Path, size: tuple[int, int]) -> Labels:
             picture with 255 and other values, whose meaning is not clear.
     """
     labels, mode = _read(path, size)
-    if not (labels == VOID).any():
-        return labels
-    if mode == "L":
+    void = labels == VOID
+    if mode == "L" and void.any():
         others = np.setdiff1d(np.unique(labels), [0, VOID])
         if len(others):
             raise DatasetError(
@@ -35,7 +34,7 @@ def read_labels(path: Path, size: tuple[int, int]) -> Labels:
                 "object) or object ids below 255: save it as a palette PNG, where 255 is void"
             )
         return (labels > 0).astype(np.uint8)
-    return np.where(labels == VOID, 0, labels).astype(np.uint8)
+    return np.where(void, 0, labels).astype(np.uint8)
 
 
 def read_binary(path: Path, size: tuple[int, int]) -> Mask:

@@ -10,10 +10,11 @@ from typing import Any
 from surgery.calibration.fidelity import Each, in_turn
 from surgery.calibration.whole import Before
 from surgery.errors import JobError
-from surgery.evaluation.arms import Arms, Asked, Found
+from surgery.evaluation.arms import arms_of, facts_of
 from surgery.evaluation.dataset import Dataset
 from surgery.evaluation.run import score
 from surgery.evaluation.scores import Scores
+from surgery.evaluation.sequence_run import Asked, Found, SequenceRun
 from surgery.jobs.alone import A, R, Setup, Worker, made_by, nothing, told
 from surgery.jobs.pool import Pool, PoolSettings
 
@@ -40,14 +41,14 @@ class Scoring(Worker[Asked, Found]):
         self._dense_too = dense_too
 
     def load(self, threads: int | None = None) -> dict[str, Any]:
-        """Load the models; returns `Arms.facts`."""
+        """Load the models; returns `facts_of` them."""
         super().load(threads)
-        self._arms = Arms(self.model, None, None, self._dense_too)
-        return self._arms.facts()
+        self._arms = arms_of(self.model, None, None, self._dense_too)
+        return facts_of(self._arms)
 
     def run(self, asked: Asked, step: Callable[[], None] = nothing) -> Found:
-        """See `Arms.run`."""
-        return self._arms.run(asked, step)
+        """See `SequenceRun.run`."""
+        return SequenceRun(asked, self._arms).run(step)
 
 
 def evaluate(dataset: Dataset, setup: Setup, pool: PoolSettings, *, dense_too: bool = False, **how: Any) -> Scores:

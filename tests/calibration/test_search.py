@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import surgery.demo as demo
+from surgery import sparsify
 from surgery.adapters.record import Fidelity
 from surgery.calibration import search as room
 from surgery.calibration.fidelity import ClipScore
 from surgery.calibration.search import Setting
 from surgery.core.promise import CalibrationSettings
+from surgery.engine import require_surgery
 from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
 from surgery.operations.memory_retrieval.simulate import keys_kept
 from surgery.recipe import Recipe
@@ -124,6 +127,19 @@ def test_every_calibrated_recipe_can_fall_back_to_the_dense_model(name: str) -> 
             (setting.recipe.find(SparseWindowRouting), setting.recipe.find(SparseMemoryRetrieval)) for setting in found
         )
     )
+
+
+def test_what_a_setting_costs_does_not_depend_on_those_before_it() -> None:
+    """`early` decides what a window costs, and the search varies it for every budget anew."""
+    plan = {"routing.budget": [0.25, 0.5], "routing.stages.early": [0.45, 0.9]}
+    recipe = Recipe.from_dict({**Recipe.load("turbo").to_dict(), "calibration": {"search": plan}})
+    surgery = require_surgery(sparsify(demo.load("sam2"), recipe))
+    found, again = room.settings_of(recipe), room.settings_of(recipe)
+    room._count(surgery, found)
+    for setting in again:
+        room._count(surgery, [setting])
+    assert [setting.cost for setting in found] == [setting.cost for setting in again]
+    assert len({setting.cost for setting in found}) == 4
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import surgery
 from surgery import DatasetError, evaluate, sparsify, status
 from surgery.demo import load
 from surgery.evaluation import open_dataset
-from surgery.evaluation.sequence_run import SequenceRun
+from surgery.evaluation.sequence_run import Asked, SequenceRun
 from surgery.evaluation.trace import run_lengths
 from surgery.tracking import TrackedFrame
 from surgery.video import read_label_png
@@ -108,7 +108,7 @@ def test_sav_scores_and_overlapping_predictions(tmp_path: Path, model: Any) -> N
 
 @pytest.mark.parametrize(("layout", "tree"), [("sav", sav_tree), ("folder", folder_tree)])
 def test_masks_overlap_only_where_the_truth_may(tmp_path: Path, layout: str, tree: Callable[[Path], Path]) -> None:
-    one = SequenceRun(open_dataset(layout, tree(tmp_path)).sequences[-1], {}, "vos-benchmark", 0.008, None)
+    one = SequenceRun(Asked(open_dataset(layout, tree(tmp_path)).sequences[-1], None, "vos-benchmark", 0.008), {})
     logits = {1: np.full(SIZE, 3.0, np.float32), 2: np.full(SIZE, 5.0, np.float32)}
     masks = list(one._masks(TrackedFrame(0, np.zeros((*SIZE, 3), np.uint8), logits, 0.0, None)).values())
     assert [bool(mask.all()) for mask in masks] == [layout == "sav", True]
