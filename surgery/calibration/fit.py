@@ -15,8 +15,7 @@ from surgery.core.observer import Observer
 from surgery.engine import require_surgery
 from surgery.errors import ModelStateError
 from surgery.operations.window_routing.bound import SpanSeen, WindowRouter
-from surgery.operations.window_routing.correction import Corrections
-from surgery.operations.window_routing.shortcut import BottleneckShortcut
+from surgery.operations.window_routing.shortcut import BottleneckShortcut, Corrections
 from surgery.progress import Counter, Step
 from surgery.tracking import track
 
