@@ -8,7 +8,7 @@ from typing import Any
 from surgery.report.page import at, plain
 
 ARMS = {"dense": "stock", "sparse": "sparse"}
-COLOURS = {"stock": 0, "sparse": 1, "windows computed": 1, "memory keys read": 2, "loss": 2}
+COLOURS = {"stock": 0, "sparse": 1, "windows computed": 1, "memory keys read": 2}
 _PLAYED = ("sequence", "size", "fps", "grid", "cover", "tokens", "objects", "frames")
 
 
@@ -28,17 +28,6 @@ def lines(x: str, y: str, series: Iterable[tuple[str, Iterable[tuple[float, floa
 def latency_chart(row: dict[str, Any]) -> dict[str, Any]:
     """Time of every measured frame of a benchmark's case."""
     return lines("frame", "ms per frame", [(one["name"], enumerate(one["ms"])) for one in row["latency"]])
-
-
-def memory_chart(row: dict[str, Any]) -> dict[str, Any]:
-    """Memory over time of a long run."""
-    series = row.get("memory_over_time") or ()
-    return lines("frame", "MB", [(one["name"], zip(one["frame"], one["mb"], strict=False)) for one in series])
-
-
-def loss_chart(data: dict[str, Any]) -> dict[str, Any]:
-    """The loss of a calibration."""
-    return lines("step", "loss", [("loss", [(row["step"], row["loss"]) for row in data.get("loss") or ()])])
 
 
 def drops_chart(data: dict[str, Any], key: str, what: str) -> dict[str, Any]:

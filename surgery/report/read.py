@@ -53,12 +53,6 @@ class _Latency(_Checked):
     ms: list[float]
 
 
-class _Memory(_Checked):
-    name: str
-    frame: list[int]
-    mb: list[float]
-
-
 class _Windows(_Checked):
     computed: float
     of: int
@@ -84,7 +78,6 @@ class _Row(_Checked):
     sparse: _Side
     modules: list[_Module]
     latency: list[_Latency]
-    memory_over_time: list[_Memory] | None = None
     windows: _Windows | None = None
     keys: _Keys | None = None
     peak_memory_mb: float | None = None
@@ -157,15 +150,9 @@ class _Clip(_Checked):
     drop: float | None = None
 
 
-class _Loss(_Checked):
-    step: float
-    loss: float
-
-
 class _Calibration(_File):
     candidates: list[_Candidate]
     clips: list[_Clip]
-    loss: list[_Loss] | None = None
     kept: bool | None = None
 
 

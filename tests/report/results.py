@@ -20,12 +20,11 @@ def bench(name: str = "demo") -> dict[str, Any]:
         "modules": [part, {**part, "name": "host overhead", "dense_gb_per_s": None}],
         "latency": [{"name": "dense", "ms": [20.0, 21.0, 20.0]}, {"name": "sparse", "ms": [15.0, 15.5, 15.0]}],
     }  # fmt: skip
-    memory = [{"name": arm, "frame": [0, 5, 9], "mb": [0.0, 1.0, 1.5]} for arm in ("dense", "sparse")]
     long = {**row, "modules": [], "objects": 4, "predicted": None, "measured_over_predicted": None}
     return {
         "kind": "bench", "schema": 1, "command": f"surgery bench {name}", "date": "2026-11-21", "machine": MACHINE,
         "not_measured": [{"device": "cuda", "reason": "not measured: none on this machine"}],
-        "rows": [row, {**long, "memory_over_time": memory}],
+        "rows": [row, long],
     }  # fmt: skip
 
 
@@ -65,7 +64,7 @@ def calibration(name: str = "clip") -> dict[str, Any]:
         "kind": "calibration", "schema": 1, "date": "2026-11-21", "machine": MACHINE,
         "candidates": [candidate(0.3, None), candidate(0.6, 0.004), candidate(0.4, 0.01, chosen=True)],
         "clips": [{"name": "easy", "role": "fit", "drop": 0.001}, {"name": name, "role": "held-out", "drop": 0.05}],
-        "loss": [{"step": 0, "loss": 1.0}, {"step": 5, "loss": 0.5}], "promise": {"max_drop": 0.01}, "kept": True,
+        "promise": {"max_drop": 0.01}, "kept": True,
     }  # fmt: skip
 
 
