@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from surgery.bench.settings import BenchmarkError
-from surgery.missing import require
 
 Row = dict[str, Any]
 Document = dict[str, Any]
@@ -103,7 +102,6 @@ def plot(documents: Sequence[tuple[str, Document]], path: Path) -> None:
     Raises:
         BenchmarkError: no document has rows.
     """
-    require("matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")

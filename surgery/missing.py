@@ -29,8 +29,6 @@ class Library:
 
 LIBRARIES = {
     "av": Library("av", "video files", "pip install av", "video"),
-    "matplotlib": Library("matplotlib", "plots", "pip install matplotlib", "plots"),
-    "accelerate": Library("accelerate", "training", "pip install accelerate", None),
     "scipy": Library("scipy.optimize", "calibration", "pip install scipy", "calibration"),
     "rich": Library("rich", "progress bars and tables", "pip install rich", "cli"),
     "ray": Library("ray", "jobs on a cluster", "pip install ray", "ray"),

@@ -23,7 +23,6 @@ from benchmarks.training.learner import Weights, roll, set_image_size
 from benchmarks.training.world import make_world_clip
 from surgery.demo.clips import HELD_OUT, Clip, Difficulty, make_clip
 from surgery.demo.model import build, load
-from surgery.missing import require
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,6 @@ class Trainer:
     """One training run: model, averaged model, optimiser and their files."""
 
     def __init__(self, options: Options) -> None:
-        require("accelerate", "rich")
         from accelerate import Accelerator
         from accelerate.utils import set_seed
 

@@ -199,8 +199,7 @@ def _site(surgery: Surgery, index: int | str, module: nn.Module, kind: type[Patc
             del module.__dict__["forward"]
         patch(module, kind, (RootSite if index == "root" else Site)(surgery, index))
         surgery.patched.append(module)
-    site: Site = vars(module)["_surgery"]
-    return site
+    return vars(module)["_surgery"]
 
 
 def _class(host: HostView, seam: str, index: int | str, module: nn.Module) -> type[Patched]:
