@@ -22,6 +22,17 @@ from surgery.errors import ModelStateError
 T = TypeVar("T")
 
 
+@contextmanager
+def replaced(owner: object, name: str, value: Any) -> Iterator[None]:
+    """Inside, an attribute of `owner` has another value."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
 class Access:
     """The lock of one model. A frame may be entered again from within itself."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from surgery.core.access import is_paused
+from surgery.core.access import is_paused, replaced
 from surgery.core.evidence import EvidenceSettings
 from surgery.core.operation import Bound, Operation
 from surgery.core.ownership import Structure
@@ -162,27 +162,18 @@ class Surgery:
                 handle.holder.pop(handle.key, None)
         self.states.clear()
 
-    @contextmanager
-    def _with(self, name: str, value: Any) -> Iterator[None]:
-        before = getattr(self, name)
-        setattr(self, name, value)
-        try:
-            yield
-        finally:
-            setattr(self, name, before)
-
     def within(self, context: FrameContext | None) -> AbstractContextManager[None]:
         """Inside, this is the call in progress; None: modules run as stock does, and nothing of it is noted."""
-        return self._with("context", context)
+        return replaced(self, "context", context)
 
     def plain_parts(self) -> AbstractContextManager[None]:
         """Inside, no operation runs around a part as a whole: what is fitted or counted is so in the stock precision,
         and not compiled."""
-        return self._with("plain", True)
+        return replaced(self, "plain", True)
 
     def observed_by(self, observer: Observer) -> AbstractContextManager[None]:
         """Inside, `observer` looks on."""
-        return self._with("observer", observer)
+        return replaced(self, "observer", observer)
 
     @contextmanager
     def inside(self, part: Part, device: str) -> Iterator[None]:

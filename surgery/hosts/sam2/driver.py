@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from surgery.core.access import replaced
 from surgery.core.driver import Driver, FrameSource
 from surgery.core.host import HostView
 from surgery.hosts.sam21 import pixels_of
@@ -37,13 +38,8 @@ def without_bar() -> AbstractContextManager[None]:
 def _replaced(name: str, value: Any) -> Iterator[None]:
     import sam2.sam2_video_predictor as module
 
-    with _LOCK:
-        original = getattr(module, name)
-        setattr(module, name, value)
-        try:
-            yield
-        finally:
-            setattr(module, name, original)
+    with _LOCK, replaced(module, name, value):
+        yield
 
 
 class Sam2Driver(Driver):

@@ -17,17 +17,18 @@ from surgery.hosts.sam21.names import Names
 class TrackerView(HostView):
     """A video tracker. tracker: the model that has memory attention and mask decoder.
 
-    kind: of the model, the class with its module. names: see `Names`. neutral_names: where names of a block's
-    parameters differ from the neutral ones, which are those of stock `sam2`.
+    kind: of the model, the class with its module; has: what it must have besides. names: see `Names`. neutral_names:
+    where names of a block's parameters differ from the neutral ones, which are those of stock `sam2`.
     """
 
     kind: ClassVar[str]
+    has: ClassVar[str | None] = None
     names: ClassVar[Names]
     neutral_names: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @classmethod
     def matches(cls, model: object) -> bool:
-        return is_a(model, cls.kind)
+        return is_a(model, cls.kind) and (cls.has is None or getattr(model, cls.has, None) is not None)
 
     @property
     def tracker(self) -> Any:

@@ -91,13 +91,10 @@ class Sam3VideoView(Sam3ViTView):
 
     name = "transformers_sam3_text"
     models, kind = "transformers Sam3VideoModel", "transformers.models.sam3_video.modeling_sam3_video.Sam3VideoModel"
+    has = "tracker_model"
     driver = Sam3VideoDriver
     loader = Sam3VideoLoader()
     root = Sam3VideoRoot
-
-    @classmethod
-    def matches(cls, model: object) -> bool:
-        return super().matches(model) and getattr(model, "tracker_model", None) is not None
 
     @property
     def tracker(self) -> Any:

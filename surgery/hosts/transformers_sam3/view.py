@@ -66,13 +66,10 @@ class Sam3TrackerView(Sam3ViTView):
     name = "transformers_sam3"
     models = "transformers Sam3TrackerVideoModel"
     kind = "transformers.models.sam3_tracker_video.modeling_sam3_tracker_video.Sam3TrackerVideoModel"
+    has = "vision_encoder"
     driver = Sam3TrackerDriver
     loader = Sam3TrackerLoader()
     root = TransformersRoot
-
-    @classmethod
-    def matches(cls, model: object) -> bool:
-        return super().matches(model) and getattr(model, "vision_encoder", None) is not None
 
     @classmethod
     def near_miss(cls, model: object) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from surgery.core.access import replaced
 from surgery.errors import HardwareError, MissingLibraryError
 from surgery.missing import Library, require
 
@@ -92,13 +93,8 @@ def _of_torch(layer: nn.Linear, engine: Backend) -> Packed:
         warnings.simplefilter("ignore")
         coded = torch.quantize_per_channel(weight, scales, torch.zeros_like(scales, dtype=torch.int64), 0, torch.qint8)
     bias = None if layer.bias is None else layer.bias.detach()
-    with _ENGINE:
-        before = torch.backends.quantized.engine
-        torch.backends.quantized.engine = engine
-        try:
-            held = torch.ops.quantized.linear_prepack(coded, bias)
-        finally:
-            torch.backends.quantized.engine = before
+    with _ENGINE, replaced(torch.backends.quantized, "engine", engine):
+        held = torch.ops.quantized.linear_prepack(coded, bias)
     width = layer.out_features
     narrow = not vnni()  # sums of pairs of full int8 products overflow int16
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from surgery.core.access import replaced
 from surgery.core.operation import OwnWork, Patch
 from surgery.core.parts import ENCODER, LINEAR_PARTS, Part
 from surgery.core.values import cast, floats
@@ -89,12 +90,8 @@ class Quantization(OwnWork[Any]):
     def _inside(self, part: str, device: str) -> Iterator[None]:
         asked = f"quantises part {part}, all else of it being fp32"
         self._warned = self._warned or warned_of_caller(device, torch.float32, asked)
-        before, self.live = self.live, True
-        try:
-            with torch.autocast(device, enabled=False):
-                yield
-        finally:
-            self.live = before
+        with replaced(self, "live", True), torch.autocast(device, enabled=False):
+            yield
 
     def _run(
         self, part: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], proceed: Callable[..., Any]
