@@ -21,6 +21,7 @@ from surgery.hosts import view_of
 from surgery.hosts.transformers_sam3.loader import Sam3, Sam3TrackerLoader
 from surgery.loading import load_model
 from surgery.operations.exact_savings import KeptCode
+from surgery.operations.window_routing.policy import WindowState
 from surgery.recipe import Recipe
 from tests.hosts.drive import FAMILIES, PADDED, SAM3, STEADY, TWINS, UNPADDED, make, sam3_small, video
 from tests.hosts.routes import force, levels_of, router_of
@@ -70,7 +71,7 @@ def test_every_window_packed_has_the_features_of_stock(windows: tuple[int, ...])
     surgery.sparsify(model, STEADY)
     router = router_of(model)
     assert (router.span.entry, router.span.exit) == (0, 5)
-    (found,) = levels_of(model, video(1), router.routed(range(router.grid.count), torch.device("cpu"), None))
+    (found,) = levels_of(model, video(1), router.route(WindowState(), range(router.grid.count), torch.device("cpu")))
     assert (found - stock).abs().max() < 2e-6
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import surgery
+from surgery.operations.window_routing.policy import WindowState
 from tests.conftest import shared
 from tests.hosts.routes import on_route, router_of
 from tests.parity.fixtures import manifest, relative, seeded_input, stock_predictor, tensors
@@ -46,5 +47,5 @@ def forced_features(model: object, image: torch.Tensor, windows: list[int] | Non
     """Encoder output of a model under surgery with exactly `windows` computed (None: all)."""
     router = router_of(model)
     chosen = list(range(router.grid.count)) if windows is None else windows
-    with on_route(model, router.routed(chosen, image.device, None)):
+    with on_route(model, router.route(WindowState(), chosen, image.device)):
         return model.image_encoder(image)["backbone_fpn"]  # type: ignore[attr-defined]
