@@ -5,7 +5,6 @@ from surgery.adapters.files import read_adapter as read_adapter
 from surgery.adapters.files import record_calibration as record_calibration
 from surgery.adapters.files import save_adapter as save_adapter
 from surgery.adapters.hub import CardKeptWarning as CardKeptWarning
-from surgery.adapters.hub import Pushed as Pushed
 from surgery.adapters.hub import pull_adapter as pull_adapter
 from surgery.adapters.hub import push_adapter as push_adapter
 from surgery.adapters.published import import_published as import_published

@@ -1,6 +1,5 @@
 """Frames in, masks and overlays out: the part that touches files, and knows no model."""
 
-from surgery.video.frames import VideoSource as VideoSource
 from surgery.video.frames import open_video as open_video
 from surgery.video.masks import davis_palette as davis_palette
 from surgery.video.masks import deepest_pixel as deepest_pixel
