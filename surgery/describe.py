@@ -17,8 +17,9 @@ def described(recipe: Recipe) -> str:
 def calibrated(recipe: Recipe, origin: Metadata) -> Recipe:
     """`recipe` under the name of the recipe it was calibrated from, marked so, and described by its own settings."""
     base = origin.name.removesuffix(_SUFFIX)
+    how = "Chosen by calibration" if recipe.calibration is not None and recipe.calibration.search else "Calibrated"
     metadata = Metadata(
         name=base[: _LONGEST - len(_SUFFIX)] + _SUFFIX,
-        description=f"{described(recipe)} Calibrated from the recipe {base}.",
+        description=f"{described(recipe)} {how} from the recipe {base}.",
     )
     return recipe.model_copy(update={"metadata": metadata})

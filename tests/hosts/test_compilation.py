@@ -250,7 +250,7 @@ def test_what_is_kept_of_a_call_outlives_memory_that_is_used_again(host: str, mo
 
     def overwriting(function: Any, *, options: dict[str, Any], **how: Any) -> Any:
         assert options["triton.cudagraphs"] and options["triton.cudagraph_skip_dynamic_graphs"]
-        return original(function, backend=backend, **how)
+        return original(function, **{**how, "backend": backend})
 
     # The score gate always fires, so that what the decoder's attentions read is read again on the next frame.
     routing = SparseWindowRouting(temporal=True, score_gate=1000.0, saliency_mass=0.3)
