@@ -96,14 +96,15 @@ class JobFolder:
         for left in self._path.glob(".*.part") if self._path is not None else ():
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
-    def done(self, task: Task, key: str) -> bool:
-        """Whether this run need not track a video."""
+    def done(self, task: Task, key: str) -> VideoRow | None:
+        """What an earlier run says of a video that this one need not track."""
         if not self.resume:
-            return False
+            return None
         try:
-            return VideoRow.model_validate_json(self._read(f"{task.name}/{NOTE}")).key == key
+            row = VideoRow.model_validate_json(self._read(f"{task.name}/{NOTE}"))
         except ValidationError:
-            return False
+            return None
+        return row if row.key == key else None
 
     def write(self, summary: BaseModel) -> None:
         """Write report.html and summary.json."""

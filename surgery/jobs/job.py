@@ -62,7 +62,8 @@ class JobSummary(BaseModel):
         workers: models that tracked at once. complete: the job came to its end; failures may be among the videos.
             stopped: what ended it else. videos: "asked", "done" in this run, "skipped" as done before, "failed".
             frames, seconds, frames_per_second: of this run, loading left out; per_worker: of one of its models.
-            dense_frames: computed whole, by the reason. slowest, most_lost: up to ten videos each.
+            frames_there: of all videos that are done, before this run as well; of these too: dense_frames, computed
+            whole, by the reason; slowest, most_lost: up to ten videos each.
     """
 
     surgery: str = __version__
@@ -79,10 +80,21 @@ class JobSummary(BaseModel):
     seconds: float = 0.0
     frames_per_second: float = 0.0
     per_worker: float = 0.0
+    frames_there: int = 0
     dense_frames: Counter[str] = Counter()
     slowest: list[Slow] = []
     most_lost: list[Lost] = []
     failed: list[Failure] = []
+
+    def note(self, row: VideoRow) -> None:
+        """A video is done, in this run or before."""
+        self.frames_there += row.frames
+        self.dense_frames.update(row.dense_frames or {})
+        # The greatest few, so that what a job remembers does not grow with its videos.
+        slow = Slow(name=row.name, frames=row.frames, seconds=row.seconds)
+        self.slowest = nlargest(_WORST, [*self.slowest, slow], key=lambda one: one.seconds)
+        lost = [Lost(name=row.name, objects=len(row.lost), frames=sum(row.lost.values()))] if row.lost else []
+        self.most_lost = nlargest(_WORST, [*self.most_lost, *lost], key=lambda one: one.frames)
 
 
 def track(
@@ -182,11 +194,13 @@ class _Run:
             except OSError as error:
                 self._count(Outcome((task, ""), error, 0))
                 continue
-            if self.place.done(task, key):
-                self.summary.videos["skipped"] += 1
-                self.left -= self._frames(task)
-            else:
+            row = self.place.done(task, key)
+            if row is None:
                 yield task, key
+                continue
+            self.summary.videos["skipped"] += 1
+            self.summary.note(row)
+            self.left -= self._frames(task)
 
     def _count(self, outcome: Outcome[Asked, VideoRow]) -> None:
         (task, _), row, summary = outcome.asked, outcome.result, self.summary
@@ -197,12 +211,7 @@ class _Run:
         else:
             summary.videos["done"] += 1
             summary.frames += row.frames
-            summary.dense_frames.update(row.dense_frames or {})
-            # The greatest few, so that what a job remembers does not grow with its videos.
-            slow = Slow(name=row.name, frames=row.frames, seconds=row.seconds)
-            summary.slowest = nlargest(_WORST, [*summary.slowest, slow], key=lambda one: one.seconds)
-            lost = [Lost(name=row.name, objects=len(row.lost), frames=sum(row.lost.values()))] if row.lost else []
-            summary.most_lost = nlargest(_WORST, [*summary.most_lost, *lost], key=lambda one: one.frames)
+            summary.note(row)
         self._show()
 
     def _frames(self, task: Task) -> int:

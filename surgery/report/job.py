@@ -10,7 +10,7 @@ from surgery.report.page import write_page
 
 def write_job(path: Path, summary: dict[str, Any]) -> None:
     """Write the page of a job; `summary` as in summary.json. Raises OSError."""
-    frames = summary["frames"] or 1
+    frames = summary["frames_there"] or 1
     dense = sorted(summary["dense_frames"].items(), key=lambda item: -item[1])
     write_page(
         path,

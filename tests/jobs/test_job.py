@@ -51,7 +51,7 @@ def test_the_masks_are_those_of_each_video_alone(videos: Path, tmp_path: Path) -
 
 def test_going_on_tracks_what_is_not_done_or_has_changed(videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run(videos, out)
+    first = run(videos, out)
     before = masks(out)
     with pytest.raises(JobError, match=r"not empty; --resume goes on .* --overwrite"):
         run(videos, out)
@@ -62,6 +62,9 @@ def test_going_on_tracks_what_is_not_done_or_has_changed(videos: Path, tmp_path:
     summary = run(videos, out, resume=True)
     assert (summary.videos["skipped"], summary.videos["done"], summary.frames) == (2, 2, 4 + 5)
     assert masks(out) == before and not list(out.glob(".*"))
+    # What is said of the whole job is said of videos that were done before as well.
+    assert {one.name for one in summary.slowest} == {"v0", "v1", "v2", "v3"}
+    assert summary.frames_there == first.frames and summary.dense_frames == first.dense_frames
     assert run(videos, out, resume=True, prompts=Prompts(boxes=("20,30,50,61",))).videos["done"] == 4
     assert run(videos, out, resume=True, recipe="faithful", max_frames=2).frames == 8
     assert len(masks(out)) == 8
