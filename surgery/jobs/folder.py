@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +98,11 @@ class JobFolder:
 
     def done(self, task: Task, key: str) -> VideoRow | None:
         """What an earlier run says of a video that this one need not track."""
-        if not self.resume:
-            return None
-        try:
-            row = VideoRow.model_validate_json(self._read(f"{task.name}/{NOTE}"))
-        except ValidationError:
-            return None
-        return row if row.key == key else None
+        if self.resume:
+            with suppress(ValidationError):
+                row = VideoRow.model_validate_json(self._read(f"{task.name}/{NOTE}"))
+                return row if row.key == key else None
+        return None
 
     def write(self, summary: BaseModel) -> None:
         """Write report.html and summary.json."""
