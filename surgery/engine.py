@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 from torch import nn
 
@@ -16,13 +16,22 @@ from surgery.errors import ModelStateError
 from surgery.hosts import view_of
 from surgery.recipe import Recipe
 
-if TYPE_CHECKING:
-    from surgery.adapters.files import AnyAdapter
-
 M = TypeVar("M")
 
 
-def apply(model: M, recipe: Recipe, adapter: AnyAdapter | None = None, force: bool = False) -> M:
+class Weights(Protocol):
+    """Trained weights of operations, as an adapter has them."""
+
+    @property
+    def source(self) -> str:
+        """Where they are from."""
+
+    def fill(self, surgery: Surgery, force: bool) -> None:
+        """Copy them into the modules of a surgery that is not done yet. Raises AdapterMismatchError when they are not
+        for its model and recipe."""
+
+
+def apply(model: M, recipe: Recipe, adapter: Weights | None = None, force: bool = False) -> M:
     """Put `model` under `recipe`, in place; arguments and errors as in `sparsify`."""
     host = view_of(model, pictures=True)
     with access_to(host.model).change():
