@@ -142,6 +142,14 @@ def test_operations_grow_with_the_early_share(host: str) -> None:
     assert few < half < most
 
 
+def test_a_widened_frame_has_as_many_extra_pieces(host: str) -> None:
+    """More windows than the budget do not take the pieces of the objects' borders."""
+    free, within = (cut(host, EARLY.with_overrides([f"routing.budget={budget}"])).model for budget in (1.0, 1 / 3))
+    within_budget, widened = [0, 1, 2], [0, 1, 2, 3, 4, 5]
+    assert encoder_gflop(free, within_budget) == encoder_gflop(within, within_budget)
+    assert encoder_gflop(free, widened) < encoder_gflop(within, widened)
+
+
 def test_an_adapter_carries_the_corrections(host: str, tmp_path: Path) -> None:
     driver = cut(host, CORRECTED)
     expected = driver.track(video(6))

@@ -172,13 +172,20 @@ class WindowRouter(Bound[WindowSettings]):
         published = settings.skipped.padding == "published"
         route = make_route(self.grid, windows, device, memory, published, not self.shortcut.pointwise)
         if self.tiles is not None and state.tiles is not None:
-            count = round(settings.stages.early * self.tiles.count)
-            route.tiles = self.tiles.route(windows, device, state.tiles, urgency, count)
+            pieces = self._early(len(windows), self.tiles.count)
+            route.tiles = self.tiles.route(windows, device, state.tiles, urgency, pieces)
         if self.stage4 is not None and state.stage4 is not None:
             route.stage4 = self.stage4.route(windows, device, state.stage4)
         if self.globals is not None and state.globals is not None:
             route.globals = self.globals(state.globals)
         return route
+
+    def _early(self, windows: int, pieces: int) -> int:
+        """How many of all `pieces` pass the blocks before the span on a frame of so many windows, at least."""
+        early = self.settings.stages.early
+        # Else the windows of a widened frame would take the pieces of the objects' borders.
+        more = max(0, windows - self.allowed) / self.grid.count if early else 0.0
+        return min(pieces, round((early + more) * pieces))
 
     def _dense_route(self, watched: bool, device: torch.device) -> Route:
         """The route of a frame that computes all windows. watched: an observer looks on."""

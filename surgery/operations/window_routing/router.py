@@ -165,11 +165,12 @@ def within_budget(
         unsure: whether a mask is: then the budget is the next of `sizes`.
     """
     allowed = sizes(len(taken), budget)
-    allowed = allowed[1:] or allowed if unsure else allowed
+    least = allowed[1] if unsure and len(allowed) > 1 else allowed[0]
     urgency = urgencies(taken, changes, ages, background)
-    count = allowed[0] if fill else min(wanted_count(taken, rolling, round_to), allowed[0])
+    count = least if fill else min(wanted_count(taken, rolling, round_to), least)
+    # As on a sure frame: the frames to come may be sure, and have the budget only.
     certain = [] if max_wait is None else must_run(touched, ages, urgency, allowed[0], max_wait)
     reason = "unsure mask" if unsure else None
-    if len(certain) > allowed[0]:
+    if len(certain) > least:
         count, reason = next((size for size in allowed if size >= len(certain)), len(taken)), "large object"
     return most_urgent(urgency, max(count, len(certain)), certain), reason

@@ -81,7 +81,11 @@ class StageSettings(Fields):
         "stage3",
         description="`tiles`: skipped windows skip all blocks before the middle ones as well; needs `skipped.temporal`",
     )
-    early: Share = Field(0.0, description="with tiles: share of the map that passes the blocks before the span")
+    early: Share = Field(
+        0.0,
+        description="with tiles: share of the map that passes the blocks before the span, as much more as a frame has "
+        "windows above the budget",
+    )
     correction: Literal["none", "patch"] = Field(
         "none",
         description="with tiles: `patch` lets reused maps of stages 1 and 2 follow the patch embedding (fitted)",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -241,13 +241,17 @@ def test_few_windows_round_a_budget_up() -> None:
     assert budgeted(0.01, 4) == 1
 
 
-@given(st.integers(2, 30), st.floats(0.01, 1.0), st.booleans(), st.one_of(st.none(), st.integers(0, 3)), seeds)
+@given(
+    st.integers(2, 30), st.floats(0.01, 1.0), st.booleans(), st.one_of(st.none(), st.integers(0, 3)),
+    st.floats(0.0, 1.0), st.integers(1, 5), seeds,
+)  # fmt: skip
+@example(16, 0.25, True, 1, 0.9, 1, 0)  # 14 windows of objects, none due: 12 where sure, and then not 8
 def test_an_unsure_mask_takes_the_next_size(
-    count: int, budget: float, fill: bool, max_wait: int | None, seed: int
+    count: int, budget: float, fill: bool, max_wait: int | None, share: float, oldest: int, seed: int
 ) -> None:
     draw, allowed = rng(seed), sizes(count, budget)
-    touched = (torch.rand(count, generator=draw) < 0.4).tolist()
-    ages = torch.randint(0, 5, (count,), generator=draw).tolist()
+    touched = (torch.rand(count, generator=draw) < share).tolist()
+    ages = torch.randint(0, oldest, (count,), generator=draw).tolist()
     changes = torch.rand(count, generator=draw).tolist()
     how: dict[str, Any] = {"budget": budget, "fill": fill, "max_wait": max_wait}
     sure, _ = within_budget(touched, touched, ages, changes, **how)
