@@ -33,8 +33,8 @@ def host(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def doubted(driver: Driver, monkeypatch: pytest.MonkeyPatch, doubts: dict[int, float]) -> None:
-    """Let every mask of these objects be so unsure."""
+def doubted(driver: Driver, monkeypatch: pytest.MonkeyPatch, doubts: dict[int, float], score: float = 1.0) -> None:
+    """Let every mask of these objects be so unsure, and every object be there, or not."""
     made = Evidence.__init__
 
     def init(self: Evidence, *args: object, **named: object) -> None:
@@ -42,6 +42,7 @@ def doubted(driver: Driver, monkeypatch: pytest.MonkeyPatch, doubts: dict[int, f
         step = surgery.engine.require_surgery(driver.model).context.step  # type: ignore[union-attr]
         assert self.doubt is not None
         self.doubt = torch.tensor(doubts[step.obj_id])  # type: ignore[union-attr]
+        self.score = torch.tensor(score)
 
     monkeypatch.setattr(Evidence, "__init__", init)
 
@@ -68,6 +69,13 @@ def test_sure_masks_change_nothing(host: str, monkeypatch: pytest.MonkeyPatch) -
     doubted(driver, monkeypatch, {7: 0.5})
     assert same(driver.track(video(8)), plain)
     assert surgery.status(driver.model).restored_frames == {}
+
+
+def test_absent_objects_read_everything(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their masks say: there is none."""
+    driver = cut(host)
+    doubted(driver, monkeypatch, {7: 0.0}, score=0.0)
+    assert same(driver.track(video(8)), make(host).track(video(8)))
 
 
 def test_each_object_goes_by_its_own_mask(host: str, monkeypatch: pytest.MonkeyPatch) -> None:

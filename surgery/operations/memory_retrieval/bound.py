@@ -33,7 +33,8 @@ class SaliencySeen:
 
 @dataclass(frozen=True)
 class DoubtSeen:
-    """Told to an observer when an object is about to read so many frames: how unsure its last mask was (`doubt_of`)."""
+    """Told to an observer when an object is about to read so many frames: how unsure its last mask was (`doubt_of`), 1
+    where it was absent."""
 
     doubt: float
     frames: int
@@ -79,14 +80,16 @@ class BoundRetrieval(Bound[Any]):
         return out
 
     def _unsure(self, context: FrameContext, step: ObjectStep) -> bool:
-        """Whether the object's last mask asks for all memory."""
+        """Whether the object's last mask, or that it had none, asks for all memory."""
         limit = self.settings.unsure
         if limit is None and not context.watched:
             return False
         evidence = context.video.evidence.get(step.obj_id)
-        doubt = evidence.told().doubt if evidence is not None and evidence.frame == step.previous else None
-        if doubt is None:
+        told = evidence.told() if evidence is not None and evidence.frame == step.previous else None
+        if told is None or told.doubt is None:
             return False
+        # Of an object that is not seen no pixel is unsure, and to know it again takes all that is remembered.
+        doubt = told.doubt if told.score > 0 else 1.0
         if context.watched and context.observer is not None:
             context.observer.noted(DoubtSeen(doubt, len(context.memory_frames or ())))
         return limit is not None and not doubt <= limit and self.restores
