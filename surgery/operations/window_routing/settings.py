@@ -242,7 +242,9 @@ class WindowSettings(Operation):
 
     def structure(self) -> dict[str, Any]:
         """See `Operation.structure`."""
-        return self.model_dump(mode="json", include={"windows", "skipped", "stages"})
+        # Frames above the budget compute more early pieces.
+        early = {"budget"} if self.stages.early else set()
+        return self.model_dump(mode="json", include={"windows", "skipped", "stages", *early})
 
     def allowed(self, kept: Mapping[str, float]) -> float | None:
         """See `Operation.allowed`: the budget."""
