@@ -162,7 +162,7 @@ def within_budget(
         ages: frames since each window was computed. changes: see `window_changes`.
         budget: largest share of all windows, unless windows of objects would wait longer than `max_wait` frames: then
             the next of `sizes`, or all. fill: use it up. rolling, round_to: see `allot`. background: see `urgencies`.
-        unsure: whether a mask is: then the budget is the next of `sizes`.
+        unsure: whether a mask is: then the frame has the next of `sizes` at least.
     """
     allowed = sizes(len(taken), budget)
     least = allowed[1] if unsure and len(allowed) > 1 else allowed[0]
