@@ -19,7 +19,7 @@ from surgery.calibration.fidelity import Each, Reference, Tick, in_turn, referen
 from surgery.calibration.fit import FitResult, fit_shortcut, fits
 from surgery.calibration.prompts import automatic_prompts
 from surgery.calibration.report import CalibrationReport
-from surgery.calibration.search import SearchResult, predict, search, settings_of
+from surgery.calibration.search import SearchResult, Setting, predict, search, settings_of
 from surgery.calibration.sensitivity import sensitivities, trials_of
 from surgery.core.engine import reconfigure
 from surgery.core.promise import CalibrationSettings
@@ -240,17 +240,22 @@ def _too_few(fitted: int, measured: int, skipped: list[SkippedClip]) -> Calibrat
     )
 
 
+def valid_range(chosen: Setting, good: Sequence[Setting]) -> dict[str, tuple[float, float]]:
+    """Least and largest value of every number that was searched, over `good`; of some settings it may be no number."""
+    ranges = {}
+    for key, value in chosen.values.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            values = [float(each) for setting in good if (each := setting.values[key]) is not None]
+            ranges[key] = (min(values), max(values))
+    return ranges
+
+
 def _record(
     found: SearchResult, fitted: Sequence[CalibrationClip], promise: CalibrationSettings, seed: int
 ) -> CalibrationRecord:
     chosen = found.chosen
     assert chosen.against_dense is not None
     good = [setting for setting in found.settings if setting.keeps(promise)] or [chosen]
-    ranges = {}
-    for key, value in chosen.values.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            values = [float(setting.values[key]) for setting in good]
-            ranges[key] = (min(values), max(values))
     return CalibrationRecord(
         fit="closed form" if fitted else "identity",
         steps=0,
@@ -267,7 +272,7 @@ def _record(
         against_truth=chosen.against_truth,
         from_state=chosen.from_state,
         against_chance=chosen.against_chance,
-        valid_range=ranges,
+        valid_range=valid_range(chosen, good),
         seed=seed,
     )
 

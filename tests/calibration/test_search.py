@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +14,7 @@ from surgery.adapters.record import Fidelity
 from surgery.calibration import search as room
 from surgery.calibration.fidelity import ClipScore
 from surgery.calibration.search import Setting
+from surgery.calibration.whole import valid_range
 from surgery.core.promise import CalibrationSettings
 from surgery.engine import require_surgery
 from surgery.operations import SparseMemoryRetrieval, SparseWindowRouting
@@ -154,3 +155,11 @@ def test_what_a_setting_costs_does_not_depend_on_those_before_it() -> None:
 )
 def test_predicted_keys(retrieval: SparseMemoryRetrieval, frames: int, expected: float) -> None:
     assert keys_kept(retrieval, frames, 7, 4096) == pytest.approx(expected, abs=3e-3 if frames == 2000 else 1e-9)
+
+
+def test_the_valid_range_leaves_out_settings_without_a_number() -> None:
+    """`retrieval.unsure: [0.7, null]`: where null is as good as a number, the number is the range."""
+    every = [Setting({"keep": keep, "unsure": unsure, "fill": True}, cast(Any, None))
+             for keep, unsure in ((0.1, 0.7), (0.5, None), (0.2, 0.9))]  # fmt: skip
+    assert valid_range(every[0], every) == {"keep": (0.1, 0.5), "unsure": (0.7, 0.9)}
+    assert valid_range(every[1], every) == {"keep": (0.1, 0.5)}
