@@ -27,7 +27,6 @@ _MAX_CHANNELS, _MAX_BLOCK = 8192, 1000
 _Text = Annotated[str, Field(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
 _Version = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[0-9A-Za-z.+!-]+$")]
 _Channels = Annotated[int, Field(ge=1, le=_MAX_CHANNELS)]
-_Stage = Annotated[list[_Channels], Field(min_length=2, max_length=2)]
 _FAMILY = "SAM 2"
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -65,10 +64,9 @@ class AdapterConfig(Part):
     """`adapter_config.json`. Block indices are the same in both hosts.
 
     entry_block: the first routed block, which carries the shortcut. exit_block: the dense block that merges. channels:
-    width of stage 3. window: side of a stage-3 window, tokens. family: of models, see `HostView`. stages: (side,
-    channels) of the patch embedding and of every stage before the span, where reused stage outputs are corrected, else
-    None. thresholds: the recipe's saliency_mass and score_gate. calibration: what was measured, None when nothing was.
-    provenance: of imported weights, else None.
+    width of stage 3. window: side of a stage-3 window, tokens. family: of models, see `HostView`. runs: of blocks, each
+    with a shortcut. thresholds: the recipe's saliency_mass and score_gate. calibration: what was measured, None when
+    nothing was. provenance: of imported weights, else None.
     """
 
     schema_version: Literal[2] = 2
@@ -81,7 +79,7 @@ class AdapterConfig(Part):
     channels: _Channels
     window: _Channels
     shortcut: Literal["bottleneck", "identity", "ffn", "attention"]
-    stages: Annotated[list[_Stage], Field(min_length=2, max_length=8)] | None = None
+    runs: Annotated[int, Field(ge=1, le=_MAX_BLOCK)] = 1
     thresholds: Thresholds
     calibration: CalibrationRecord | None = None
     provenance: Provenance | None = None
@@ -120,7 +118,7 @@ class Held(Generic[C]):
         """Its four files by name; the same for equal adapters."""
         content = self.config.model_dump()
         # So that versions that do not know these fields read the file.
-        for field, usual in (("stages", None), ("family", _FAMILY)):
+        for field, usual in (("runs", 1), ("family", _FAMILY)):
             if field in content and content[field] == usual:
                 del content[field]
         config = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"

@@ -33,7 +33,7 @@ from surgery.adapters.fingerprint import Match, compare, fingerprint
 from surgery.adapters.folder import require_replaceable, write_folder
 from surgery.adapters.proposals import ProposalAdapter, proposals_of, read_head
 from surgery.adapters.record import CalibrationRecord
-from surgery.adapters.tensors import encode_tensors, read_tensors, shapes_of, trained, weights_of
+from surgery.adapters.tensors import encode_tensors, read_tensors, trained, weights_of
 from surgery.adapters.warned import require_base
 from surgery.core.host import HostView
 from surgery.core.surgery import Surgery
@@ -47,7 +47,6 @@ from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.recipe import Recipe
 
 _ORIGIN = "_surgery_origin"
-_CORRECTIONS = "corrections."
 _READS = 400
 
 
@@ -95,13 +94,10 @@ class Adapter(Held[AdapterConfig]):
             )
         require_base(self.source, config.base_model.id, match, "the routed blocks", force)
         tensors = self.tensors
-        if shortcut.corrections is None:
-            tensors = {name: value for name, value in tensors.items() if not name.startswith(_CORRECTIONS)}
-        elif shapes_of(shortcut.state_dict()) != shapes_of(tensors):
-            held = "none" if config.stages is None else f"for stages {config.stages}"
+        if config.runs != len(shortcut.every):
             raise AdapterMismatchError(
-                f"{self.source}: the recipe corrects reused stages (correction: patch), the adapter holds fitted "
-                f"corrections: {held}; set routing.stages.correction=none or calibrate this model anew"
+                f"{self.source}: holds shortcuts for {config.runs} runs of blocks, the recipe (globals: "
+                f"{router.settings.stages.globals}) asks for {len(shortcut.every)}"
             )
         shortcut.load_state_dict(tensors)
         if config.calibration is not None or config.provenance is not None:
@@ -223,7 +219,6 @@ def adapter_of(model: Any) -> Adapter:
     tensors = trained(shortcut, "shortcut")
     origin = _origin(shortcut, recipe, tensors)
     base_id, revision = host.base_id()
-    corrected = router.tiles.widths if shortcut.corrections is not None and router.tiles is not None else None
     config = AdapterConfig(
         library_version=__version__,
         base_model=BaseModelInfo(id=base_id, revision=revision, fingerprint=fingerprint(host, span)),
@@ -233,7 +228,7 @@ def adapter_of(model: Any) -> Adapter:
         channels=span.channels,
         window=span.window,
         shortcut=routing.skipped.shortcut.type,
-        stages=[list(width) for width in corrected] if corrected is not None else None,
+        runs=len(shortcut.every),
         thresholds=thresholds_of(routing),
         calibration=origin.calibration,
         provenance=origin.provenance,

@@ -1,7 +1,6 @@
 """`adapter_model.safetensors`: the added tensors under neutral names in fp32, thresholds as 0-d fp64 tensors.
 
 fp32 loses nothing and still fits: C^2 + 3.5 C parameters are 0.81 MB for base+ (C = 448), 1.34 MB for large (C = 576).
-Corrections of reused stages (tile routing) add 1.15 MB and 1.91 MB.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from surgery.adapters.config import AdapterConfig, Thresholds, require_small, th
 from surgery.core.host import finite
 from surgery.errors import AdapterError, WeightsError
 from surgery.operations import SparseWindowRouting
-from surgery.operations.window_routing.shortcut import SHORTCUTS, Corrections
+from surgery.operations.window_routing.shortcut import SHORTCUTS
 
 _MAX_WEIGHTS = 64_000_000
 
@@ -110,8 +109,9 @@ def _prefix(entry: int) -> str:
 def _shapes(config: AdapterConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         shortcut = SHORTCUTS[config.shortcut](config.channels)
-        if config.stages is not None:
-            shortcut.corrections = Corrections([(side, channels) for side, channels in config.stages])
+        if config.runs > 1:
+            later = (SHORTCUTS[config.shortcut](config.channels) for _ in range(1, config.runs))
+            shortcut.later = nn.ModuleList(later)
         return shapes_of(shortcut.state_dict())
 
 

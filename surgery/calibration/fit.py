@@ -1,54 +1,48 @@
-"""The fit of a model's shortcut, and of its corrections: closed forms, from one dense pass over the clips."""
+"""The fit of a model's shortcuts: a closed form, from one dense pass over the clips."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from surgery.calibration.clips import CalibrationClip
 from surgery.calibration.linear import ResidualRegression, start_from
-from surgery.calibration.stages import StageRegressions
 from surgery.core.observer import Observer
 from surgery.engine import require_surgery
 from surgery.errors import ModelStateError
 from surgery.operations.window_routing.bound import SpanSeen, WindowRouter
-from surgery.operations.window_routing.shortcut import BottleneckShortcut, Corrections
+from surgery.operations.window_routing.shortcut import BottleneckShortcut
 from surgery.progress import Counter, Step
 from surgery.tracking import track
 
 
 @dataclass
 class FitResult:
-    """What fitting did. explained: share of the residual's energy (of its change, with a temporal shortcut) that the
-    closed form explains on the clips it was fitted to, None when there was nothing to fit. stages: the same of the
-    correction of every stage before the span.
-    """
+    """What fitting did. explained: share of the residual's energy (with a temporal shortcut, of what reuse leaves of
+    it) that the closed form explains on the clips it was fitted to, of several runs of blocks the mean; None when there
+    was nothing to fit."""
 
     explained: float | None = None
-    stages: list[float] = field(default_factory=list)
 
 
 class _Sums(Observer):
-    def __init__(self, sums: ResidualRegression | None, stages: StageRegressions | None) -> None:
-        self.sums, self.stages = sums, stages
+    def __init__(self, sums: Sequence[ResidualRegression]) -> None:
+        self.sums = sums
 
     def noted(self, what: Any) -> None:
-        if not isinstance(what, SpanSeen):
-            return
-        if self.stages is not None and what.maps:
-            self.stages.add(list(what.maps))
-        if self.sums is not None:
-            self.sums.add(what.entering.flatten(0, 2), what.leaving.flatten(0, 2))
+        if isinstance(what, SpanSeen):
+            for sums, passed in zip(self.sums, what.runs, strict=True):
+                sums.add(*passed)
 
 
-def fits(router: WindowRouter) -> tuple[BottleneckShortcut | None, Corrections | None]:
-    """The shortcut to fit, and the corrections; None where there are none."""
-    shortcut = router.shortcut
-    fitted = shortcut if isinstance(shortcut, BottleneckShortcut) and router.settings.uses_shortcut else None
-    return fitted, shortcut.corrections
+def fits(router: WindowRouter) -> list[BottleneckShortcut]:
+    """The shortcuts to fit, one a run of blocks."""
+    every = router.shortcut.every if router.settings.uses_shortcut else []
+    return [each for each in every if isinstance(each, BottleneckShortcut)]
 
 
 def fit_shortcut(
@@ -69,32 +63,29 @@ def fit_shortcut(
     router = surgery.find(WindowRouter)
     if router is None:
         raise ModelStateError("this recipe has no window routing, so there is no shortcut to fit")
-    shortcut, corrections = fits(router)
-    if shortcut is None and corrections is None:
+    shortcuts = fits(router)
+    if not shortcuts:
         raise ModelStateError(
             "nothing to fit: the identity shortcut has no weights, the attention shortcut no closed form, and with "
             "span: tiles and early: 0 skipped windows reuse their last output; choose skipped.shortcut.type bottleneck "
-            "or ffn, or stages.correction: patch"
+            "or ffn"
         )
     device = next(router.shortcut.parameters()).device
     # Half-precision sums lose what a regression needs; MPS has no fp64, so there the sums live on the CPU.
     place = torch.device("cpu") if device.type == "mps" else device
     temporal = router.settings.skipped.temporal
-    sums = ResidualRegression(shortcut.channels, temporal, place) if shortcut is not None else None
-    stages = StageRegressions(corrections, place) if corrections is not None else None
+    sums = [ResidualRegression(each.channels, temporal, place, router.grid) for each in shortcuts]
     count = Counter(step, "closed form", sum(clip.tracked for clip in clips))
     with surgery.plain_parts():
         for clip in clips:
-            for each in (sums, stages):
-                if each is not None:
-                    each.start()
-            with surgery.observed_by(_Sums(sums, stages)):
+            for each in sums:
+                each.start()
+            with surgery.observed_by(_Sums(sums)):
                 for _ in track(model, clip.video, clip.prompts):
                     count()
-    result = FitResult()
-    if shortcut is not None and sums is not None:
-        result.explained = start_from(shortcut, *sums.summed(), sums.level, temporal)
-    if stages is not None:
-        result.stages = stages.solve()
+    parts = [
+        start_from(shortcut, *found.summed(), found.level, temporal)
+        for shortcut, found in zip(shortcuts, sums, strict=True)
+    ]
     surgery.adapter = f"fitted on {len(clips)} clips"
-    return result
+    return FitResult(fmean(parts))

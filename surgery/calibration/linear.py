@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surgery.core.windows import WindowGrid
 from surgery.errors import CalibrationError
+from surgery.operations.window_routing.matching import reused_map
 from surgery.operations.window_routing.shortcut import NORM_EPS, BottleneckShortcut
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -69,10 +71,14 @@ class Regression:
             return inputs
         for age in AGES:
             if age <= len(self._past):
-                past_inputs, past_outputs = self._past[-age]
+                past_inputs, past_outputs = self._reused(inputs, *self._past[-age])
                 self._sum(inputs - past_inputs, outputs - past_outputs)
         self._past = [*self._past[-AGES[-1] + 1 :], (inputs, outputs)]
         return inputs
+
+    def _reused(self, now: Tensor, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """What a token would reuse of an earlier frame's inputs and outputs, with the constant 1."""
+        return inputs, outputs
 
     def _sum(self, inputs: Tensor, targets: Tensor) -> None:
         self._now.gram.add_(inputs.T @ inputs)
@@ -108,11 +114,13 @@ class ResidualRegression(Regression):
     """The span's residual on its normed input, for the shortcut.
 
     Args:
-        channels: width C. temporal: see `Regression`.
+        channels: width C. temporal: see `Regression`. grid: of the tokens, which reuse what
+        has moved; None: each its own.
     """
 
-    def __init__(self, channels: int, temporal: bool, device: torch.device) -> None:
+    def __init__(self, channels: int, temporal: bool, device: torch.device, grid: WindowGrid | None = None) -> None:
         super().__init__(channels, channels, temporal, device)
+        self.grid = grid
         self.level = self._zeros(channels + 1, channels + 1)
 
     def add(self, entering: Tensor, leaving: Tensor) -> None:
@@ -120,6 +128,13 @@ class ResidualRegression(Regression):
         x = entering.detach().to(torch.float32)
         inputs = self.observe(F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), leaving.detach().to(torch.float32) - x)
         self.level += (inputs.T @ inputs).to(torch.float64)
+
+    def _reused(self, now: Tensor, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        if self.grid is None:
+            return inputs, outputs
+        width = inputs.shape[-1]
+        moved = reused_map(self.grid, now[:, :-1], inputs[:, :-1], torch.cat([inputs, outputs], -1))
+        return moved[:, :width], moved[:, width:]
 
 
 class Sums(NamedTuple):

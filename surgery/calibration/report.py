@@ -25,7 +25,7 @@ class CalibrationReport:
 
     recipe: the chosen one, which the model now runs unless the promise was missed and nothing applied. kept: whether
     the promise is met. record: what an adapter carries. search: every setting, predicted and measured. skipped: clips
-    of no use. explained, stages: see `FitResult`. sensitivity: drop of every layer quantised alone, most harmful first.
+    of no use. explained: see `FitResult`. sensitivity: drop of every layer quantised alone, most harmful first.
     seconds: wall time by phase.
     """
 
@@ -37,7 +37,6 @@ class CalibrationReport:
     search: SearchResult
     skipped: list[SkippedClip] = field(default_factory=list)
     explained: float | None = None
-    stages: list[float] = field(default_factory=list)
     sensitivity: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     model: str = ""
@@ -64,7 +63,6 @@ class CalibrationReport:
             ],
             "skipped": [{"name": clip.name, "reason": clip.reason} for clip in self.skipped],
             "explained": self.explained,
-            "stages": self.stages,
             "sensitivity": self.sensitivity,
             "seconds": {phase: round(seconds, 2) for phase, seconds in self.seconds.items()},
         }  # fmt: skip

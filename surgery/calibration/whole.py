@@ -128,8 +128,8 @@ def calibrate(
             record_calibration(model, record)
         report = CalibrationReport(
             recipe=applied, promise=promise, kept=found.kept, applied=found.kept or if_missed == "nearest",
-            record=record, search=found, skipped=skipped, explained=result.explained, stages=result.stages,
-            sensitivity=drops, seconds=seconds, model=name,
+            record=record, search=found, skipped=skipped, explained=result.explained, sensitivity=drops,
+            seconds=seconds, model=name,
         )  # fmt: skip
         if not report.applied:
             if if_missed == "raise":

@@ -263,7 +263,7 @@ def test_a_finished_video_is_freed_at_once(host: str) -> None:
     session = driver.session(video(8))
     driver.click(session, 0, {1: (40, 110)})
     gather(driver, session)
-    memory = weakref.ref(driver.window_state(session).span.output)
+    memory = weakref.ref(driver.window_state(session).span.reused)
     gc.disable()
     try:
         del session

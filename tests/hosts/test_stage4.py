@@ -20,7 +20,7 @@ from surgery.operations import SparseWindowRouting
 from surgery.operations.window_routing.blocks import Stage4Block
 from surgery.operations.window_routing.geometry import stage4_blocks
 from surgery.operations.window_routing.policy import WindowState
-from surgery.operations.window_routing.span import SpanMemory
+from surgery.operations.window_routing.reuse import RunMemory
 from surgery.recipe import Recipe
 from tests.hosts.drive import Driver, make, video
 from tests.hosts.routes import blocks_that_run, encoder, encoder_gflop, force, levels_of, router_of
@@ -72,8 +72,8 @@ def routed(driver: Driver, pixels: Tensor, chosen: list[int], last: Tensor) -> l
     """Stage outputs when `chosen` windows are computed and stage 4 returned `last` [1, H, W, C] before."""
     router = router_of(driver.model)
     assert router.stage4 is not None
-    noise = torch.randn(2, router.grid.tokens, router.span.channels, generator=torch.Generator().manual_seed(3))
-    state = WindowState(span=SpanMemory(*noise), stage4=last)
+    noise = torch.randn(router.grid.tokens, router.span.channels, generator=torch.Generator().manual_seed(3))
+    state = WindowState(span=RunMemory(noise), stage4=last)
     return levels_of(driver.model, pixels, router.route(state, chosen, pixels.device))
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from surgery.core.frame import FrameContext
 from surgery.core.seams import BlockCall
 from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
-from surgery.operations.window_routing.shortcut import Shortcut, StageCorrection
-from surgery.operations.window_routing.span import Route, enter, leave
+from surgery.operations.window_routing.shortcut import Shortcut
+from surgery.operations.window_routing.span import Route, enter, leave, updated
 from surgery.operations.window_routing.stage4 import Stage4Route
 
 Proceed = Callable[[Tensor], Tensor]
@@ -31,11 +31,10 @@ class Stages12Block:
     have cut from the map.
 
     gathers: whether it receives a whole map (first block of a stage). level: number of the stage it ends, or None.
-    correction: of the stage it ends; corrected: whether there are any.
     """
 
-    def __init__(self, gathers: bool, level: int | None, correction: StageCorrection | None, corrected: bool) -> None:
-        self.gathers, self.level, self.correction, self.corrected = gathers, level, correction, corrected
+    def __init__(self, gathers: bool, level: int | None) -> None:
+        self.gathers, self.level = gathers, level
 
     def __call__(self, context: FrameContext, block: BlockCall, tokens: Tensor, proceed: Proceed) -> Tensor:
         route = route_of(context)
@@ -43,25 +42,31 @@ class Stages12Block:
         if route is None or tiles is None:
             return proceed(tokens)
         if block.number == 0:
-            tiles.start(tokens, self.corrected)
+            tiles.entering = tokens
         if self.gathers and not route.dense:
             tokens = tiles.gather(tokens)
         out = proceed(tokens)
         if self.level is None:
             return out
         if not route.dense:
-            return tiles.merge(out, self.level, self.correction)
+            return tiles.merge(out, self.level)
         if route.observe:
-            tiles.note(out, self.level, self.correction)
+            tiles.note(out)
         return out
 
 
 class SpanBlock:
-    """A block of the routed span, or the block that ends it. window: 0 for a global block. shortcut: where the span
-    begins. side: of the map. last: whether the span ends with it."""
+    """A block of the routed span, or the block that ends it.
 
-    def __init__(self, window: int, shortcut: Shortcut | None, side: int, last: bool) -> None:
-        self.window, self.shortcut, self.side, self.last = window, shortcut, side, last
+    window: 0 for a global block. side: of the map. first, last: whether the span begins or ends with it. begins: the
+    shortcut of the run that begins with it, or after it where it is global; ends: of the run that ends before it.
+    """
+
+    def __init__(
+        self, window: int, side: int, first: bool, last: bool, begins: Shortcut | None, ends: Shortcut | None
+    ) -> None:
+        self.window, self.side, self.first, self.last = window, side, first, last
+        self.begins, self.ends = begins, ends
 
     @property
     def inner(self) -> bool:
@@ -75,26 +80,32 @@ class SpanBlock:
         if route.dense:
             return self._whole(tokens, route, block, proceed)
         runs = route.globals if isinstance(route.globals, DenseGlobals) else None
+        if self.window and self.begins is None:
+            return self._routed(tokens, route, block)
         if runs is None:
             if self.last:
                 return proceed(leave(tokens, route, (1, self.side, self.side)))
-            if self.shortcut is not None:
-                tokens = enter(tokens, route, self.shortcut)
+            if self.begins is not None:
+                tokens = enter(tokens, route, self.begins)
             return self._routed(tokens, route, block)
-        assert route.chosen is not None and route.order is not None
         if self.window:
-            if self.shortcut is not None:
-                tokens = runs.enter(tokens, route.chosen, route.rest)
-            return self._routed(tokens, route, block)
-        if runs.entering is not None:
-            tokens = runs.leave(tokens, route.chosen, route.order, self.side)
+            return self._routed(self._begun(tokens, route, runs), route, block)
+        if self.ends is not None:
+            tokens = leave(tokens, route, (1, self.side, self.side))
+            runs.seen.append(updated(route))
         tokens = proceed(tokens)
-        return tokens if self.last else runs.enter(tokens, route.chosen, route.rest)
+        return tokens if self.last else self._begun(tokens, route, runs)
+
+    def _begun(self, tokens: Tensor, route: Route, runs: DenseGlobals) -> Tensor:
+        """The chosen tokens of a map [1, H, W, C] whose windowed blocks come now."""
+        assert runs.last is not None and self.begins is not None
+        route.memory = runs.last[len(runs.seen)]
+        return enter(tokens, route, self.begins)
 
     def _whole(self, tokens: Tensor, route: Route, block: BlockCall, proceed: Proceed) -> Tensor:
         """A dense frame, whose input and output of the span and of its global blocks are noted where asked for."""
         runs = route.globals
-        if route.observe and self.shortcut is not None:
+        if route.observe and self.first:
             route.seen_input = tokens
         if route.observe and self.last:
             route.seen_output = tokens
@@ -102,11 +113,11 @@ class SpanBlock:
             runs.note(tokens, block)
         if not isinstance(runs, DenseGlobals):
             return proceed(tokens)
-        if not self.window and runs.entering is not None:
-            runs.end(tokens)
+        if self.ends is not None:
+            runs.end(tokens, self.ends)
         out = proceed(tokens)
-        if self.shortcut is not None or self.inner:
-            runs.begin(tokens if self.window else out)
+        if self.begins is not None:
+            runs.begun = tokens if self.window else out
         return out
 
     def _routed(self, tokens: Tensor, route: Route, block: BlockCall) -> Tensor:
@@ -145,11 +156,14 @@ class Stage4Block:
         if route is None or stage4 is None:
             return proceed(tokens)
         if route.dense:
+            if self.first and route.observe:
+                stage4.enter(tokens)
             out = proceed(tokens)
             if self.last and route.observe:
-                stage4.seen = out
+                stage4.note(out)
             return out
         if self.first:
+            stage4.enter(tokens)
             tokens = self._change(tokens, route, stage4, block)
         else:
             assert stage4.packing is not None

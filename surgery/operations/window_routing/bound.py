@@ -22,21 +22,22 @@ from surgery.operations.window_routing.blocks import SpanBlock, Stage4Block, Sta
 from surgery.operations.window_routing.geometry import last_blocks, span_of, stage4_blocks, stage4_grid, tile_grid
 from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
 from surgery.operations.window_routing.policy import Policy, RoutedFrame, WindowState, by_evidence
+from surgery.operations.window_routing.reuse import RunMemory
 from surgery.operations.window_routing.router import budgeted
 from surgery.operations.window_routing.settings import WindowSettings
 from surgery.operations.window_routing.shortcut import Shortcut, make_shortcut
-from surgery.operations.window_routing.span import Route, SpanMemory, make_route, updated_memory, updated_tiles
+from surgery.operations.window_routing.span import Route, make_route, updated_memory, updated_tiles
 from surgery.operations.window_routing.stage4 import Stage4Route
 
 
 @dataclass(frozen=True, eq=False)
 class SpanSeen:
-    """Told to an observer after every frame: the span's input and output, [1, H, W, C] each. maps: with tiles, patch
-    embedding and outputs of the stages before the span, [1, H, W, C] each; else empty."""
+    """Told to an observer after every frame: the span's input and output, [1, H, W, C] each. runs: input and output of
+    every run of blocks that has a shortcut, [H * W, C] each."""
 
     entering: Tensor
     leaving: Tensor
-    maps: tuple[Tensor, ...]
+    runs: tuple[tuple[Tensor, Tensor], ...]
 
 
 class WindowRouter(Bound[WindowSettings]):
@@ -61,19 +62,17 @@ class WindowRouter(Bound[WindowSettings]):
         self.steps = self.grid.count
         self.policy: Policy = by_evidence
         self.shortcut: Shortcut = before.shortcut if before is not None else self._new()
-        if settings.stages.correction == "patch" and self.shortcut.corrections is None:
+        if len(self.shortcut.every) != self._runs:
             raise ModelStateError(
-                "routing.stages.correction: patch on a model whose shortcut was made without corrections; call "
-                "sparsify with this recipe"
+                f"routing.stages.globals: {settings.stages.globals} needs {self._runs} shortcuts, this model has "
+                f"{len(self.shortcut.every)}; call sparsify with this recipe"
             )
         self.learned = (host.blocks()[span.entry], "shortcut", self.shortcut)
 
     def _new(self) -> Shortcut:
         host, span = self.surgery.host, self.span
         reference = next(host.blocks()[span.entry].parameters())
-        corrects = self.settings.stages.correction == "patch"
-        corrected = self.tiles.widths if self.tiles is not None and corrects else None
-        shortcut = make_shortcut(self.settings.skipped.shortcut.type, span.channels, corrected=corrected)
+        shortcut = make_shortcut(self.settings.skipped.shortcut.type, span.channels, runs=self._runs)
         return shortcut.to(reference.device, reference.dtype).train(bool(host.model.training))
 
     def role(self, index: int) -> Literal["dense", "routed", "merge"]:
@@ -88,21 +87,35 @@ class WindowRouter(Bound[WindowSettings]):
         host, span = self.surgery.host, self.span
         yield Patch("encode", self._encode)
         ends = last_blocks(host, span) if self.tiles is not None else []
-        corrections = self.shortcut.corrections if self.settings.stages.correction == "patch" else None
         for index in range(span.entry if self.tiles is not None else 0):
             level = ends.index(index) if index in ends else None
-            correction: Any = corrections[level] if corrections is not None and level is not None else None
-            gathers = index == 0 or index - 1 in ends
-            yield Patch("block", Stages12Block(gathers, level, correction, corrections is not None), index)
-        for index in range(span.entry, span.exit + 1):
-            shortcut = self.shortcut if index == span.entry else None
-            window, last = host.block_info(index).window, index == span.exit
-            yield Patch("block", SpanBlock(window, shortcut, span.side, last), index)
+            yield Patch("block", Stages12Block(index == 0 or index - 1 in ends, level), index)
+        yield from self._span_patches()
         if self.settings.stages.stage4 == "routed":
             numbers = stage4_blocks(host, span)
             for index in numbers:
                 window = host.block_info(index).window
                 yield Patch("block", Stage4Block(window, index == numbers[0], index == numbers[-1]), index)
+
+    def _span_patches(self) -> Iterator[Patch]:
+        """A run begins where the span does or, with dense global blocks, after each of them."""
+        span, dense = self.span, self.globals is DenseGlobals
+        shortcuts, running = iter(self.shortcut.every), None
+        for index in range(span.entry, span.exit + 1):
+            window, first, last = self.surgery.host.block_info(index).window, index == span.entry, index == span.exit
+            ends = running if dense and not window else None
+            begins = next(shortcuts) if (not last if dense and not window else first) else None
+            running = begins or running
+            runs = SpanBlock(window, span.side, first, last, begins, ends)
+            yield Patch("block", runs, index)
+
+    @property
+    def _runs(self) -> int:
+        """Runs of blocks that have a shortcut."""
+        if self.globals is not DenseGlobals:
+            return 1
+        windows = [self.surgery.host.block_info(index).window for index in self.span.routed]
+        return sum(not window for window in windows) + bool(windows[0])
 
     def _encode(self, context: FrameContext, pixels: Tensor, proceed: Callable[[], Any]) -> Any:
         """Ask what there is to see, run, choose windows where the first block wants them, remember."""
@@ -136,8 +149,9 @@ class WindowRouter(Bound[WindowSettings]):
             del context.records[settings.type]
         assert route is not None
         if observer is not None and route.seen_input is not None and route.seen_output is not None:
-            maps = route.tiles.maps if route.tiles is not None else None
-            observer.noted(SpanSeen(route.seen_input, route.seen_output, tuple(maps or ())))
+            whole = ((route.seen_input.flatten(0, 2), route.seen_output.flatten(0, 2)),)
+            runs = tuple(route.globals.passes or ()) if isinstance(route.globals, DenseGlobals) else whole
+            observer.noted(SpanSeen(route.seen_input, route.seen_output, runs))
         self._remember(route, frame)
         self._note(frame)
         return features
@@ -170,7 +184,8 @@ class WindowRouter(Bound[WindowSettings]):
         settings = self.settings
         memory = state.span if settings.remembers_span else None
         published = settings.skipped.padding == "published"
-        route = make_route(self.grid, windows, device, memory, published, not self.shortcut.pointwise)
+        packed = not self.shortcut.pointwise
+        route = make_route(self.grid, windows, device, memory, published, packed, settings.skipped.temporal)
         if self.tiles is not None and state.tiles is not None:
             pieces = self._early(len(windows), self.tiles.count)
             route.tiles = self.tiles.route(windows, device, state.tiles, urgency, pieces)
@@ -194,9 +209,11 @@ class WindowRouter(Bound[WindowSettings]):
             return make_route(grid, range(grid.count), device, None, published_padding=True)
         route = Route(dense=True, observe=watched or (settings.approximate and settings.skipped.temporal))
         if settings.approximate:
-            route.tiles = self.tiles.watch(watched) if self.tiles is not None else None
+            route.tiles = self.tiles.watch() if self.tiles is not None else None
             route.stage4 = Stage4Route() if self.stage4 is not None else None
             route.globals = self.globals() if self.globals is not None else None
+            if isinstance(route.globals, DenseGlobals) and watched:
+                route.globals.passes = []
         return route
 
     def _remember(self, route: Route, frame: RoutedFrame) -> None:
@@ -209,7 +226,7 @@ class WindowRouter(Bound[WindowSettings]):
                 elif settings.remembers_span and settings.approximate:
                     state.span = updated_memory(route, self.shortcut, self.grid)
         if route.stage4 is not None and route.stage4.seen is not None:
-            state.stage4 = route.stage4.seen.contiguous()
+            state.stage4 = route.stage4.seen
         if route.globals is not None:
             state.globals = tuple(route.globals.seen)
         frame.remember(None if frame.windows is None else route.chosen)
@@ -254,21 +271,28 @@ class WindowRouter(Bound[WindowSettings]):
             state.tiles = self.tiles.blank(self.span.channels, device, dtype, extra)
             urgency = torch.zeros(self.tiles.count, device=device) if extra else None
         elif settings.remembers_span:
-            still = torch.zeros(self.grid.tokens, self.span.channels, device=device, dtype=dtype)
-            state.span = SpanMemory(still, still)
+            state.span = self._blank_run(device, dtype)
         if self.stage4 is not None:
             state.stage4 = self.stage4.blank(device, dtype)
-        state.globals = tuple(torch.zeros(shape, device=device, dtype=dtype) for shape in self._global_shapes())
+        state.globals = self._blank_globals(device, dtype)
         context.records[settings.type] = self.route(state, windows, device, urgency)
         context.provide(ComputedWindows(self.grid, tuple(windows)))
 
-    def _global_shapes(self) -> list[tuple[int, ...]]:
-        """Of `WindowState.globals`."""
-        channels, infos = self.span.channels, [self.surgery.host.block_info(index) for index in self.span.routed]
-        heads = [info.heads for info in infos if not info.window]
+    def _blank_run(self, device: torch.device, dtype: torch.dtype) -> RunMemory:
+        still = torch.zeros(self.grid.tokens, self.span.channels, device=device, dtype=dtype)
+        return RunMemory(still, still)
+
+    def _blank_globals(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor | RunMemory, ...]:
+        """`WindowState.globals` of zeros."""
         if self.globals is DenseGlobals:
-            return [(self.grid.tokens, channels)] * (len(heads) + bool(infos[0].window))
-        return [(self.grid.tokens, 2, each, channels // each) for each in heads]
+            return tuple(self._blank_run(device, dtype) for _ in range(self._runs))
+        tokens, channels, infos = (
+            self.grid.tokens,
+            self.span.channels,
+            map(self.surgery.host.block_info, self.span.routed),
+        )
+        heads = [info.heads for info in infos if not info.window]
+        return tuple(torch.zeros(tokens, 2, each, channels // each, device=device, dtype=dtype) for each in heads)
 
     def kind(self, context: FrameContext, part: Part, fixed: bool) -> tuple[Any, ...]:
         """See `Bound.kind`."""

@@ -2,19 +2,19 @@
 
 Between the span's windowed blocks lie global ones. Packed, they attend among the chosen tokens only, as published.
 Cached, queries are of the chosen tokens, keys and values of all, those of skipped windows as they were last computed.
-Dense, they run for every token: what the windowed blocks between two of them would add to a skipped token is what they
-added when its window was last computed.
+Dense, they run for every token, and the windowed blocks between two of them are a run of their own, see `reuse`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from surgery.core.seams import BlockCall
 from surgery.core.windows import Packing
+from surgery.operations.window_routing.reuse import RunMemory, noted
+from surgery.operations.window_routing.shortcut import Shortcut
 
 
 @dataclass(eq=False)
@@ -50,39 +50,22 @@ class GlobalRoute:
 class DenseGlobals:
     """The runs of windowed blocks between global ones, of one frame.
 
-    last: what each run added to every token, [H * W, C], where its window was last computed; None on a dense frame.
-    seen: the same of this frame, run after run. entering: [H * W, C] of the whole map, or [N, C] of the chosen tokens,
-    what the run in progress was given. skipped: [M, C], what it gives for the other tokens.
+    last: what the video remembers of every run; None on a dense frame. seen: the same after this frame, run after run.
+    begun: [1, H, W, C], what the run in progress of a dense frame was given. passes: what every run was given and gave,
+    [H * W, C] each, for a watcher only.
     """
 
-    last: tuple[Tensor, ...] | None = None
-    seen: list[Tensor] = field(default_factory=list)
-    entering: Tensor | None = None
-    skipped: Tensor | None = None
+    last: tuple[RunMemory, ...] | None = None
+    seen: list[RunMemory] = field(default_factory=list)
+    begun: Tensor | None = None
+    passes: list[tuple[Tensor, Tensor]] | None = None
 
-    def begin(self, feature_map: Tensor) -> None:
-        """A run of a dense frame is given the whole map [1, H, W, C]."""
-        self.entering = feature_map.reshape(-1, feature_map.shape[-1])
-
-    def end(self, feature_map: Tensor) -> None:
-        """It gave this."""
-        assert self.entering is not None
-        self.seen.append(feature_map.reshape(self.entering.shape) - self.entering)
-
-    def enter(self, feature_map: Tensor, chosen: Tensor, rest: Tensor | None) -> Tensor:
-        """The map [1, H, W, C] -> chosen tokens [1, N, 1, C]. chosen, rest: int64, their places and the others'."""
-        assert self.last is not None
-        flat = feature_map.reshape(-1, feature_map.shape[-1])
-        self.entering, self.skipped = flat.index_select(0, chosen), None
-        if rest is not None:
-            last = self.last[len(self.seen)]
-            self.skipped = flat.index_select(0, rest) + last.index_select(0, rest).to(flat.dtype)
-        return self.entering[None, :, None]
-
-    def leave(self, tokens: Tensor, chosen: Tensor, order: Tensor, side: int) -> Tensor:
-        """Chosen tokens [1, N, 1, C] -> the whole map [1, side, side, C]. order: see `Route`."""
-        assert self.last is not None and self.entering is not None
-        now, last = tokens[0, :, 0], self.last[len(self.seen)]
-        self.seen.append(last.index_copy(0, chosen, (now - self.entering).to(last.dtype)))
-        merged = now if self.skipped is None else torch.cat([now, self.skipped.to(now.dtype)])
-        return merged.index_select(0, order).reshape(1, side, side, -1)
+    def end(self, feature_map: Tensor, shortcut: Shortcut) -> None:
+        """The run in progress of a dense frame, if any, gave this map [1, H, W, C]."""
+        if self.begun is None:
+            return
+        entering = self.begun.reshape(-1, self.begun.shape[-1])
+        leaving, self.begun = feature_map.reshape(entering.shape), None
+        self.seen.append(noted(entering, leaving, shortcut(entering)))
+        if self.passes is not None:
+            self.passes.append((entering, leaving))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from surgery.core.session import State
 from surgery.core.values import tensors
 from surgery.core.windows import WindowGrid
 from surgery.operations.window_routing import router as rules
+from surgery.operations.window_routing.reuse import RunMemory
 from surgery.operations.window_routing.settings import WindowSettings
-from surgery.operations.window_routing.span import SpanMemory, renewed_picture
+from surgery.operations.window_routing.span import renewed_picture
 from surgery.operations.window_routing.tiles import TileGrid, TileMemory, piece_urgency
 
 
@@ -25,8 +27,8 @@ class WindowState(State):
     """What a video remembers of its windows.
 
     since_dense: routed frames since a dense one. ages: frames since each window was computed. lost: objects whose last
-    known score was <= 0. span, tiles: what skipped windows return, as the recipe's span asks. stage4: [1, H, W, C]
-    output of stage 4, every window when last computed, where stage 4 is routed. globals: see `GlobalRoute.last` and
+    known score was <= 0. span, tiles: what skipped windows return, as the recipe's span asks. stage4:
+    of stage 4, where it is routed. globals: see `GlobalRoute.last` and
     `DenseGlobals.last`, where they are kept. thumbnail: [3, 32, 32] of the last frame. seen: [3, H, W] picture of every
     token when its window was computed.
     """
@@ -34,10 +36,10 @@ class WindowState(State):
     since_dense: int = 0
     ages: list[int] = field(default_factory=list)
     lost: set[int] = field(default_factory=set)
-    span: SpanMemory | None = None
+    span: RunMemory | None = None
     tiles: TileMemory | None = None
-    stage4: Tensor | None = None
-    globals: tuple[Tensor, ...] | None = None
+    stage4: RunMemory | None = None
+    globals: tuple[Any, ...] | None = None
     thumbnail: Tensor | None = None
     seen: Tensor | None = None
 

@@ -86,15 +86,11 @@ class StageSettings(Fields):
         description="with tiles: share of the map that passes the blocks before the span, as much more as a frame has "
         "windows above the budget",
     )
-    correction: Literal["none", "patch"] = Field(
-        "none",
-        description="with tiles: `patch` lets reused maps of stages 1 and 2 follow the patch embedding (fitted)",
-    )
     globals: Literal["packed", "cached", "dense"] = Field(
         "packed",
         description="inner global blocks: computed windows attend among themselves (`packed`, as published) or to all "
         "tokens, skipped ones as last computed (`cached`); or these blocks run for all tokens (`dense`, with the span "
-        "as `stage3`, and without a shortcut); the last two need `skipped.temporal`",
+        "as `stage3`, and a shortcut for every run of blocks between them); the last two need `skipped.temporal`",
     )
     stage4: Literal["dense", "routed"] = Field(
         "dense",
@@ -103,12 +99,8 @@ class StageSettings(Fields):
 
     @model_validator(mode="after")
     def _tiles_have_more(self) -> StageSettings:
-        for setting, asked in (
-            (f"early: {self.early:g}", self.early > 0),
-            (f"correction: {self.correction}", self.correction != "none"),
-        ):
-            if asked and self.span != "tiles":
-                raise ValueError(f"{setting} needs span: tiles (with span: stage3 the whole map passes)")
+        if self.early and self.span != "tiles":
+            raise ValueError(f"early: {self.early:g} needs span: tiles (with span: stage3 the whole map passes)")
         return self
 
 
@@ -165,7 +157,7 @@ class WindowSettings(Operation):
             for group, names in {
                 "object": ("saliency_mass", "score_gate", "dilation", "motion", "candidates"),
                 "skipped": ("temporal", "shortcut", "padding"),
-                "stages": ("span", "early", "correction", "stage4"),
+                "stages": ("span", "early", "stage4"),
             }.items()
             for name in names
         }
@@ -174,7 +166,7 @@ class WindowSettings(Operation):
     @property
     def uses_shortcut(self) -> bool:
         """Whether skipped windows are given anything but their last output."""
-        return self.stages.globals != "dense" and (self.stages.span == "stage3" or self.stages.early > 0)
+        return self.stages.span == "stage3" or self.stages.early > 0
 
     @property
     def remembers_span(self) -> bool:
@@ -194,6 +186,7 @@ class WindowSettings(Operation):
             ("globals: dense", stages.globals == "dense", whole, "of a skipped tile there is no token to run for"),
             ("stage4: routed", stages.stage4 == "routed", memory, "a skipped window has nothing but its last output"),
             (f"budget: {self.budget:g}", self.budget < 1.0, memory, "windows of the object are skipped as well"),
+            ("globals: dense", stages.globals == "dense", pointwise, "runs of blocks are corrected token by token"),
             (f"early: {stages.early:g}", stages.early > 0, pointwise, "extra pieces are corrected token by token"),
         ):
             if asked and not met:

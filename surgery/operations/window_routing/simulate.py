@@ -19,6 +19,7 @@ from surgery.core.frame import FrameContext
 from surgery.core.observer import Prediction, Simulation
 from surgery.operations.window_routing import router as rules
 from surgery.operations.window_routing.bound import SpanSeen, WindowRouter
+from surgery.operations.window_routing.matching import normed, reused_map
 from surgery.operations.window_routing.policy import Seen, WindowState, by_rules
 from surgery.operations.window_routing.settings import WindowSettings
 
@@ -83,7 +84,7 @@ class WindowSimulation(Simulation):
 
     def start(self) -> None:
         """See `Simulation.start`."""
-        self._past: deque[tuple[dict[str, Tensor], Tensor]] = deque(maxlen=DEEPEST)
+        self._past: deque[tuple[dict[str, Tensor], Tensor, Tensor]] = deque(maxlen=DEEPEST)
         self._picture: Tensor | None = None
         self._small: Tensor | None = None
         self._facts: _Facts | None = None
@@ -128,13 +129,18 @@ class WindowSimulation(Simulation):
         assert self._picture is not None
         inputs, output = what.entering.flatten(0, 2), what.leaving.flatten(0, 2).to(torch.float32)
         variance = output.var(0).mean().clamp_min(1e-12)
-        changes = {way: self._old(way, inputs, output) for way in self._ways}
+        changes, now = {way: self._old(way, inputs, output) for way in self._ways}, normed(inputs.to(torch.float32))
         for way, change in changes.items():
             self._errors[way] = [
-                self._by_window((change - past[0][way]).pow(2).mean(-1) / variance) for past in reversed(self._past)
+                self._by_window((change - self._reused(past[0][way], past[2], now)).pow(2).mean(-1) / variance)
+                for past in reversed(self._past)
             ]
             self._levels[way] = self._by_window(change.pow(2).mean(-1) / variance)
-        self._past.append((changes, self._picture))
+        self._past.append((changes, self._picture, now))
+
+    def _reused(self, change: Tensor, then: Tensor, now: Tensor) -> Tensor:
+        """`change` of an earlier frame, whose normed input was `then`, as this frame reuses it."""
+        return reused_map(self._grid, now, then, change) if self._router.settings.skipped.temporal else change
 
     def _old(self, way: str, inputs: Tensor, output: Tensor) -> Tensor:
         """What of the span's output a skipped window would have as it last was, [H * W, C]; see `way_of`.

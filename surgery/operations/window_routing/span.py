@@ -9,6 +9,7 @@ windowed attention pads them exactly as Hiera does: zeros after the first norm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,20 +21,11 @@ from surgery.core.early import sent
 from surgery.core.values import rebuilt, tensors
 from surgery.core.windows import Packing, WindowGrid
 from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
+from surgery.operations.window_routing.matching import Matching, matching, normed
+from surgery.operations.window_routing.reuse import RunMemory, noted
 from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.operations.window_routing.stage4 import Stage4Route
 from surgery.operations.window_routing.tiles import TileMemory, TileRoute
-
-
-@dataclass(eq=False)
-class SpanMemory:
-    """What a video remembers of the span (temporal shortcut): per token, when its window was last computed.
-
-    output: [H * W, C] span output then; branch: [H * W, C] shortcut output then.
-    """
-
-    output: Tensor
-    branch: Tensor
 
 
 @dataclass(eq=False)
@@ -42,6 +34,7 @@ class Route:
 
     On a `dense` frame the stock blocks run and only the span's input and output are noted (when `observe` asks for
     them). Compiled graphs guard on the plain attributes, so none of them may change with the choice of windows.
+    memory: of the run in progress. matching: of skipped windows, where they reuse anything.
     tiles: the routing of the blocks before the span, which then also says what skipped windows return. stage4: the
     routing of stage 4, or None where it runs whole. globals: what the inner global blocks do with the others, or None
     where they know the chosen tokens only.
@@ -55,11 +48,13 @@ class Route:
     rest_packing: Packing | None = None
     order: Tensor | None = None
     real: Tensor | None = None
-    memory: SpanMemory | None = None
+    memory: RunMemory | None = None
+    matching: Matching | None = None
     seen_input: Tensor | None = None
     seen_output: Tensor | None = None
     skipped: Tensor | None = None
     chosen_branch: Tensor | None = None
+    chosen_entering: Tensor | None = None
     tiles: TileRoute | None = None
     stage4: Stage4Route | None = None
     globals: GlobalRoute | DenseGlobals | None = None
@@ -95,16 +90,21 @@ class Route:
             indices += [packing.ids, packing.slots, packing.filling]
         if tiles is not None:
             indices += [tiles.pieces, tiles.tokens, tiles.order, tiles.lines]
+            indices += [(each.packing.ids, each.own, each.places) for each in tiles.matching.values()]
         if stage4 is not None:
             indices.append(stage4.chosen)
+            if stage4.matching is not None:
+                indices += [stage4.matching.own, stage4.matching.places, stage4.matching.packing.ids]
+        if self.matching is not None:
+            indices += [self.matching.own, self.matching.places]
         for tensor in tensors(indices):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
     def own(self) -> None:
         """Copy what a compiled encoder noted out of memory that its next call may use again."""
         for home, names in (
-            (self, ("seen_input", "seen_output", "chosen_branch")),
-            (self.tiles, ("kept", "latest")),
+            (self, ("seen_input", "seen_output", "chosen_branch", "chosen_entering")),
+            (self.tiles, ("kept", "now", "branch")),
             (self.stage4, ("seen",)),
             (self.globals, ("seen",)),
         ):
@@ -116,9 +116,10 @@ def make_route(
     grid: WindowGrid,
     windows: Sequence[int],
     device: torch.device,
-    memory: SpanMemory | None,
+    memory: RunMemory | None,
     published_padding: bool = False,
     with_rest_packing: bool = False,
+    reuses: bool = False,
 ) -> Route:
     """Index tensors for computing `windows` (sorted, at least one) and skipping the rest.
 
@@ -126,10 +127,11 @@ def make_route(
         grid: window geometry.
         windows: ids to compute.
         device: where the feature map lives.
-        memory: the video's span memory for the temporal shortcut, or None for the published shortcut.
+        memory: what the video remembers of the span for the temporal shortcut, or None for the published shortcut.
         published_padding: pad before the first norm and let padding take part in the residual stream, as the released
             code does for base+.
         with_rest_packing: also build the packing of skipped windows (for shortcuts that are not pointwise).
+        reuses: skipped windows reuse what they last were.
     """
     taken = set(windows)
     others = [window for window in range(grid.count) if window not in taken]
@@ -140,15 +142,19 @@ def make_route(
         real = packing.slots
         packing = Packing(packing.ids, None, grid.area)
 
+    left = sent(rest, device) if others else None
+    rest_packing = grid.packing(others, device) if (with_rest_packing or reuses) and others else None
+    where = matching(grid, rest_packing, left) if reuses and rest_packing is not None and left is not None else None
     return Route(
         dense=False,
         chosen=sent(chosen, device),
         packing=packing,
-        rest=sent(rest, device) if others else None,
-        rest_packing=grid.packing(others, device) if with_rest_packing and others else None,
+        rest=left,
+        rest_packing=rest_packing,
         order=sent(grid.back([*windows, *others]), device),
         real=real,
         memory=memory,
+        matching=where,
     )
 
 
@@ -160,18 +166,20 @@ def enter(feature_map: Tensor, route: Route, shortcut: Shortcut) -> Tensor:
     assert route.chosen is not None and route.packing is not None
     flat = feature_map.reshape(-1, feature_map.shape[-1])
     if route.tiles is not None:
-        chosen, route.skipped = route.tiles.enter(feature_map, route.chosen, route.rest, shortcut)
+        chosen, route.skipped = route.tiles.enter(feature_map, route.chosen, route.matching, shortcut)
         return chosen[None, :, None]
     chosen = flat.index_select(0, route.chosen)
     memory = route.memory
+    route.skipped = None
     if memory is not None:
         route.chosen_branch = shortcut(chosen, route.packing)
+        route.chosen_entering = normed(chosen)
     if route.rest is not None:
-        branch = shortcut(flat.index_select(0, route.rest), route.rest_packing)
+        rest = flat.index_select(0, route.rest)
+        route.skipped = shortcut(rest, route.rest_packing)
         if memory is not None:
-            change = branch - memory.branch.index_select(0, route.rest)
-            branch = memory.output.index_select(0, route.rest) + change
-        route.skipped = branch
+            assert route.matching is not None
+            route.skipped = memory.skipped(rest, route.skipped, route.matching)
     if route.real is not None:
         packed = flat.new_zeros(route.packing.ids.shape[0] * route.packing.area, flat.shape[-1])
         chosen = packed.index_copy(0, route.real, chosen)
@@ -190,8 +198,8 @@ def leave(tokens: Tensor, route: Route, feature_shape: Sequence[int]) -> Tensor:
     return merged.index_select(0, route.order).reshape(1, *feature_shape[1:3], merged.shape[-1])
 
 
-def updated_memory(route: Route, shortcut: Shortcut, grid: WindowGrid) -> SpanMemory | None:
-    """The span memory after this frame, or None when the route did not observe it.
+def updated_memory(route: Route, shortcut: Shortcut, grid: WindowGrid) -> RunMemory | None:
+    """The memory of the span after this frame, or None when the route did not observe it.
 
     Runs outside compiled regions; called once per encoded frame.
     """
@@ -199,16 +207,19 @@ def updated_memory(route: Route, shortcut: Shortcut, grid: WindowGrid) -> SpanMe
         if route.seen_input is None or route.seen_output is None:
             return None
         flat = route.seen_input.reshape(-1, route.seen_input.shape[-1])
-        branch = shortcut.whole(flat, grid)
-        return SpanMemory(route.seen_output.reshape(-1, flat.shape[-1]), branch)
+        return noted(flat, route.seen_output.reshape(flat.shape), shortcut.whole(flat, grid))
     if route.memory is None or route.seen_output is None or route.chosen_branch is None:
         return None
+    return updated(route)
+
+
+def updated(route: Route) -> RunMemory:
+    """The memory of the run that a routed frame has left."""
     assert route.chosen is not None and route.packing is not None
-    output, branch = route.memory.output, route.memory.branch
-    return SpanMemory(
-        route.packing.renewed(output, route.seen_output, route.chosen),
-        route.packing.renewed(branch, route.chosen_branch, route.chosen),
-    )
+    assert route.memory is not None and route.seen_output is not None
+    assert route.chosen_branch is not None and route.chosen_entering is not None
+    reused = route.seen_output - route.chosen_branch
+    return route.memory.renewed(route.packing, route.chosen, reused, route.chosen_entering)
 
 
 def updated_tiles(route: Route, shortcut: Shortcut, picture: Tensor | None = None) -> TileMemory:
@@ -219,27 +230,28 @@ def updated_tiles(route: Route, shortcut: Shortcut, picture: Tensor | None = Non
     """
     tiles, output = route.tiles, route.seen_output
     assert tiles is not None and output is not None
-    # Hosts return maps of any layout; one layout keeps compiled graphs from multiplying.
-    levels = tuple(level.contiguous() for level in tiles.kept if level is not None)
-    assert len(levels) == len(tiles.kept)
+    levels, last = tuple(tiles.kept), tiles.memory
     if route.dense:
-        new = TileMemory(output.reshape(-1, output.shape[-1]), levels)
+        output = output.reshape(-1, output.shape[-1])
+        branch = None
         if picture is not None and route.seen_input is not None:
-            new.branch = shortcut(route.seen_input.reshape(new.output.shape))
-            # A compiled graph would be made anew for one tensor in both places.
-            new.latest = new.branch.clone()
-            new.picture, new.ages = picture, torch.zeros(tiles.across**2, device=picture.device)
-        return new
-    last = tiles.memory
-    assert last is not None and route.chosen is not None and route.packing is not None
-    new = TileMemory(route.packing.renewed(last.output, output, route.chosen), levels)
-    if tiles.latest is None or last.branch is None or last.picture is None or last.ages is None or picture is None:
-        return new
-    assert tiles.tokens is not None and tiles.pieces is not None
-    new.latest = tiles.latest
-    new.branch = last.branch.index_copy(0, route.chosen, tiles.latest.index_select(0, route.chosen))
-    new.picture = renewed_picture(last.picture, picture, tiles.tokens)
-    new.ages = (last.ages + 1).index_fill(0, tiles.pieces, 0)
+            branch = shortcut(route.seen_input.reshape(output.shape))
+            output = output - branch
+        side = math.isqrt(output.shape[0])
+        ages = torch.zeros(tiles.across**2, device=output.device) if branch is not None else None
+        return TileMemory(RunMemory(output, tiles.compared(side)), levels, branch, picture, ages)
+    assert last is not None and tiles.now is not None and tiles.tokens is not None and tiles.pieces is not None
+    assert route.chosen is not None and route.packing is not None
+    new = TileMemory(last.span, levels)
+    if tiles.branch is not None and last.branch is not None and last.picture is not None and picture is not None:
+        assert last.ages is not None
+        branch = last.branch.index_copy(0, tiles.tokens, tiles.branch.to(last.branch.dtype))
+        chosen = branch.index_select(0, route.chosen)
+        new.branch = last.branch.index_copy(0, route.chosen, chosen)
+        output = output - chosen.to(output.dtype)
+        new.picture = renewed_picture(last.picture, picture, tiles.tokens)
+        new.ages = (last.ages + 1).index_fill(0, tiles.pieces, 0)
+    new.span = last.span.renewed(route.packing, route.chosen, output, tiles.now.index_select(0, route.chosen))
     return new
 
 

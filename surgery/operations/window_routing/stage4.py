@@ -1,4 +1,4 @@
-"""Routing of the stage after the span (stage 4): skipped windows return what they had when last computed.
+"""Routing of the stage after the span (stage 4): skipped windows reuse what they had when last computed.
 
 Every block of that stage is windowed. Its first block attends in stage-3 windows and pools 2x2 inside them; the others
 have windows half as wide on the pooled map. So a window of the stage is a stage-3 window, under the same id, and
@@ -9,6 +9,7 @@ Chosen tokens travel as in the span: [1, N, 1, C], window after window, real tok
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,33 +20,52 @@ from torch import Tensor
 from surgery.core.early import sent
 from surgery.core.windows import Packing, WindowGrid
 from surgery.errors import UnsupportedModelError
+from surgery.operations.window_routing.matching import Matching, compared, matching
+from surgery.operations.window_routing.reuse import RunMemory
 
 
 @dataclass(eq=False)
 class Stage4Route:
     """The stage of one frame: index tensors in, its output out.
 
-    chosen: int64 [N], tokens of the pooled map that are computed; packing: their windows. Both are None on a dense
-    frame, where the output is noted and nothing else. last: [1, H, W, C], the stage's output, every window as it was
-    last computed. seen: the same of this frame.
+    chosen: int64 [N], tokens of the pooled map that are computed; packing: their windows; matching: the others, None
+    where there are none; order: int64 [H * W], where every token lies among both. All are None on a dense frame, where
+    the output is noted and nothing else. last: what the video remembers of the stage; seen: the same after this frame.
+    entering: [H * W, 4 C], what tokens are matched by: the stage-3 tokens that each pools.
     """
 
     chosen: Tensor | None = None
     packing: Packing | None = None
-    last: Tensor | None = None
-    seen: Tensor | None = None
+    matching: Matching | None = None
+    order: Tensor | None = None
+    last: RunMemory | None = None
+    seen: RunMemory | None = None
+    entering: Tensor | None = None
+
+    def enter(self, feature_map: Tensor) -> None:
+        """The stage is given this map [1, H, W, C]."""
+        self.entering = compared(feature_map, 2)
+
+    def note(self, output: Tensor) -> None:
+        """On a dense frame it gave this."""
+        assert self.entering is not None
+        self.seen = RunMemory(output.reshape(-1, output.shape[-1]), self.entering)
 
     def pool(self, tokens: Tensor, packing: Packing, window: int) -> Tensor:
         """Max-pool 2x2: stage-3 tokens [1, N, 1, C] of windows of side `window` -> [1, N / 4, 1, C]."""
         return packing.by_window(tokens, _pooled, window, self.packing)
 
     def merge(self, tokens: Tensor) -> Tensor:
-        """Computed tokens [1, N, 1, C] at the end of the stage -> its whole map [1, H, W, C]."""
+        """Computed tokens [1, N, 1, C] at the end of the stage -> its whole map [1, side, side, C]."""
         assert self.last is not None and self.chosen is not None and self.packing is not None
-        channels = self.last.shape[-1]
-        last, new = self.last.reshape(-1, channels), tokens.reshape(-1, channels)
-        self.seen = self.packing.renewed(last, new, self.chosen).reshape(self.last.shape)
-        return self.seen
+        assert self.entering is not None and self.order is not None
+        last, now, new = self.last, self.entering, tokens[0, :, 0]
+        self.seen = last.renewed(self.packing, self.chosen, new, now.index_select(0, self.chosen))
+        if self.matching is not None:
+            reused = self.matching.reused(now.index_select(0, self.matching.own), last.entering, last.reused)
+            new = torch.cat([new, reused.to(new.dtype)])
+        side = math.isqrt(now.shape[0])
+        return new.index_select(0, self.order).reshape(1, side, side, -1)
 
 
 def _pooled(windows: Tensor) -> Tensor:
@@ -63,14 +83,22 @@ class Stage4Grid:
     def __init__(self, grid: WindowGrid, channels: int) -> None:
         self.grid, self.channels = grid, channels
 
-    def blank(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Last outputs of zeros: what counting operations needs."""
-        return torch.zeros(1, self.grid.height, self.grid.width, self.channels, device=device, dtype=dtype)
+    def blank(self, device: torch.device, dtype: torch.dtype) -> RunMemory:
+        """A memory of zeros: what counting operations needs."""
+        # Twice as wide as the stage before, of which it pools four.
+        widths = (self.channels, 2 * self.channels)
+        return RunMemory(*(torch.zeros(self.grid.tokens, width, device=device, dtype=dtype) for width in widths))
 
-    def route(self, windows: Sequence[int], device: torch.device, last: Tensor) -> Stage4Route:
+    def route(self, windows: Sequence[int], device: torch.device, last: RunMemory) -> Stage4Route:
         """The route of a frame that computes `windows` (sorted, at least one)."""
-        chosen = sent(self.grid.token_ids(windows), device)
-        return Stage4Route(chosen, self.grid.packing(windows, device), last)
+        grid, matched = self.grid, None
+        taken = set(windows)
+        others = [window for window in range(grid.count) if window not in taken]
+        if others:
+            matched = matching(grid, grid.packing(others, device), sent(grid.token_ids(others), device))
+        order = sent(grid.back([*windows, *others]), device)
+        chosen = sent(grid.token_ids(windows), device)
+        return Stage4Route(chosen, grid.packing(windows, device), matched, order, last)
 
 
 def halved(blocks: Sequence[tuple[int, bool]], first: int, grid: WindowGrid) -> WindowGrid:

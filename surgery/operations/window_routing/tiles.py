@@ -9,7 +9,7 @@ Pieces of skipped windows may be computed as well: where an object is, the decod
 full resolution, and the span's input there is what the shortcut corrects a skipped window with.
 
 Between blocks pieces travel as [n, s, s, C], row-major by place. At the end of a stage, whose map the decoder reads,
-the whole map goes on: computed pieces new, the others as they were last computed.
+the whole map goes on: computed pieces new, the others reuse what they had when last computed, see `matching`.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from torch import Tensor
 from surgery.core.constants import constant, steps
 from surgery.core.early import sent
 from surgery.core.evidence import widened
-from surgery.core.windows import WindowGrid
+from surgery.core.windows import Packing, WindowGrid
 from surgery.errors import UnsupportedModelError
+from surgery.operations.window_routing.matching import Matching, compared, matching
+from surgery.operations.window_routing.reuse import RunMemory
 from surgery.operations.window_routing.router import AGE_WEIGHT
-from surgery.operations.window_routing.shortcut import Shortcut, StageCorrection
+from surgery.operations.window_routing.shortcut import Shortcut
 
 
 @dataclass(eq=False)
 class TileMemory:
     """What a video remembers of its tiles.
 
-    output: [H * W, C] span output of every token when its window was last computed. levels: [1, H_i, W_i, C_i] output
-    of every stage that ends before the span, each piece as last computed, less what its correction then made of its
-    input. branch, latest: [H * W, C] what the shortcut made of every token's span input when its window was last
-    computed, and when its piece was; None without extra pieces. picture: fp32 [3, H, W], the frame as it was when each
-    token's piece was last computed; ages: fp32 [P], frames since; both None without extra pieces.
+    span: of the span, every token when its window was computed; matched by the last stage's output under the token.
+    levels: of every stage that ends before the span, [H_i * W_i, C_i], every token when its piece was computed. With
+    extra pieces, else None: branch, [H * W, C], what the shortcut then made of every token's span input; picture: fp32
+    [3, H, W], the frame when each token's piece was computed; ages: fp32 [P], frames since.
     """
 
-    output: Tensor
-    levels: tuple[Tensor, ...]
+    span: RunMemory
+    levels: tuple[RunMemory, ...]
     branch: Tensor | None = None
-    latest: Tensor | None = None
     picture: Tensor | None = None
     ages: Tensor | None = None
 
@@ -57,30 +57,25 @@ class TileRoute:
 
     across: pieces on a side of the map. pieces: int64 [n], rising ids `row * across + column` of those that are
     computed; None on a dense frame, where outputs are noted and nothing else. lines: int64 [n, s] by s, the side of a
-    piece in tokens of a map: which lines of s tokens are the pieces'. tokens: int64 [n * s * s], their span tokens.
-    order: int64 [N], where the span's chosen tokens lie among `tokens`; None when the span is entered with a
-    whole map. memory: see `TileMemory`. kept: stage outputs of this frame, less what their corrections made of their
-    input. entering: [1, H, W, C], what the stage in progress was given. latest: see `TileMemory`, of this frame. maps:
-    patch embedding and stage outputs of a dense frame, for a watcher only.
+    piece in tokens of a map: which lines of s tokens are the pieces'. matching: by s likewise, of the other pieces;
+    empty where there are none. tokens: int64 [n * s * s], span tokens of the pieces. order: int64 [N], where the span's
+    chosen tokens lie among `tokens`; None when the span is entered with a whole map. memory: see `TileMemory`. kept:
+    `TileMemory.levels` after this frame. entering: [1, H, W, C], what the stage in progress was given. now: [H * W, D],
+    what the span's tokens are matched by. branch: [n * s * s, C], the shortcut's output for `tokens`, where there are
+    extra pieces.
     """
 
     across: int
     pieces: Tensor | None = None
     lines: dict[int, Tensor] = field(default_factory=dict)
+    matching: dict[int, Matching] = field(default_factory=dict)
     tokens: Tensor | None = None
     order: Tensor | None = None
     memory: TileMemory | None = None
-    latest: Tensor | None = None
+    kept: list[RunMemory] = field(default_factory=list)
     entering: Tensor | None = None
-    kept: list[Tensor | None] = field(default_factory=list)
-    maps: list[Tensor] | None = None
-
-    def start(self, embedding: Tensor, corrected: bool) -> None:
-        """The patch embedding [1, H, W, C] goes in; `corrected`: corrections will want it."""
-        if corrected:
-            self.entering = embedding
-        if self.maps is not None:
-            self.maps.append(embedding)
+    now: Tensor | None = None
+    branch: Tensor | None = None
 
     def gather(self, feature_map: Tensor) -> Tensor:
         """The computed pieces of a map: [1, H, W, C] -> [n, s, s, C] with s = H / across."""
@@ -88,41 +83,49 @@ class TileRoute:
         lines = feature_map.reshape(-1, side * channels)
         return lines.index_select(0, self.lines[side].flatten()).reshape(-1, side, side, channels)
 
-    def merge(self, pieces: Tensor, level: int, correction: StageCorrection | None = None) -> Tensor:
+    def compared(self, side: int) -> Tensor:
+        """What tokens of a map of `side` are matched by: [side * side, D]."""
+        assert self.entering is not None
+        return compared(self.entering, self.entering.shape[1] // side)
+
+    def merge(self, pieces: Tensor, level: int) -> Tensor:
         """Computed pieces [n, s, s, C] of the stage that ends as number `level` -> its whole map [1, H, W, C]."""
         assert self.memory is not None
-        last = self.memory.levels[level].to(pieces.dtype)
-        _, side, _, channels = pieces.shape
-        where, new = self.lines[side].flatten(), pieces.reshape(-1, side * channels)
-        lines = last.reshape(-1, side * channels)
-        if correction is None or self.entering is None:
-            merged = lines.index_copy(0, where, new).reshape(last.shape)
-            self.kept[level] = merged
-        else:
-            made = correction(self.entering).to(last.dtype).reshape(lines.shape)
-            merged = (lines + made).index_copy(0, where, new).reshape(last.shape)
-            self.kept[level] = lines.index_copy(0, where, new - made.index_select(0, where)).reshape(last.shape)
-            self.entering = merged
-        return merged
+        last, side = self.memory.levels[level], pieces.shape[1]
+        whole, now = side * self.across, self.compared(side * self.across)
+        old = last.reused.to(pieces.dtype)
+        merged = kept = self._renewed(old, pieces)
+        if side in self.matching:
+            others = self.matching[side]
+            moved = others.reused(now.index_select(0, others.own), last.entering, old)
+            merged = kept.index_copy(0, others.own, moved.to(kept.dtype))
+        self.kept.append(
+            RunMemory(kept, self._renewed(last.entering.to(now.dtype), self.gather(now.reshape(1, whole, whole, -1))))
+        )
+        self.entering = merged.reshape(1, whole, whole, -1)
+        return self.entering
 
-    def note(self, feature_map: Tensor, level: int, correction: StageCorrection | None = None) -> None:
-        """Keep the output [1, H, W, C] of the stage that ends as number `level` on a dense frame."""
-        if self.maps is not None:
-            self.maps.append(feature_map)
-        kept = feature_map
-        if correction is not None and self.entering is not None:
-            kept = feature_map - correction(self.entering).to(feature_map.dtype)
-            self.entering = feature_map
-        self.kept[level] = kept
+    def _renewed(self, last: Tensor, pieces: Tensor) -> Tensor:
+        """`last` [H * W, C] with computed pieces [n, s, s, C]."""
+        _, side, _, channels = pieces.shape
+        lines, new = last.reshape(-1, side * channels), pieces.reshape(-1, side * channels)
+        return lines.index_copy(0, self.lines[side].flatten(), new).reshape(last.shape)
+
+    def note(self, feature_map: Tensor) -> None:
+        """Keep the output [1, H, W, C] of a stage that ends on a dense frame."""
+        # Hosts return maps of any layout; one layout keeps compiled graphs from multiplying.
+        flat = feature_map.reshape(-1, feature_map.shape[-1]).contiguous()
+        self.kept.append(RunMemory(flat, self.compared(feature_map.shape[1])))
+        self.entering = feature_map
 
     def enter(
-        self, feature_map: Tensor, chosen: Tensor, rest: Tensor | None, shortcut: Shortcut
+        self, feature_map: Tensor, chosen: Tensor, rest: Matching | None, shortcut: Shortcut
     ) -> tuple[Tensor, Tensor | None]:
         """The span's input and what its skipped tokens return.
 
         Args:
             feature_map: computed pieces [n, s, s, C], or the whole map [1, H, W, C] when `order` is None.
-            chosen, rest: int64 map ids of the tokens that are computed and skipped.
+            chosen: int64 [N], map ids of the tokens that are computed. rest: of the windows that are skipped.
             shortcut: pointwise; used only with extra pieces.
 
         Returns:
@@ -130,14 +133,22 @@ class TileRoute:
         """
         assert self.memory is not None and self.tokens is not None
         memory, flat = self.memory, feature_map.reshape(-1, feature_map.shape[-1])
-        if memory.latest is not None:
-            fresh = flat if self.order is not None else flat.index_select(0, self.tokens)
-            self.latest = memory.latest.index_copy(0, self.tokens, shortcut(fresh).to(memory.latest.dtype))
-        skipped = None
+        side = math.isqrt(memory.span.reused.shape[0])
+        self.now, skipped, last = self.compared(side), None, memory.branch
+        if last is not None:
+            self.branch = shortcut(flat if self.order is not None else flat.index_select(0, self.tokens))
         if rest is not None:
-            skipped = memory.output.index_select(0, rest)
-            if self.latest is not None and memory.branch is not None:
-                skipped = skipped + (self.latest.index_select(0, rest) - memory.branch.index_select(0, rest))
+            now, values = self.now.index_select(0, rest.own), memory.span.reused
+            if last is None or self.branch is None:
+                skipped = rest.reused(now, memory.span.entering, values)
+            else:
+                # Of a token in an extra piece the shortcut's output is known, of others it is reused as well.
+                both = rest.reused(now, memory.span.entering, torch.cat([values, last], -1))
+                values, last = both.tensor_split(2, -1)
+                known = self.branch.new_zeros(self.now.shape[0], 1).index_fill(0, self.tokens, 1)
+                fresh = self.branch.new_zeros(last.shape[-1]).expand(self.now.shape[0], -1)
+                fresh = fresh.index_copy(0, self.tokens, self.branch).index_select(0, rest.own)
+                skipped = values + torch.where(known.index_select(0, rest.own) > 0, fresh, last.to(fresh.dtype))
         return flat.index_select(0, chosen if self.order is None else self.order), skipped
 
 
@@ -163,24 +174,27 @@ class TileGrid:
 
     def blank(self, channels: int, device: torch.device, dtype: torch.dtype, extra: bool = False) -> TileMemory:
         """A memory of zeros, for a span of `channels`, with what extra pieces need: what counting operations needs."""
-        levels = [torch.zeros(1, side, side, width, device=device, dtype=dtype) for side, width in self.levels]
-        still = torch.zeros(self.grid.tokens, channels, device=device, dtype=dtype)
-        branch = still if extra else None
-        return TileMemory(still, tuple(levels), branch, branch)
 
-    @property
-    def widths(self) -> list[tuple[int, int]]:
-        """(side, channels) of the patch embedding, which is as wide as the first stage, and of every level."""
-        return [self.levels[0], *self.levels]
+        def still(side: int, width: int, below: tuple[int, int]) -> RunMemory:
+            compared = below[1] * (below[0] // side) ** 2
+            return RunMemory(
+                *(torch.zeros(side * side, each, device=device, dtype=dtype) for each in (width, compared))
+            )
+
+        # The patch embedding is as wide as the first stage.
+        below = [self.levels[0], *self.levels]
+        levels = tuple(still(*level, under) for level, under in zip(self.levels, below, strict=False))
+        span = still(self.grid.width, channels, below[-1])
+        return TileMemory(span, levels, torch.zeros_like(span.reused) if extra else None)
 
     @property
     def count(self) -> int:
         """Pieces of the map, P."""
         return self.across**2
 
-    def watch(self, watched: bool = False) -> TileRoute:
-        """The route of a dense frame; `watched` keeps its maps."""
-        return TileRoute(self.across, kept=[None] * len(self.levels), maps=[] if watched else None)
+    def watch(self) -> TileRoute:
+        """The route of a dense frame."""
+        return TileRoute(self.across)
 
     def route(
         self, windows: Sequence[int], device: torch.device, memory: TileMemory, urgency: Tensor | None = None,
@@ -210,10 +224,21 @@ class TileGrid:
             place = torch.empty(self.grid.tokens, dtype=torch.int64, device=device)
             place = place.index_copy(0, tokens, steps(self.grid.tokens, device)[: tokens.shape[0]])
             order = place.index_select(0, sent(self.grid.token_ids(windows), device))
-        sides = {width // self.across for width, _ in self.levels}
+        sides = sorted({width // self.across for width, _ in self.levels})
         # Not flattened: a compiled graph sees one n in all of them, where products of it would be sizes of their own.
-        lines = {each: self._lines(each, device).index_select(0, pieces) for each in sorted(sides)}
-        return TileRoute(self.across, pieces, lines, tokens, order, memory, kept=[None] * len(self.levels))
+        lines = {each: self._lines(each, device).index_select(0, pieces) for each in sides}
+        route = TileRoute(self.across, pieces, lines, tokens=tokens, order=order, memory=memory)
+        if len(pieces) < self.count:
+            taken = torch.zeros(self.count, dtype=torch.int8, device=device).index_fill(0, pieces, 1)
+            others = taken.argsort(stable=True)[: self.count - len(pieces)]
+            route.matching = {each: self._matching(each, others) for each in sides}
+        return route
+
+    def _matching(self, side: int, pieces: Tensor) -> Matching:
+        """Of pieces of `side` tokens on a map."""
+        grid = WindowGrid(side * self.across, side * self.across, side)
+        own = self._under(side, pieces.device).index_select(0, pieces).flatten()
+        return matching(grid, Packing(pieces, None, side * side), own)
 
     def _lines(self, side: int, device: torch.device) -> Tensor:
         """int64 [P, s]: a map of H rows is H * across lines of `side` tokens, `side` of them to a piece."""

@@ -15,8 +15,9 @@ from surgery.core.seams import BlockCall
 from surgery.core.session import VideoState
 from surgery.core.windows import WindowGrid
 from surgery.operations.window_routing.blocks import TYPE, SpanBlock
+from surgery.operations.window_routing.reuse import RunMemory
 from surgery.operations.window_routing.shortcut import IdentityShortcut, Shortcut, make_shortcut
-from surgery.operations.window_routing.span import Route, SpanMemory, enter, leave, make_route, updated_memory
+from surgery.operations.window_routing.span import Route, enter, leave, make_route, updated_memory
 from tests.core.geometry import few, grids_and_windows
 
 CPU = torch.device("cpu")
@@ -107,7 +108,7 @@ def test_windowed_attention_pads_with_zeros_after_the_norm(case: Case) -> None:
 # ------------------------------------------------------------------------------------------------ temporal shortcut
 
 
-def remembered(grid: WindowGrid, shortcut: Shortcut, seen: Tensor, output: Tensor) -> SpanMemory:
+def remembered(grid: WindowGrid, shortcut: Shortcut, seen: Tensor, output: Tensor) -> RunMemory:
     route = Route(dense=True, observe=True)
     route.seen_input, route.seen_output = seen, output
     memory = updated_memory(route, shortcut, grid)
@@ -117,7 +118,7 @@ def remembered(grid: WindowGrid, shortcut: Shortcut, seen: Tensor, output: Tenso
 
 @few
 @given(grids_and_windows(), st.sampled_from(["identity", "bottleneck", "ffn", "attention"]))
-def test_on_an_equal_frame_skipped_tokens_return_exactly_their_last_output(case: Case, kind: str) -> None:
+def test_on_an_equal_frame_skipped_tokens_return_their_last_output(case: Case, kind: str) -> None:
     grid, windows = case
     shortcut = make_shortcut(kind, 16)
     frame, output = feature(grid, 16), feature(grid, 16, seed=9)
@@ -125,7 +126,7 @@ def test_on_an_equal_frame_skipped_tokens_return_exactly_their_last_output(case:
     route = make_route(grid, windows, CPU, memory, with_rest_packing=not shortcut.pointwise)
     after = leave(enter(frame, route, shortcut) + 5, route, frame.shape)
     mask = chosen_mask(grid, windows)
-    assert torch.equal(after[0][~mask], output[0][~mask])
+    assert torch.allclose(after[0][~mask], output[0][~mask], atol=1e-5)
     assert torch.equal(after[0][mask], frame[0][mask] + 5)
 
 
@@ -155,20 +156,17 @@ def test_memory_keeps_what_was_skipped_and_replaces_what_was_chosen(case: Case, 
     shortcut = trained(kind, 16)
     last, now, output = feature(grid, 16), feature(grid, 16, seed=1), feature(grid, 16, seed=2)
     before = remembered(grid, shortcut, last, output)
-    kept = before.output.clone(), before.branch.clone()
+    kept = before.reused.clone()
     route = make_route(grid, windows, CPU, before, False, not shortcut.pointwise)
     tokens = enter(now, route, shortcut) + 1
     merged = leave(tokens, route, now.shape).reshape(-1, 16)
     after = updated_memory(route, shortcut, grid)
     assert after is not None
     mask = chosen_mask(grid, windows).flatten()
-    assert torch.equal(after.output[~mask], kept[0][~mask])
-    assert torch.equal(after.branch[~mask], kept[1][~mask])
-    assert torch.equal(after.output[mask], merged[mask])
-    fresh = remembered(grid, shortcut, now, output)
-    assert torch.allclose(after.branch[mask], fresh.branch[mask], atol=1e-5)
-    assert torch.equal(before.output, kept[0]), "another session may hold the old memory"
-    assert torch.equal(before.branch, kept[1])
+    assert torch.equal(after.reused[~mask], kept[~mask])
+    fresh = remembered(grid, shortcut, now, merged.reshape(now.shape))
+    assert torch.allclose(after.reused[mask], fresh.reused[mask], atol=1e-5)
+    assert torch.equal(before.reused, kept), "another session may hold the old memory"
 
 
 def test_a_route_that_was_not_observed_leaves_no_memory() -> None:

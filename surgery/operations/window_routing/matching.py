@@ -1,0 +1,117 @@
+"""Reuse that follows the picture.
+
+A skipped token reuses what blocks made of it when it was last computed; where things move, that belongs to a neighbour.
+So it is taken from where, near by, the blocks' input was most like the token's input now. That is one attention:
+queries are the inputs of skipped tokens, keys the inputs that were last computed with, values what is reused. A token
+whose input has not changed keeps its own. Nothing of it is learned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from surgery.core.constants import constant
+from surgery.core.early import sent
+from surgery.core.windows import Packing, WindowGrid
+from surgery.operations.window_routing.shortcut import NORM_EPS
+
+SHARPNESS = 40.0
+"""By how much of the mean square difference of two normed inputs the logarithm of the weight falls, halved. Twice or
+half as much changes the error on skipped tokens by a twentieth (benchmarks, "Does reuse follow the picture?")."""
+REACH = 0.3
+"""Standard deviation of how far things are taken to move, in windows."""
+STILL = 0.02
+"""Mean square difference of normed inputs at which a token's own weighs exp(-1), and what has moved the rest."""
+
+
+def compared(tokens: Tensor, pool: int = 1) -> Tensor:
+    """What tokens are matched by: map [1, H, W, C] -> [H / pool * W / pool, pool * pool * C], normed.
+
+    pool: side of the square of tokens that is compared as one.
+    """
+    _, height, width, channels = tokens.shape
+    parts = tokens.reshape(height // pool, pool, width // pool, pool, channels).transpose(1, 2)
+    return normed(parts.reshape(height // pool * (width // pool), -1))
+
+
+def normed(tokens: Tensor) -> Tensor:
+    """The same of tokens [N, C] one by one."""
+    return F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
+
+
+@dataclass(eq=False)
+class Matching:
+    """The windows of a map whose tokens ask, and where they look.
+
+    packing: of these windows. own: int64 [N], their tokens, window after window. places: int64 [n, (2 w)^2], the tokens
+    of each and those half a window around it, the map's edge repeated. far: fp32 [w * w, (2 w)^2], what distance takes
+    from the logarithm of the weight.
+    """
+
+    packing: Packing
+    own: Tensor
+    places: Tensor
+    far: Tensor
+
+    def reused(self, now: Tensor, then: Tensor, values: Tensor) -> Tensor:
+        """What the tokens reuse of `values`.
+
+        Args:
+            now: [N, C] of the tokens that ask, normed. then: [H * W, C] of all tokens, normed, which `values`
+                [H * W, D] belong to.
+
+        Returns:
+            [N, D]
+        """
+        then, values = then.to(now.dtype), values.to(now.dtype)
+        query, around = self.packing.stack(now), self.places.flatten()
+        key, value = (each.index_select(0, around).reshape(*self.places.shape, -1) for each in (then, values))
+        found = F.scaled_dot_product_attention(
+            query[:, None], key[:, None], value[:, None],
+            attn_mask=self.far.to(query.dtype), scale=SHARPNESS / query.shape[-1],
+        )  # fmt: skip
+        change = (now - then.index_select(0, self.own)).square().mean(-1, keepdim=True)
+        moved = self.packing.flatten(found[:, 0])
+        return moved + (-change / STILL).exp() * (values.index_select(0, self.own) - moved)
+
+
+def matching(grid: WindowGrid, packing: Packing, own: Tensor) -> Matching:
+    """Of the windows of `grid` that `packing` packs, whose tokens are `own`."""
+    device = packing.ids.device
+    return Matching(packing, own, _around(grid, device).index_select(0, packing.ids), _far(grid.window, device))
+
+
+def reused_map(grid: WindowGrid, now: Tensor, then: Tensor, values: Tensor) -> Tensor:
+    """`Matching.reused` for every token of a map: now, then [H * W, C] normed, values [H * W, D] -> [H * W, D]."""
+    every, device = range(grid.count), now.device
+    own, back = (sent(each, device) for each in (grid.token_ids(every), grid.back(every)))
+    found = matching(grid, grid.packing(every, device), own)
+    return found.reused(now.index_select(0, own), then, values).index_select(0, back)
+
+
+def _around(grid: WindowGrid, device: torch.device) -> Tensor:
+    """`Matching.places` of all windows."""
+
+    def line(index: int, size: int) -> Tensor:
+        start = index * grid.window - grid.window // 2
+        return torch.arange(start, start + 2 * grid.window).clamp(0, size - 1)
+
+    def make() -> Tensor:
+        rows = [line(index, grid.height) * grid.width for index in range(grid.rows)]
+        columns = [line(index, grid.width) for index in range(grid.cols)]
+        return torch.stack([(row[:, None] + column).flatten() for row in rows for column in columns])
+
+    return constant(("around", grid.height, grid.width, grid.window), device, make)
+
+
+def _far(window: int, device: torch.device) -> Tensor:
+    def make() -> Tensor:
+        here, there = torch.arange(window)[:, None], torch.arange(2 * window) - window // 2
+        apart = ((here - there) / window).square() / (2 * REACH**2)
+        return -(apart[:, None, :, None] + apart[None, :, None, :]).reshape(window * window, -1)
+
+    return constant(("far", window), device, make)
