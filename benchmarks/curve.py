@@ -46,14 +46,12 @@ OURS = {
     )
 }  # fmt: skip
 NONE = {
-    "routing.stages.span": "stage3", "routing.stages.early": 0.0, "routing.stages.correction": "none",
-    "routing.stages.stage4": "dense",
+    "routing.stages.span": "stage3", "routing.stages.early": 0.0, "routing.stages.stage4": "dense",
     "routing.object.motion": 0.0, "queries.budget": 1.0, "retrieval.keep": 1.0, "retrieval.keep_conditioning": 1.0,
 }  # fmt: skip
 STEPS: list[tuple[str, dict[str, Any]]] = [
     ("stage-3 routing, temporal shortcut", {}),
     ("(a) tiles from the first block", {"routing.stages.span": "tiles"}),
-    ("(e) corrected from the patch embedding", {"routing.stages.correction": "patch"}),
     ("extra early pieces where objects are", {"routing.stages.early": 0.45}),
     ("(d) object-motion margin", {"routing.object.motion": 1.0}),
     ("(f) stage 4 routed", {"routing.stages.stage4": "routed"}),

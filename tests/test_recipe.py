@@ -216,7 +216,6 @@ def test_published_padding_refuses_the_temporal_shortcut() -> None:
         ({"stages": {"stage4": "routed"}}, "stage4: routed needs skipped.temporal: true"),
         ({"budget": 0.5}, "budget: 0.5 needs skipped.temporal: true"),
         ({"stages": {"early": 0.5}}, "stages: early: 0.5 needs span: tiles"),
-        ({"stages": {"correction": "patch"}}, "stages: correction: patch needs span: tiles"),
     ],
 )
 def test_what_a_setting_needs_is_told(fields: dict[str, Any], words: str) -> None:

@@ -26,8 +26,7 @@ SHIPPED = [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "benchmarks" / "recipes"
 ADAPTERS = sorted([*ROOT.glob("adapters/*/recipe.yaml"), *Path(__file__).parent.glob("adapters/*/recipe.yaml")])
 VALUES: dict[str, Any] = {
     "saliency_mass": 0.6, "score_gate": 1.5, "dilation": 7, "motion": 2.0, "candidates": "best", "temporal": True,
-    "padding": "published", "shortcut": {"type": "ffn"}, "span": "tiles", "early": 0.5, "correction": "patch",
-    "stage4": "routed",
+    "padding": "published", "shortcut": {"type": "ffn"}, "span": "tiles", "early": 0.5, "stage4": "routed",
 }  # fmt: skip
 """A value that is not the default, for every field that moved."""
 
@@ -54,7 +53,7 @@ def test_every_shipped_recipe_has_its_old_spelling() -> None:
     later = {"cpu", "streaming"}
     routed = {path.stem for path in SHIPPED if entry(path) or path.stem in OLD}
     assert routed - later == set(OLD) == set(NEW)
-    assert set(VALUES) == set(SparseWindowRouting.moved)
+    assert {*VALUES, "correction"} == set(SparseWindowRouting.moved)
 
 
 @pytest.mark.parametrize("name", OLD)
@@ -82,7 +81,7 @@ def test_the_recipe_of_an_adapter_means_what_it_says(path: Path) -> None:
 @pytest.mark.parametrize("name", VALUES)
 def test_a_field_is_read_at_its_old_place(name: str) -> None:
     place, value = SparseWindowRouting.moved[name], VALUES[name]
-    company = {"temporal": True, "span": "tiles"} if name in ("span", "early", "correction", "stage4") else {}
+    company = {"temporal": True, "span": "tiles"} if name in ("span", "early", "stage4") else {}
     made = SparseWindowRouting(**{**company, name: value})
     assert made != SparseWindowRouting(**{**company, name: at(SparseWindowRouting(), place)})
     group, field = place.split(".")
@@ -96,6 +95,12 @@ def test_a_field_is_read_at_its_old_place(name: str) -> None:
             {f"routing.{place}{leaf.removeprefix(name)}": value}
         ))
     )  # fmt: skip
+
+
+def test_a_correction_of_reused_stages_is_read_and_forgotten() -> None:
+    made = SparseWindowRouting(temporal=True, span="tiles")
+    assert made == SparseWindowRouting(temporal=True, span="tiles", correction="patch")
+    assert made == SparseWindowRouting(skipped={"temporal": True}, stages={"span": "tiles", "correction": "patch"})
 
 
 def test_both_spellings_may_be_mixed_but_not_for_one_field() -> None:

@@ -176,7 +176,7 @@ def test_objects_of_a_frame_share_nothing_in_compiled_memory_attention(host: str
 
 @pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
 def test_early_pieces_and_stage4_have_bounded_graphs(windows: tuple[int, ...]) -> None:
-    operation = SparseWindowRouting(temporal=True, span="tiles", early=0.6, correction="patch", stage4="routed")
+    operation = SparseWindowRouting(temporal=True, span="tiles", early=0.6, stage4="routed")
     plain, driver = make("sam2", windows), make("sam2", windows)
     surgery.sparsify(plain.model, recipe(operation))
     surgery.sparsify(driver.model, recipe(operation), compile=eager("encoder"))

@@ -194,10 +194,11 @@ def test_what_a_run_of_blocks_added_is_added_again(host: str) -> None:
     inner = sum(not host_view.block_info(index).window for index in span.routed)
     assert len(after) == inner + 1
     computed = torch.from_numpy(router_of(driver.model).grid.token_ids([5, 6]))
-    others = torch.ones(len(after[0]), dtype=torch.bool).index_fill(0, computed, False)
+    others = torch.ones(len(after[0].reused), dtype=torch.bool).index_fill(0, computed, False)
     for one, other in zip(before, after, strict=True):
-        assert torch.equal(one[others], other[others])
-        assert not torch.equal(one[computed], other[computed])
+        for kept, renewed in ((one.reused, other.reused), (one.entering, other.entering)):
+            assert torch.equal(kept[others], renewed[others])
+            assert not torch.equal(kept[computed], renewed[computed])
 
 
 def test_calibration_tells_the_kinds_apart(host: str) -> None:

@@ -1,20 +1,16 @@
-"""Tiles with extra early pieces, corrected stages and a motion margin, on either host."""
+"""Tiles with extra early pieces and a motion margin, on either host."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 import surgery
-from surgery.adapters import read_adapter
-from surgery.errors import AdapterMismatchError
-from surgery.hosts import view_of
+from surgery.operations.window_routing.policy import WindowState
 from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.recipe import Recipe
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
@@ -24,7 +20,6 @@ from tests.hosts.test_compile import graphs_compiled
 from tests.hosts.test_tiles import STAGE3, TILES, dense_memory, routed
 
 EARLY = TILES.with_overrides(["routing.early=0.5"])
-CORRECTED = EARLY.with_overrides(["routing.correction=patch"])
 both_paddings = pytest.mark.parametrize("windows", [UNPADDED, PADDED], ids=["unpadded", "padded"])
 
 
@@ -38,7 +33,7 @@ def shortcut_of(driver: Driver) -> Shortcut:
 
 
 def cut(host: str, recipe: Recipe, windows: tuple[int, ...] = UNPADDED) -> Driver:
-    """A small model whose shortcut and corrections do something, the same for every recipe."""
+    """A small model whose shortcut does something, the same for every recipe."""
     driver = make(host, windows)
     surgery.sparsify(driver.model, recipe)
     with torch.no_grad():
@@ -54,15 +49,18 @@ def same_shortcut(driver: Driver, other: Driver) -> None:
 
 
 @both_paddings
-def test_with_all_pieces_early_tiles_are_stage3_routing(host: str, windows: tuple[int, ...]) -> None:
-    """The whole map then reaches the span, and skipped windows are corrected from it alike."""
-    whole = cut(host, TILES.with_overrides(["routing.early=1.0"]), windows)
-    other = cut(host, STAGE3, windows)
-    same_shortcut(other, whole)
-    for forced in ([0, 2], [1], [3, 4, 5]):
-        for driver in (whole, other):
-            force(driver.model, forced)
-        close(whole.track(video(6)), other.track(video(6)), 5e-5)
+@torch.no_grad()
+def test_with_all_pieces_early_the_first_stages_are_stock(host: str, windows: tuple[int, ...]) -> None:
+    """The whole map then reaches the span, as with stage3."""
+    driver = cut(host, TILES.with_overrides(["routing.early=1.0"]), windows)
+    router, (before, now) = router_of(driver.model), (video(2)[:1], video(2, seed=4)[1:])
+    memory = dense_memory(driver, before)
+    memory.branch = torch.zeros_like(memory.span.reused)
+    assert router.tiles is not None
+    urgency = torch.zeros(router.tiles.count)
+    route = router.route(WindowState(tiles=memory), [1], now.device, urgency)
+    for found, stock in zip(levels_of(driver.model, now, route)[:2], levels_of(driver.model, now)[:2], strict=True):
+        assert torch.equal(found, stock)
 
 
 def test_extra_pieces_change_what_skipped_windows_return(host: str) -> None:
@@ -75,23 +73,10 @@ def test_extra_pieces_change_what_skipped_windows_return(host: str) -> None:
 
 @both_paddings
 @torch.no_grad()
-def test_a_still_picture_is_not_corrected(host: str, windows: tuple[int, ...]) -> None:
-    driver = cut(host, CORRECTED, windows)
-    corrections = shortcut_of(driver).corrections
-    assert corrections is not None
+def test_on_a_still_picture_all_is_as_it_was(host: str, windows: tuple[int, ...]) -> None:
+    driver = cut(host, TILES, windows)
     pixels = video(2)[:1]
-    memory = dense_memory(driver, pixels)
-    embedding: list[Tensor] = []
-    first = view_of(driver.model).blocks()[0]
-    hook = first.register_forward_pre_hook(lambda module, args: embedding.append(args[0]))
-    last = levels_of(driver.model, pixels)
-    hook.remove()
-    below = embedding[0]
-    kept = []
-    for level, correction in zip(memory.levels, corrections, strict=True):
-        kept.append(level - correction(below))
-        below = level
-    memory.levels = tuple(kept)
+    memory, last = dense_memory(driver, pixels), levels_of(driver.model, pixels)
     for frame, limit in ((pixels, 1e-4), (video(2, seed=4)[1:], None)):
         found = routed(driver, frame, [1], memory)
         for level in (0, 1):
@@ -100,16 +85,16 @@ def test_a_still_picture_is_not_corrected(host: str, windows: tuple[int, ...]) -
 
 
 @both_paddings
-def test_every_window_equals_stock_with_corrections(host: str, windows: tuple[int, ...]) -> None:
+def test_every_window_equals_stock_with_extra_pieces(host: str, windows: tuple[int, ...]) -> None:
     driver = make(host, windows)
     stock = driver.track(video(5))
-    surgery.sparsify(driver.model, CORRECTED)
+    surgery.sparsify(driver.model, EARLY)
     force(driver.model, range(router_of(driver.model).grid.count))
     close(driver.track(video(5)), stock, 5e-5)
 
 
 def test_sessions_apart_and_copies_alike(host: str) -> None:
-    driver = cut(host, CORRECTED.with_overrides(["routing.motion=2.0", "routing.budget=0.25", "routing.fill=true"]))
+    driver = cut(host, EARLY.with_overrides(["routing.motion=2.0", "routing.budget=0.25", "routing.fill=true"]))
     clips = [video(7, seed) for seed in (1, 2)]
     sessions = interleaved(driver, clips)
     assert len(gather(driver, copy.deepcopy(sessions[0]), start=6)) == 1
@@ -123,7 +108,7 @@ def test_sessions_apart_and_copies_alike(host: str) -> None:
 @both_paddings
 def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tuple[int, ...]) -> None:
     # As many pieces on every frame as long as the windows' own fit.
-    recipe = CORRECTED.with_overrides(["routing.early=0.8"])
+    recipe = EARLY.with_overrides(["routing.early=0.8"])
     eager, compiled = cut(host, recipe, windows), cut(host, recipe, windows)
     torch._dynamo.reset()
     counter = CompileCounter()
@@ -150,30 +135,10 @@ def test_a_widened_frame_has_as_many_extra_pieces(host: str) -> None:
     assert encoder_gflop(free, widened) < encoder_gflop(within, widened)
 
 
-def test_an_adapter_carries_the_corrections(host: str, tmp_path: Path) -> None:
-    driver = cut(host, CORRECTED)
-    expected = driver.track(video(6))
-    surgery.save_adapter(driver.model, tmp_path / "a")
-    assert read_adapter(tmp_path / "a").config.stages is not None
-    fresh = make(host)
-    surgery.load_adapter(fresh.model, tmp_path / "a")
-    assert same(fresh.track(video(6)), expected)
-    plain = make(host)
-    surgery.sparsify(plain.model, EARLY, adapter=tmp_path / "a")
-    assert shortcut_of(plain).corrections is None
-    surgery.save_adapter(plain.model, tmp_path / "b")
-    assert b"stages" not in (tmp_path / "b" / "adapter_config.json").read_bytes()
-    before = plain.track(video(6))
-    with pytest.raises(AdapterMismatchError, match=r"correction: patch.*holds fitted corrections: none"):
-        surgery.sparsify(plain.model, CORRECTED, adapter=tmp_path / "b")
-    assert same(plain.track(video(6)), before)
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("routing.early=0.5", "early: 0.5 needs span: tiles"),
-        ("routing.correction=patch", "correction: patch needs span: tiles"),
         ("routing.motion=-1", "routing.motion|motion"),
     ],
 )

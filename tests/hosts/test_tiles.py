@@ -17,7 +17,9 @@ from surgery.engine import require_surgery
 from surgery.hosts import view_of
 from surgery.operations import SparseWindowRouting
 from surgery.operations.window_routing.blocks import Stages12Block
+from surgery.operations.window_routing.matching import compared
 from surgery.operations.window_routing.policy import WindowState
+from surgery.operations.window_routing.reuse import RunMemory
 from surgery.operations.window_routing.tiles import TileMemory
 from surgery.recipe import Recipe
 from tests.hosts.drive import PADDED, UNPADDED, Driver, make, video
@@ -48,14 +50,20 @@ def tiled(host: str, windows: tuple[int, ...] = UNPADDED, extra: list[str] | Non
 
 
 def dense_memory(driver: Driver, pixels: Tensor) -> TileMemory:
-    """What a dense frame leaves behind: the stage outputs, and what the exit block received."""
+    """What a dense frame leaves behind: the stage outputs, what they were made of, and what the exit block received."""
     received: list[Tensor] = []
-    exit_ = view_of(driver.model).blocks()[router_of(driver.model).span.exit]
-    hook = exit_.register_forward_pre_hook(lambda module, args: received.append(args[0]))
-    levels = levels_of(driver.model, pixels)
-    hook.remove()
-    ends = [level.permute(0, 2, 3, 1).contiguous() for level in levels[:2]]
-    return TileMemory(received[0].flatten(0, 2), tuple(ends))
+    blocks = view_of(driver.model).blocks()
+    ends = (blocks[0], blocks[router_of(driver.model).span.exit])
+    hooks = [block.register_forward_pre_hook(lambda module, args: received.append(args[0])) for block in ends]
+    levels = [level.permute(0, 2, 3, 1).contiguous() for level in levels_of(driver.model, pixels)[:2]]
+    for hook in hooks:
+        hook.remove()
+    embedding, leaving = received
+    below = [embedding, *levels]
+    side = leaving.shape[1]
+    keys = [compared(map_, map_.shape[1] // out.shape[1]) for map_, out in zip(below, levels, strict=False)]
+    span = RunMemory(leaving.flatten(0, 2), compared(levels[-1], levels[-1].shape[1] // side))
+    return TileMemory(span, tuple(RunMemory(out.flatten(0, 2), key) for out, key in zip(levels, keys, strict=True)))
 
 
 def routed(driver: Driver, pixels: Tensor, windows: list[int], memory: TileMemory) -> list[Tensor]:
@@ -71,7 +79,7 @@ def routed(driver: Driver, pixels: Tensor, windows: list[int], memory: TileMemor
 
 @both_paddings
 @torch.no_grad()
-def test_early_stages_of_computed_tiles_are_the_stock_ones_and_of_skipped_tiles_the_last(
+def test_early_stages_of_computed_tiles_are_the_stock_ones_and_of_skipped_tiles_reused(
     host: str, windows: tuple[int, ...]
 ) -> None:
     """Stages 1 and 2 and the stage change see no other tile, so they are right to rounding in any company."""
@@ -80,6 +88,9 @@ def test_early_stages_of_computed_tiles_are_the_stock_ones_and_of_skipped_tiles_
     before, now = video(2)[:1], video(2, seed=4)[1:]
     memory, stock = dense_memory(driver, before), levels_of(driver.model, now)
     last = levels_of(driver.model, before)
+    still = routed(driver, before, [0], memory)
+    for level in (0, 1):
+        close([still[level]], [last[level]], 2e-5)
     for chosen in ([0], [1, 2], [grid.count - 1], [0, grid.cols, grid.count - 1]):
         found = routed(driver, now, chosen, memory)
         inside = torch.zeros(grid.tokens)
@@ -87,7 +98,9 @@ def test_early_stages_of_computed_tiles_are_the_stock_ones_and_of_skipped_tiles_
         for level in (0, 1):
             scale = found[level].shape[-1] // grid.width
             mask = inside.reshape(grid.height, grid.width).repeat_interleave(scale, 0).repeat_interleave(scale, 1) > 0
-            assert torch.equal(found[level][0][:, ~mask], last[level][0][:, ~mask])
+            if (~mask).any():
+                error, old = ((each[level] - stock[level])[0][:, ~mask].square().mean() for each in (found, last))
+                assert 0 < error < old
             assert (found[level][0][:, mask] - stock[level][0][:, mask]).abs().max() < 2e-5
             assert (found[level][0][:, mask] - last[level][0][:, mask]).abs().max() > 0.1
 
@@ -178,13 +191,13 @@ def test_a_prompt_a_cut_and_the_first_frame_renew_every_tile(host: str) -> None:
         record = state.stats.last
         dense = frame == 0 or record.dense is not None
         stock = levels_of(driver.model, clip[frame : frame + 1])
-        same_map = torch.equal(state.states[WindowState].tiles.levels[0].permute(0, 3, 1, 2), stock[0])
+        same_map = torch.equal(state.states[WindowState].tiles.levels[0].reused, stock[0][0].flatten(1).T)
         assert same_map == dense, frame
         fresh += [frame] if dense else []
     assert fresh == [0, 1, 6]
     driver.click(session, 8, {2: (200, 200)})
     now = levels_of(driver.model, clip[8:9])
-    assert torch.equal(driver.state(session).states[WindowState].tiles.levels[1].permute(0, 3, 1, 2), now[1])
+    assert torch.equal(driver.state(session).states[WindowState].tiles.levels[1].reused, now[1][0].flatten(1).T)
 
 
 def test_rolling_renews_every_tile(host: str) -> None:
@@ -198,7 +211,9 @@ def test_rolling_renews_every_tile(host: str) -> None:
             start = tiles
     assert surgery.status(driver.model).windows_kept == pytest.approx(0.25)
     for level, first in zip(tiles.levels, start.levels, strict=True):
-        assert (level != first).any(-1).all(), "frames carry noise, so a tile that was computed again has changed"
+        assert (level.reused != first.reused).any(-1).all(), (
+            "frames carry noise, so a tile that was computed again has changed"
+        )
 
 
 def test_state_lives_on_the_session_and_goes_with_it(host: str) -> None:
@@ -209,7 +224,7 @@ def test_state_lives_on_the_session_and_goes_with_it(host: str) -> None:
     session = driver.session(video(6))
     driver.click(session, 0, {1: (40, 110)})
     gather(driver, session)
-    memory = [weakref.ref(level) for level in driver.state(session).states[WindowState].tiles.levels]
+    memory = [weakref.ref(level.reused) for level in driver.state(session).states[WindowState].tiles.levels]
     for module in driver.model.modules():
         owned = [*vars(module).values(), *vars(vars(module).get("_surgery", module)).values()]
         assert not any(isinstance(value, TileMemory) for value in owned)
@@ -329,7 +344,8 @@ def test_compiled_encoder_matches_and_does_not_recompile(host: str, windows: tup
     # One window or several, full or padded: each kind twice, then other counts.
     schedule = [[1], [0, 1], [2, 5, 7], [8], [0, 3, 4], [2, 8], [3], [5], [0, 8], list(range(grid.count - 1))]
     graphs = graphs_compiled(eager, compiled, frames, schedule, counter)
-    assert graphs[-1] <= 6, graphs
+    # One window or several, computed or left, full or padded.
+    assert graphs[-1] <= 7, graphs
     assert graphs[-1] == graphs[7], f"graphs grew while only window counts changed: {graphs}"
 
 

@@ -71,13 +71,6 @@ def test_sure_masks_change_nothing(host: str, monkeypatch: pytest.MonkeyPatch) -
     assert surgery.status(driver.model).restored_frames == {}
 
 
-def test_absent_objects_read_everything(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever their masks say: there is none."""
-    driver = cut(host)
-    doubted(driver, monkeypatch, {7: 0.0}, score=0.0)
-    assert same(driver.track(video(8)), make(host).track(video(8)))
-
-
 def test_each_object_goes_by_its_own_mask(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     points = {1: (40, 110), 2: (90, 30)}
 

@@ -32,8 +32,7 @@ class SparseMemoryRetrieval(Operation):
     )
     unsure: Fraction | None = Field(
         None,
-        description="an object whose last mask is unsure over more than this share of it, or that was absent, reads "
-        "all memory; null: never",
+        description="an object whose last mask is unsure over more than this share of it reads all memory; null: never",
     )
     query_stride: int = Field(1, ge=1, le=MOST, description="saliency averages every n-th query only; 1: all")
 

@@ -33,8 +33,7 @@ class SaliencySeen:
 
 @dataclass(frozen=True)
 class DoubtSeen:
-    """Told to an observer when an object is about to read so many frames: how unsure its last mask was (`doubt_of`), 1
-    where it was absent."""
+    """Told to an observer when an object is about to read so many frames: how unsure its last mask was (`doubt_of`)."""
 
     doubt: float
     frames: int
@@ -80,7 +79,7 @@ class BoundRetrieval(Bound[Any]):
         return out
 
     def _unsure(self, context: FrameContext, step: ObjectStep) -> bool:
-        """Whether the object's last mask, or that it had none, asks for all memory."""
+        """Whether the object's last mask asks for all memory."""
         limit = self.settings.unsure
         if limit is None and not context.watched:
             return False
@@ -88,11 +87,9 @@ class BoundRetrieval(Bound[Any]):
         told = evidence.told() if evidence is not None and evidence.frame == step.previous else None
         if told is None or told.doubt is None:
             return False
-        # Of an object that is not seen no pixel is unsure, and to know it again takes all that is remembered.
-        doubt = told.doubt if told.score > 0 else 1.0
         if context.watched and context.observer is not None:
-            context.observer.noted(DoubtSeen(doubt, len(context.memory_frames or ())))
-        return limit is not None and not doubt <= limit and self.restores
+            context.observer.noted(DoubtSeen(told.doubt, len(context.memory_frames or ())))
+        return limit is not None and not told.doubt <= limit and self.restores
 
     def plan(self, call: MemoryCall, context: FrameContext, memory: ObjectMemory, tokens: int) -> KeyPlan | None:
         """The rows to read. tokens: of a memory frame."""

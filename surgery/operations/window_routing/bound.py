@@ -22,7 +22,7 @@ from surgery.operations.window_routing.blocks import SpanBlock, Stage4Block, Sta
 from surgery.operations.window_routing.geometry import last_blocks, span_of, stage4_blocks, stage4_grid, tile_grid
 from surgery.operations.window_routing.global_blocks import DenseGlobals, GlobalRoute
 from surgery.operations.window_routing.policy import Policy, RoutedFrame, WindowState, by_evidence
-from surgery.operations.window_routing.reuse import RunMemory
+from surgery.operations.window_routing.reuse import RunMemory, blank
 from surgery.operations.window_routing.router import budgeted
 from surgery.operations.window_routing.settings import WindowSettings
 from surgery.operations.window_routing.shortcut import Shortcut, make_shortcut
@@ -279,8 +279,7 @@ class WindowRouter(Bound[WindowSettings]):
         context.provide(ComputedWindows(self.grid, tuple(windows)))
 
     def _blank_run(self, device: torch.device, dtype: torch.dtype) -> RunMemory:
-        still = torch.zeros(self.grid.tokens, self.span.channels, device=device, dtype=dtype)
-        return RunMemory(still, still)
+        return blank(self.grid.tokens, self.span.channels, self.span.channels, device, dtype)
 
     def _blank_globals(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor | RunMemory, ...]:
         """`WindowState.globals` of zeros."""

@@ -39,8 +39,8 @@ def compared(tokens: Tensor, pool: int = 1) -> Tensor:
 
 
 def normed(tokens: Tensor) -> Tensor:
-    """The same of tokens [N, C] one by one."""
-    return F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS)
+    """The same of tokens [N, C] one by one; fp16, which is half the memory and as good to compare by."""
+    return F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS).to(torch.float16)
 
 
 @dataclass(eq=False)
@@ -65,18 +65,19 @@ class Matching:
                 [H * W, D] belong to.
 
         Returns:
-            [N, D]
+            [N, D], in the type of `values`.
         """
-        then, values = then.to(now.dtype), values.to(now.dtype)
-        query, around = self.packing.stack(now), self.places.flatten()
-        key, value = (each.index_select(0, around).reshape(*self.places.shape, -1) for each in (then, values))
+        kind, around = values.dtype, self.places.flatten()
+        query = self.packing.stack(now.to(kind))
+        key, value = (each.index_select(0, around).to(kind).reshape(*self.places.shape, -1) for each in (then, values))
         found = F.scaled_dot_product_attention(
             query[:, None], key[:, None], value[:, None],
             attn_mask=self.far.to(query.dtype), scale=SHARPNESS / query.shape[-1],
         )  # fmt: skip
-        change = (now - then.index_select(0, self.own)).square().mean(-1, keepdim=True)
+        last = then.index_select(0, self.own).to(torch.float32)
+        change = (now.to(torch.float32) - last).square().mean(-1, keepdim=True)
         moved = self.packing.flatten(found[:, 0])
-        return moved + (-change / STILL).exp() * (values.index_select(0, self.own) - moved)
+        return moved + (-change / STILL).exp().to(kind) * (values.index_select(0, self.own) - moved)
 
 
 def matching(grid: WindowGrid, packing: Packing, own: Tensor) -> Matching:

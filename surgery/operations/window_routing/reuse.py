@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from surgery.core.windows import Packing
@@ -19,7 +20,8 @@ from surgery.operations.window_routing.matching import Matching, normed
 class RunMemory:
     """What a video remembers of a run: per token, of when its window was last computed.
 
-    reused: [H * W, C] output of the run less that of the shortcut. entering: [H * W, C] input of the run, normed.
+    reused: [H * W, C] output of the run less that of the shortcut. entering: [H * W, D] what tokens are matched by, see
+    `compared`: input of the run.
     """
 
     reused: Tensor
@@ -27,13 +29,21 @@ class RunMemory:
 
     def skipped(self, tokens: Tensor, branch: Tensor, matching: Matching) -> Tensor:
         """What skipped tokens [M, C] return, whose shortcut's output is `branch`, [M, C]."""
-        return branch + matching.reused(normed(tokens), self.entering, self.reused)
+        return branch + matching.reused(normed(tokens), self.entering, self.reused).to(branch.dtype)
 
     def renewed(self, packing: Packing, chosen: Tensor, reused: Tensor, entering: Tensor) -> RunMemory:
         """With what was computed: [N, C] each, at the places `chosen`, int64 [N]. packing: of their windows."""
-        return RunMemory(packing.renewed(self.reused, reused, chosen), packing.renewed(self.entering, entering, chosen))
+        # Autocast joins no fp16 tensors unless that is its own type; integers it leaves alone.
+        keys = packing.renewed(self.entering.view(torch.int16), entering.view(torch.int16), chosen)
+        return RunMemory(packing.renewed(self.reused, reused, chosen), keys.view(torch.float16))
 
 
 def noted(entering: Tensor, leaving: Tensor, branch: Tensor) -> RunMemory:
     """Of a run that was computed for every token. Args: [H * W, C], its input, its output, and the shortcut's."""
     return RunMemory(leaving - branch, normed(entering))
+
+
+def blank(tokens: int, width: int, compared: int, device: torch.device, dtype: torch.dtype) -> RunMemory:
+    """Zeros, C and D wide: what counting operations needs."""
+    entering = torch.zeros(tokens, compared, device=device, dtype=torch.float16)
+    return RunMemory(torch.zeros(tokens, width, device=device, dtype=dtype), entering)

@@ -97,6 +97,12 @@ class StageSettings(Fields):
         description="`routed`: stage 4 runs for computed windows only; needs `skipped.temporal`",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _forgotten(cls, data: Any) -> Any:
+        """Without the fitted correction of reused stages; what they reuse follows the picture now."""
+        return {key: data[key] for key in data if key != "correction"} if isinstance(data, dict) else data
+
     @model_validator(mode="after")
     def _tiles_have_more(self) -> StageSettings:
         if self.early and self.span != "tiles":
@@ -157,7 +163,7 @@ class WindowSettings(Operation):
             for group, names in {
                 "object": ("saliency_mass", "score_gate", "dilation", "motion", "candidates"),
                 "skipped": ("temporal", "shortcut", "padding"),
-                "stages": ("span", "early", "stage4"),
+                "stages": ("span", "early", "correction", "stage4"),
             }.items()
             for name in names
         }

@@ -81,22 +81,19 @@ class Route:
         """Look like others to a compiled encoder: sizes that follow the number of windows are symbols."""
         tiles, stage4 = self.tiles, self.stage4
         indices: list[Any] = [self.chosen, self.rest, self.real]
-        for packing in (self.packing, self.rest_packing, stage4.packing if stage4 is not None else None):
-            if packing is None:
-                continue
-            # Chosen windows that are all full by chance would be another kind of call.
-            if packing.slots is None and grid.padded and not grid.filled and self.real is None:
-                packing.slots = torch.arange(packing.ids.shape[0] * packing.area, device=packing.ids.device)
-            indices += [packing.ids, packing.slots, packing.filling]
+        packings, matchings = [self.packing, self.rest_packing], [self.matching]
         if tiles is not None:
             indices += [tiles.pieces, tiles.tokens, tiles.order, tiles.lines]
-            indices += [(each.packing.ids, each.own, each.places) for each in tiles.matching.values()]
+            matchings += tiles.matching.values()
         if stage4 is not None:
             indices.append(stage4.chosen)
-            if stage4.matching is not None:
-                indices += [stage4.matching.own, stage4.matching.places, stage4.matching.packing.ids]
-        if self.matching is not None:
-            indices += [self.matching.own, self.matching.places]
+            packings += [stage4.packing, stage4.matching.packing if stage4.matching is not None else None]
+            matchings.append(stage4.matching)
+        for packing in packings:
+            # Windows that are all full by chance would be another kind of call.
+            if packing is not None and packing.slots is None and grid.padded and not grid.filled and self.real is None:
+                packing.slots = torch.arange(packing.ids.shape[0] * packing.area, device=packing.ids.device)
+        indices += [packings, [(each.own, each.places, each.packing) for each in matchings if each is not None]]
         for tensor in tensors(indices):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
 

@@ -21,7 +21,7 @@ from surgery.core.early import sent
 from surgery.core.windows import Packing, WindowGrid
 from surgery.errors import UnsupportedModelError
 from surgery.operations.window_routing.matching import Matching, compared, matching
-from surgery.operations.window_routing.reuse import RunMemory
+from surgery.operations.window_routing.reuse import RunMemory, blank
 
 
 @dataclass(eq=False)
@@ -86,8 +86,7 @@ class Stage4Grid:
     def blank(self, device: torch.device, dtype: torch.dtype) -> RunMemory:
         """A memory of zeros: what counting operations needs."""
         # Twice as wide as the stage before, of which it pools four.
-        widths = (self.channels, 2 * self.channels)
-        return RunMemory(*(torch.zeros(self.grid.tokens, width, device=device, dtype=dtype) for width in widths))
+        return blank(self.grid.tokens, self.channels, 2 * self.channels, device, dtype)
 
     def route(self, windows: Sequence[int], device: torch.device, last: RunMemory) -> Stage4Route:
         """The route of a frame that computes `windows` (sorted, at least one)."""

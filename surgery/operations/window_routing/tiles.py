@@ -29,7 +29,7 @@ from surgery.core.evidence import widened
 from surgery.core.windows import Packing, WindowGrid
 from surgery.errors import UnsupportedModelError
 from surgery.operations.window_routing.matching import Matching, compared, matching
-from surgery.operations.window_routing.reuse import RunMemory
+from surgery.operations.window_routing.reuse import RunMemory, blank
 from surgery.operations.window_routing.router import AGE_WEIGHT
 from surgery.operations.window_routing.shortcut import Shortcut
 
@@ -176,10 +176,7 @@ class TileGrid:
         """A memory of zeros, for a span of `channels`, with what extra pieces need: what counting operations needs."""
 
         def still(side: int, width: int, below: tuple[int, int]) -> RunMemory:
-            compared = below[1] * (below[0] // side) ** 2
-            return RunMemory(
-                *(torch.zeros(side * side, each, device=device, dtype=dtype) for each in (width, compared))
-            )
+            return blank(side * side, width, below[1] * (below[0] // side) ** 2, device, dtype)
 
         # The patch embedding is as wide as the first stage.
         below = [self.levels[0], *self.levels]

@@ -15,6 +15,7 @@ from surgery.core.seams import BlockCall
 from surgery.core.session import VideoState
 from surgery.core.windows import WindowGrid
 from surgery.operations.window_routing.blocks import TYPE, SpanBlock
+from surgery.operations.window_routing.matching import compared, reused_map
 from surgery.operations.window_routing.reuse import RunMemory
 from surgery.operations.window_routing.shortcut import IdentityShortcut, Shortcut, make_shortcut
 from surgery.operations.window_routing.span import Route, enter, leave, make_route, updated_memory
@@ -123,7 +124,7 @@ def test_on_an_equal_frame_skipped_tokens_return_their_last_output(case: Case, k
     shortcut = make_shortcut(kind, 16)
     frame, output = feature(grid, 16), feature(grid, 16, seed=9)
     memory = remembered(grid, shortcut, frame, output)
-    route = make_route(grid, windows, CPU, memory, with_rest_packing=not shortcut.pointwise)
+    route = make_route(grid, windows, CPU, memory, reuses=True)
     after = leave(enter(frame, route, shortcut) + 5, route, frame.shape)
     mask = chosen_mask(grid, windows)
     assert torch.allclose(after[0][~mask], output[0][~mask], atol=1e-5)
@@ -132,10 +133,10 @@ def test_on_an_equal_frame_skipped_tokens_return_their_last_output(case: Case, k
 
 @pytest.mark.parametrize("kind", ["bottleneck", "ffn", "attention"])
 @pytest.mark.parametrize("grid", [PADDED, FULL], ids=["padded", "full"])
-def test_a_skipped_token_returns_its_last_output_plus_the_change_of_the_shortcut(kind: str, grid: WindowGrid) -> None:
+def test_a_skipped_token_returns_the_shortcut_and_what_it_reuses(kind: str, grid: WindowGrid) -> None:
     shortcut, windows = trained(kind, 16), [1, 2]
     last, now, output = feature(grid, 16), feature(grid, 16, seed=1), feature(grid, 16, seed=2)
-    route = make_route(grid, windows, CPU, remembered(grid, shortcut, last, output), False, not shortcut.pointwise)
+    route = make_route(grid, windows, CPU, remembered(grid, shortcut, last, output), reuses=True)
     after = leave(enter(now, route, shortcut), route, now.shape)
 
     def branch(frame: Tensor) -> Tensor:
@@ -143,9 +144,10 @@ def test_a_skipped_token_returns_its_last_output_plus_the_change_of_the_shortcut
         ordered = shortcut(frame.reshape(-1, 16)[every], grid.packing(range(grid.count), CPU))
         return torch.empty_like(ordered).index_copy(0, every, ordered).reshape(frame.shape)
 
-    expected = output + branch(now) - branch(last)
+    reused = (output - branch(last)).reshape(-1, 16)
+    moved = reused_map(grid, compared(now), compared(last), reused).reshape(now.shape)
     mask = chosen_mask(grid, windows)
-    assert torch.allclose(after[0][~mask], expected[0][~mask], atol=1e-5)
+    assert torch.allclose(after[0][~mask], (branch(now) + moved)[0][~mask], atol=1e-5)
     assert torch.equal(after[0][mask], now[0][mask])
 
 
@@ -157,7 +159,7 @@ def test_memory_keeps_what_was_skipped_and_replaces_what_was_chosen(case: Case, 
     last, now, output = feature(grid, 16), feature(grid, 16, seed=1), feature(grid, 16, seed=2)
     before = remembered(grid, shortcut, last, output)
     kept = before.reused.clone()
-    route = make_route(grid, windows, CPU, before, False, not shortcut.pointwise)
+    route = make_route(grid, windows, CPU, before, reuses=True)
     tokens = enter(now, route, shortcut) + 1
     merged = leave(tokens, route, now.shape).reshape(-1, 16)
     after = updated_memory(route, shortcut, grid)
@@ -201,7 +203,7 @@ class ToyBlock(nn.Module):
 def routed(block: ToyBlock, window: int, tokens: Tensor, route: Route) -> Tensor:
     """What a block of the span does on a frame of this route."""
     context = FrameContext(0, VideoState(None), cast(Any, None), records={TYPE: route})
-    return SpanBlock(window, None, 0, last=False)(context, BlockCall(cast(Any, block), 0, {}), tokens, never)
+    return SpanBlock(window, 0, False, False, None, None)(context, BlockCall(cast(Any, block), 0, {}), tokens, never)
 
 
 def never(tokens: Tensor) -> Tensor:

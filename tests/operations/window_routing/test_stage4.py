@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from surgery.core.windows import WindowGrid
 from surgery.errors import UnsupportedModelError
+from surgery.operations.window_routing.matching import compared
+from surgery.operations.window_routing.reuse import RunMemory
 from surgery.operations.window_routing.stage4 import Stage4Grid, halved
 from tests.core.geometry import window_of
 
@@ -52,14 +54,19 @@ def test_packed_windows_pool_as_the_map_does(case: tuple[WindowGrid, WindowGrid,
     feature_map = -1 - torch.rand(1, wide.height, wide.width, 3, generator=torch.Generator().manual_seed(0))
     tokens = feature_map.reshape(-1, 3)[torch.from_numpy(wide.token_ids(windows))][None, :, None]
     stage4 = Stage4Grid(narrow, 3)
-    route = stage4.route(windows, CPU, stage4.blank(CPU, torch.float32))
+    last = RunMemory(torch.zeros(narrow.tokens, 3), torch.zeros(narrow.tokens, 12))
+    route = stage4.route(windows, CPU, last)
+    route.enter(feature_map)
     merged = route.merge(route.pool(tokens, wide.packing(windows, CPU), wide.window))
     whole = F.max_pool2d(feature_map.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
     chosen = torch.zeros(narrow.tokens, dtype=torch.bool)
     chosen[torch.from_numpy(narrow.token_ids(windows))] = True
     assert torch.equal(merged.reshape(-1, 3)[chosen], whole.reshape(-1, 3)[chosen])
     assert not merged.reshape(-1, 3)[~chosen].any()
-    assert route.seen is merged
+    assert route.seen is not None
+    assert torch.equal(route.seen.reused[chosen], whole.reshape(-1, 3)[chosen])
+    assert torch.equal(route.seen.entering[chosen], compared(feature_map, 2)[chosen])
+    assert not route.seen.reused[~chosen].any() and not route.seen.entering[~chosen].any()
 
 
 @pytest.mark.parametrize(("blocks", "message"), [

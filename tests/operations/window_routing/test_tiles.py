@@ -10,6 +10,8 @@ from torch import Tensor
 
 from surgery.core.windows import WindowGrid
 from surgery.errors import UnsupportedModelError
+from surgery.operations.window_routing.matching import compared
+from surgery.operations.window_routing.reuse import RunMemory
 from surgery.operations.window_routing.shortcut import IdentityShortcut
 from surgery.operations.window_routing.span import Route, enter, leave, make_route, updated_tiles
 from surgery.operations.window_routing.tiles import TileGrid, TileMemory, piece_side, piece_urgency
@@ -38,7 +40,11 @@ def numbered(side: int, channels: int, start: int = 0) -> Tensor:
 
 def memory_of(tiles: TileGrid) -> TileMemory:
     blank = tiles.blank(5, CPU, torch.float32)
-    return TileMemory(blank.output - 1, tuple(level - 1 for level in blank.levels))
+
+    def lower(run: RunMemory) -> RunMemory:
+        return RunMemory(run.reused - 1, run.entering)
+
+    return TileMemory(lower(blank.span), tuple(map(lower, blank.levels)))
 
 
 def chosen_tokens(tiles: TileGrid, windows: list[int], side: int) -> Tensor:
@@ -92,19 +98,25 @@ def test_gather_takes_exactly_the_pieces_under_the_windows(case: tuple[TileGrid,
 
 @few
 @given(tiles_and_windows())
-def test_merge_renews_computed_tiles_and_keeps_the_others(case: tuple[TileGrid, list[int]]) -> None:
+def test_merge_renews_computed_tiles_and_remembers_the_others(case: tuple[TileGrid, list[int]]) -> None:
     tiles, windows = case
     memory = memory_of(tiles)
-    held = [level.clone() for level in memory.levels]
+    held = [level.reused.clone() for level in memory.levels]
     route = tiles.route(windows, CPU, memory)
+    route.entering = numbered(*tiles.levels[0])
     for level, (side, channels) in enumerate(tiles.levels):
-        now = numbered(side, channels)
+        now, below = numbered(side, channels), route.entering
         merged = route.merge(route.gather(now), level)
         mask = chosen_tokens(tiles, windows, side)
         assert torch.equal(merged[0][mask], now[0][mask])
-        assert torch.equal(merged[0][~mask], held[level][0][~mask])
-        assert route.kept[level] is merged
-        assert torch.equal(memory.levels[level], held[level]), "the host's cache may hold the old map"
+        assert torch.allclose(merged[0][~mask], torch.tensor(-1.0)), "all of what is reused is alike"
+        kept = route.kept[level]
+        assert torch.equal(kept.reused[mask.flatten()], now[0][mask])
+        assert torch.equal(kept.reused[~mask.flatten()], held[level][~mask.flatten()])
+        keys = compared(below, below.shape[1] // side)
+        assert torch.equal(kept.entering[mask.flatten()], keys[mask.flatten()])
+        assert not kept.entering[~mask.flatten()].any()
+        assert torch.equal(memory.levels[level].reused, held[level]), "another session may hold the old map"
 
 
 @few
@@ -115,7 +127,8 @@ def test_the_span_takes_pieces_or_a_map_window_after_window(case: tuple[TileGrid
     tiles.whole = whole
     before, memory = numbered(grid.width, 5), memory_of(tiles)
     tile_route = tiles.route(windows, CPU, memory)
-    route = make_route(grid, windows, CPU, None)
+    tile_route.entering = numbered(*tiles.levels[-1])
+    route = make_route(grid, windows, CPU, None, reuses=True)
     route.tiles = tile_route
     tokens = enter(before if whole else tile_route.gather(before), route, IdentityShortcut(5))
     assert torch.equal(tokens[0, :, 0], before.reshape(-1, 5)[torch.from_numpy(grid.token_ids(windows))])
@@ -123,23 +136,30 @@ def test_the_span_takes_pieces_or_a_map_window_after_window(case: tuple[TileGrid
     after = leave(tokens + 0.5, route, before.shape)[0]
     mask = chosen_tokens(tiles, windows, grid.width)
     assert torch.equal(after[mask], before[0][mask] + 0.5)
-    assert torch.equal(after[~mask], memory.output.reshape(after.shape)[~mask]), "skipped tiles: their last output"
+    assert torch.allclose(after[~mask], torch.tensor(-1.0)), "skipped tiles: what they remember, all of it alike"
 
     assert route.seen_output is not None
     tile_route.kept = list(memory.levels)
     renewed = updated_tiles(route, IdentityShortcut(5))
-    assert torch.equal(renewed.output.reshape(after.shape), after)
-    assert bool((memory.output == -1).all()), "the memory before is left alone"
+    assert torch.allclose(renewed.span.reused.reshape(after.shape), after)
+    assert bool((memory.span.reused == -1).all()), "the memory before is left alone"
 
 
 def test_a_dense_frame_is_remembered_whole() -> None:
     tiles = TileGrid(WindowGrid(8, 8, 4), 2, [(32, 2), (16, 3)])
     watched = tiles.watch()
-    watched.kept = [numbered(32, 2), numbered(16, 3)]
+    watched.entering = embedding = numbered(32, 2)
+    for level in tiles.levels:
+        watched.note(numbered(*level))
     route = Route(dense=True, observe=True, tiles=watched, seen_output=numbered(8, 5))
     memory = updated_tiles(route, IdentityShortcut(5))
-    assert torch.equal(memory.output, numbered(8, 5).reshape(64, 5))
-    assert all(torch.equal(a, b) for a, b in zip(memory.levels, (numbered(32, 2), numbered(16, 3)), strict=True))
+    expected = (
+        (memory.levels[0], numbered(32, 2), compared(embedding)),
+        (memory.levels[1], numbered(16, 3), compared(numbered(32, 2), 2)),
+        (memory.span, numbered(8, 5), compared(numbered(16, 3), 2)),
+    )
+    for run, output, keys in expected:
+        assert torch.equal(run.reused, output.flatten(0, 2)) and torch.equal(run.entering, keys)
 
 
 @few
