@@ -61,7 +61,7 @@ MINIATURES = {
             {
                 "routing.stages.globals": "dense",
                 "routing.budget": 0.33,
-                "routing.object.unsure": 0.5,
+                "routing.object.unsure": None,
                 "routing.object.max_wait": 1,
                 "retrieval.keep": 0.1,
                 "retrieval.keep_conditioning": 0.15,

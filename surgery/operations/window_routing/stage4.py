@@ -9,7 +9,6 @@ Chosen tokens travel as in the span: [1, N, 1, C], window after window, real tok
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ class Stage4Route:
     chosen: int64 [N], tokens of the pooled map that are computed; packing: their windows; matching: the others, None
     where there are none; order: int64 [H * W], where every token lies among both. All are None on a dense frame, where
     the output is noted and nothing else. last: what the video remembers of the stage; seen: the same after this frame.
-    entering: [H * W, 4 C], what tokens are matched by: the stage-3 tokens that each pools.
+    entering: [H * W, 4 C], what tokens are matched by: the stage-3 tokens that each pools. width: W.
     """
 
     chosen: Tensor | None = None
@@ -41,10 +40,11 @@ class Stage4Route:
     last: RunMemory | None = None
     seen: RunMemory | None = None
     entering: Tensor | None = None
+    width: int = 0
 
     def enter(self, feature_map: Tensor) -> None:
         """The stage is given this map [1, H, W, C]."""
-        self.entering = compared(feature_map, 2)
+        self.entering, self.width = compared(feature_map, 2), feature_map.shape[2] // 2
 
     def note(self, output: Tensor) -> None:
         """On a dense frame it gave this."""
@@ -56,7 +56,7 @@ class Stage4Route:
         return packing.by_window(tokens, _pooled, window, self.packing)
 
     def merge(self, tokens: Tensor) -> Tensor:
-        """Computed tokens [1, N, 1, C] at the end of the stage -> its whole map [1, side, side, C]."""
+        """Computed tokens [1, N, 1, C] at the end of the stage -> its whole map [1, H, W, C]."""
         assert self.last is not None and self.chosen is not None and self.packing is not None
         assert self.entering is not None and self.order is not None
         last, now, new = self.last, self.entering, tokens[0, :, 0]
@@ -64,8 +64,7 @@ class Stage4Route:
         if self.matching is not None:
             reused = self.matching.reused(now.index_select(0, self.matching.own), last.entering, last.reused)
             new = torch.cat([new, reused.to(new.dtype)])
-        side = math.isqrt(now.shape[0])
-        return new.index_select(0, self.order).reshape(1, side, side, -1)
+        return new.index_select(0, self.order).reshape(1, -1, self.width, new.shape[-1])
 
 
 def _pooled(windows: Tensor) -> Tensor:

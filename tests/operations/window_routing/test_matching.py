@@ -12,7 +12,7 @@ from surgery.operations.window_routing.matching import Matching, compared, match
 from tests.core.geometry import few, grids_and_windows
 
 CPU = torch.device("cpu")
-GRIDS = pytest.mark.parametrize("grid", [WindowGrid(16, 16, 4), WindowGrid(10, 10, 4), WindowGrid(9, 9, 3)], ids=str)
+GRIDS = pytest.mark.parametrize("grid", [WindowGrid(16, 16, 4), WindowGrid(10, 10, 4), WindowGrid(9, 9, 3)], ids=["full", "padded", "odd"])
 
 
 def picture(grid: WindowGrid, channels: int = 32, seed: int = 0) -> Tensor:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from surgery.core.windows import WindowGrid
 from surgery.errors import UnsupportedModelError
 from surgery.operations.window_routing.matching import compared
-from surgery.operations.window_routing.reuse import RunMemory
+from surgery.operations.window_routing.reuse import blank
 from surgery.operations.window_routing.stage4 import Stage4Grid, halved
 from tests.core.geometry import window_of
 
@@ -54,7 +54,7 @@ def test_packed_windows_pool_as_the_map_does(case: tuple[WindowGrid, WindowGrid,
     feature_map = -1 - torch.rand(1, wide.height, wide.width, 3, generator=torch.Generator().manual_seed(0))
     tokens = feature_map.reshape(-1, 3)[torch.from_numpy(wide.token_ids(windows))][None, :, None]
     stage4 = Stage4Grid(narrow, 3)
-    last = RunMemory(torch.zeros(narrow.tokens, 3), torch.zeros(narrow.tokens, 12))
+    last = blank(narrow.tokens, 3, 12, CPU, torch.float32)
     route = stage4.route(windows, CPU, last)
     route.enter(feature_map)
     merged = route.merge(route.pool(tokens, wide.packing(windows, CPU), wide.window))
