@@ -118,13 +118,14 @@ class Region:
         with self._surgery.within(context):
             self._out = self._proceed(twin.args, twin.kwargs)
         self._writes: dict[Path, Any] = {}
+        inner = {path[:depth] for path in before for depth in range(len(path))}
         for path, leaf in leaves(twin.notes):
             if leaf is before.get(path):
                 continue
             if not isinstance(leaf, Tensor):
                 raise UnfitError(f"changes {path[-1]!r}, which is no tensor")
             # A container may have come where nothing was.
-            place = next((path[:depth] for depth in range(len(path)) if path[:depth] in before), path)
+            place = next(path[:depth] for depth in range(1, len(path) + 1) if path[:depth] not in inner)
             self._writes[place] = at(twin.notes, place)
         return [*tensors(self._out), *tensors(list(self._writes.values()))]
 

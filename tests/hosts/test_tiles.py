@@ -355,7 +355,8 @@ def test_the_count_of_operations_sees_skipped_tiles(host: str, windows: tuple[in
     some = range(router_of(model).grid.count // 2)
     few, half = encoder_gflop(model, [0]), encoder_gflop(model, some)
     stage3 = encoder_gflop(tiled(host, windows, ["routing.span=stage3"]).model, some)
-    assert few < half < 0.85 * stage3 < stage3 < stock_gflop(view_of(model), "encoder")
+    # Maps are small here, so that matching is a twentieth of it all.
+    assert few < half < 0.95 * stage3 < stage3 < stock_gflop(view_of(model), "encoder")
 
 
 @pytest.mark.slow

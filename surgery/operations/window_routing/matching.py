@@ -8,6 +8,7 @@ whose input has not changed keeps its own. Nothing of it is learned.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -67,17 +68,20 @@ class Matching:
         Returns:
             [N, D], in the type of `values`.
         """
-        kind, around = values.dtype, self.places.flatten()
-        query = self.packing.stack(now.to(kind))
-        key, value = (each.index_select(0, around).to(kind).reshape(*self.places.shape, -1) for each in (then, values))
-        found = F.scaled_dot_product_attention(
+        kind, (count, _), window = values.dtype, self.places.shape, math.isqrt(self.packing.area)
+        query, around = self.packing.stack(now.to(kind)), self.places.flatten()
+        key, value = (
+            each.index_select(0, around).to(kind).reshape(count, -1, each.shape[-1]) for each in (then, values)
+        )
+        moved = F.scaled_dot_product_attention(
             query[:, None], key[:, None], value[:, None],
-            attn_mask=self.far.to(query.dtype), scale=SHARPNESS / query.shape[-1],
+            attn_mask=self.far.to(kind), scale=SHARPNESS / query.shape[-1],
         )  # fmt: skip
-        last = then.index_select(0, self.own).to(torch.float32)
-        change = (now.to(torch.float32) - last).square().mean(-1, keepdim=True)
-        moved = self.packing.flatten(found[:, 0])
-        return moved + (-change / STILL).exp().to(kind) * (values.index_select(0, self.own) - moved)
+        inner = slice(window // 2, window // 2 + window)
+        last, own = (each.reshape(count, 2 * window, 2 * window, -1)[:, inner, inner] for each in (key, value))
+        change = (query.reshape(last.shape) - last).square().mean(-1, keepdim=True)
+        moved = moved.reshape(own.shape)
+        return self.packing.flatten(moved + (change / -STILL).exp() * (own - moved))
 
 
 def matching(grid: WindowGrid, packing: Packing, own: Tensor) -> Matching:

@@ -44,7 +44,7 @@ class Stage4Route:
 
     def enter(self, feature_map: Tensor) -> None:
         """The stage is given this map [1, H, W, C]."""
-        self.entering, self.width = compared(feature_map, 2), feature_map.shape[2] // 2
+        self.entering = compared(feature_map, 2)
 
     def note(self, output: Tensor) -> None:
         """On a dense frame it gave this."""
@@ -96,7 +96,7 @@ class Stage4Grid:
             matched = matching(grid, grid.packing(others, device), sent(grid.token_ids(others), device))
         order = sent(grid.back([*windows, *others]), device)
         chosen = sent(grid.token_ids(windows), device)
-        return Stage4Route(chosen, grid.packing(windows, device), matched, order, last)
+        return Stage4Route(chosen, grid.packing(windows, device), matched, order, last, width=grid.width)
 
 
 def halved(blocks: Sequence[tuple[int, bool]], first: int, grid: WindowGrid) -> WindowGrid:

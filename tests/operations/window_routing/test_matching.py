@@ -12,7 +12,8 @@ from surgery.operations.window_routing.matching import Matching, compared, match
 from tests.core.geometry import few, grids_and_windows
 
 CPU = torch.device("cpu")
-GRIDS = pytest.mark.parametrize("grid", [WindowGrid(16, 16, 4), WindowGrid(10, 10, 4), WindowGrid(9, 9, 3)], ids=["full", "padded", "odd"])
+SOME = {"full": WindowGrid(16, 16, 4), "padded": WindowGrid(10, 10, 4), "odd": WindowGrid(9, 9, 3)}
+GRIDS = pytest.mark.parametrize("grid", SOME.values(), ids=SOME)
 
 
 def picture(grid: WindowGrid, channels: int = 32, seed: int = 0) -> Tensor:
