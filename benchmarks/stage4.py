@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import surgery.demo as demo
 from surgery import Recipe, sparsify, status
@@ -37,6 +36,7 @@ from surgery.evaluation import boundary_f, region_j
 from surgery.hosts import view_of
 from surgery.loading import load_model
 from surgery.operations.window_routing.bound import require_router
+from surgery.operations.window_routing.reuse import RunMemory
 from surgery.operations.window_routing.stage4 import Stage4Grid, Stage4Route
 from surgery.tracking import track
 from surgery.video import labels_from_logits, open_video
@@ -121,9 +121,9 @@ def seconds(size: str, pairs: int) -> dict[str, Any]:
 class Blank(Stage4Grid):
     """Skipped windows return zeros."""
 
-    def route(self, windows: Any, device: torch.device, last: Tensor) -> Stage4Route:
+    def route(self, windows: Any, device: torch.device, last: RunMemory) -> Stage4Route:
         """As the base class's, with nothing remembered."""
-        return super().route(windows, device, torch.zeros_like(last))
+        return super().route(windows, device, RunMemory(torch.zeros_like(last.reused), last.entering))
 
 
 def models() -> dict[str, dict[str, Any]]:
