@@ -30,13 +30,14 @@ STILL = 0.02
 
 
 def compared(tokens: Tensor, pool: int = 1) -> Tensor:
-    """What tokens are matched by: map [1, H, W, C] -> [H / pool * W / pool, pool * pool * C], normed.
+    """What tokens are matched by: map [1, H, W, C] -> [H / pool * W / pool, C], normed.
 
-    pool: side of the square of tokens that is compared as one.
+    pool: side of the square of tokens whose mean is compared.
     """
     _, height, width, channels = tokens.shape
-    parts = tokens.reshape(height // pool, pool, width // pool, pool, channels).transpose(1, 2)
-    return normed(parts.reshape(height // pool * (width // pool), -1))
+    if pool > 1:
+        tokens = tokens.reshape(height // pool, pool, width // pool, pool, channels).mean((1, 3))
+    return normed(tokens.reshape(-1, channels))
 
 
 def normed(tokens: Tensor) -> Tensor:

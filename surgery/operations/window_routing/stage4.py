@@ -30,7 +30,7 @@ class Stage4Route:
     chosen: int64 [N], tokens of the pooled map that are computed; packing: their windows; matching: the others, None
     where there are none; order: int64 [H * W], where every token lies among both. All are None on a dense frame, where
     the output is noted and nothing else. last: what the video remembers of the stage; seen: the same after this frame.
-    entering: [H * W, 4 C], what tokens are matched by: the stage-3 tokens that each pools. width: W.
+    entering: [H * W, C], what tokens are matched by: the stage-3 tokens that each pools. width: W.
     """
 
     chosen: Tensor | None = None
@@ -84,8 +84,8 @@ class Stage4Grid:
 
     def blank(self, device: torch.device, dtype: torch.dtype) -> RunMemory:
         """A memory of zeros: what counting operations needs."""
-        # Twice as wide as the stage before, of which it pools four.
-        return blank(self.grid.tokens, self.channels, 2 * self.channels, device, dtype)
+        # The stage before is half as wide.
+        return blank(self.grid.tokens, self.channels, self.channels // 2, device, dtype)
 
     def route(self, windows: Sequence[int], device: torch.device, last: RunMemory) -> Stage4Route:
         """The route of a frame that computes `windows` (sorted, at least one)."""

@@ -175,13 +175,13 @@ class TileGrid:
     def blank(self, channels: int, device: torch.device, dtype: torch.dtype, extra: bool = False) -> TileMemory:
         """A memory of zeros, for a span of `channels`, with what extra pieces need: what counting operations needs."""
 
-        def still(side: int, width: int, below: tuple[int, int]) -> RunMemory:
-            return blank(side * side, width, below[1] * (below[0] // side) ** 2, device, dtype)
-
         # The patch embedding is as wide as the first stage.
-        below = [self.levels[0], *self.levels]
-        levels = tuple(still(*level, under) for level, under in zip(self.levels, below, strict=False))
-        span = still(self.grid.width, channels, below[-1])
+        below = [self.levels[0][1], *(width for _, width in self.levels)]
+        levels = tuple(
+            blank(side * side, width, under, device, dtype)
+            for (side, width), under in zip(self.levels, below, strict=False)
+        )
+        span = blank(self.grid.tokens, channels, below[-1], device, dtype)
         return TileMemory(span, levels, torch.zeros_like(span.reused) if extra else None)
 
     @property

@@ -54,7 +54,7 @@ def test_packed_windows_pool_as_the_map_does(case: tuple[WindowGrid, WindowGrid,
     feature_map = -1 - torch.rand(1, wide.height, wide.width, 3, generator=torch.Generator().manual_seed(0))
     tokens = feature_map.reshape(-1, 3)[torch.from_numpy(wide.token_ids(windows))][None, :, None]
     stage4 = Stage4Grid(narrow, 3)
-    last = blank(narrow.tokens, 3, 12, CPU, torch.float32)
+    last = blank(narrow.tokens, 3, 3, CPU, torch.float32)
     route = stage4.route(windows, CPU, last)
     route.enter(feature_map)
     merged = route.merge(route.pool(tokens, wide.packing(windows, CPU), wide.window))
