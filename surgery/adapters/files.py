@@ -47,6 +47,7 @@ from surgery.operations.window_routing.shortcut import Shortcut
 from surgery.recipe import Recipe
 
 _ORIGIN = "_surgery_origin"
+_PARTS = "parts."
 _READS = 400
 
 
@@ -93,12 +94,14 @@ class Adapter(Held[AdapterConfig]):
                 f"{self.source}: holds a {config.shortcut!r} shortcut, the recipe asks for {asked!r}"
             )
         require_base(self.source, config.base_model.id, match, "the routed blocks", force)
-        tensors = self.tensors
-        if config.runs != len(shortcut.every):
+        tensors, runs = self.tensors, len(router.shortcuts)
+        if config.runs != runs and runs > 1:
             raise AdapterMismatchError(
                 f"{self.source}: holds shortcuts for {config.runs} runs of blocks, the recipe (globals: "
-                f"{router.settings.stages.globals}) asks for {len(shortcut.every)}"
+                f"{router.settings.stages.globals}) asks for {runs}; calibrate this model anew"
             )
+        if shortcut.parts is None:
+            tensors = {name: value for name, value in tensors.items() if not name.startswith(_PARTS)}
         shortcut.load_state_dict(tensors)
         if config.calibration is not None or config.provenance is not None:
             _remember(shortcut, _Origin(config.calibration, config.provenance, self.recipe, tensors))
@@ -217,6 +220,8 @@ def adapter_of(model: Any) -> Adapter:
     if layer is not None:
         raise ModelStateError(f"{layer} is quantised; save the adapter before the model is quantised")
     tensors = trained(shortcut, "shortcut")
+    if len(router.shortcuts) == 1:
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(_PARTS)}
     origin = _origin(shortcut, recipe, tensors)
     base_id, revision = host.base_id()
     config = AdapterConfig(
@@ -228,7 +233,7 @@ def adapter_of(model: Any) -> Adapter:
         channels=span.channels,
         window=span.window,
         shortcut=routing.skipped.shortcut.type,
-        runs=len(shortcut.every),
+        runs=len(router.shortcuts),
         thresholds=thresholds_of(routing),
         calibration=origin.calibration,
         provenance=origin.provenance,

@@ -110,8 +110,7 @@ def _shapes(config: AdapterConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         shortcut = SHORTCUTS[config.shortcut](config.channels)
         if config.runs > 1:
-            later = (SHORTCUTS[config.shortcut](config.channels) for _ in range(1, config.runs))
-            shortcut.later = nn.ModuleList(later)
+            shortcut.parts = nn.ModuleList(SHORTCUTS[config.shortcut](config.channels) for _ in range(config.runs))
         return shapes_of(shortcut.state_dict())
 
 

@@ -41,7 +41,7 @@ class _Sums(Observer):
 
 def fits(router: WindowRouter) -> list[BottleneckShortcut]:
     """The shortcuts to fit, one a run of blocks."""
-    every = router.shortcut.every if router.settings.uses_shortcut else []
+    every = router.shortcuts if router.settings.uses_shortcut else []
     return [each for each in every if isinstance(each, BottleneckShortcut)]
 
 

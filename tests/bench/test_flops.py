@@ -110,7 +110,7 @@ def test_a_whole_frame_of_sam3() -> None:
     assert rest == pytest.approx(20, abs=1)
     keys = gflop(cut, "memory_attention", {"queries": 1.0})
     packed = gflop(cut, "encoder", {"windows": 3 / 9})
-    assert encoder / packed == pytest.approx(2.64, abs=0.01)
+    assert encoder / packed == pytest.approx(2.60, abs=0.01)
     assert (encoder + memory + rest) / (packed + keys + rest) >= 2.5
     both = gflop(cut, "memory_attention", {"queries": 0.3})
     assert (encoder + 10 * (memory + rest)) / (encoder + 10 * (both + rest)) >= 2.0

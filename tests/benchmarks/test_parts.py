@@ -51,7 +51,7 @@ def test_random_keys_are_as_many_and_only_inside() -> None:
 
 def test_operations_are_added_until_it_is_turbo() -> None:
     rows = list(beyond().values())
-    assert [row.find(SparseQueryRouting) is not None for row in rows] == [False] * 8 + [True]
+    assert [row.find(SparseQueryRouting) is not None for row in rows] == [False] * 7 + [True]
     turbo = Recipe.load("turbo")
     assert {type(each) for each in rows[-1].operations} == {type(each) for each in turbo.operations}
 
@@ -68,6 +68,9 @@ def test_stage_4_costs_less_where_it_is_routed_and_the_control_forgets() -> None
     grid = require_router(require_surgery(models["routed"])).stage4
     assert grid is not None
     blank = stage4.Blank(grid.grid, grid.channels)
-    last = torch.ones_like(grid.blank(torch.device("cpu"), torch.float32))
-    assert not blank.route(windows, last.device, last).last.any()  # type: ignore[union-attr]
-    assert grid.route(windows, last.device, last).last is last
+    device = torch.device("cpu")
+    last = grid.blank(device, torch.float32)
+    last.reused += 1
+    forgotten = blank.route(windows, device, last).last
+    assert forgotten is not None and not forgotten.reused.any()
+    assert grid.route(windows, device, last).last is last

@@ -62,17 +62,14 @@ class WindowRouter(Bound[WindowSettings]):
         self.steps = self.grid.count
         self.policy: Policy = by_evidence
         self.shortcut: Shortcut = before.shortcut if before is not None else self._new()
-        if len(self.shortcut.every) != self._runs:
-            raise ModelStateError(
-                f"routing.stages.globals: {settings.stages.globals} needs {self._runs} shortcuts, this model has "
-                f"{len(self.shortcut.every)}; call sparsify with this recipe"
-            )
+        if self.globals is DenseGlobals:
+            self.shortcut.divided(self._runs)
         self.learned = (host.blocks()[span.entry], "shortcut", self.shortcut)
 
     def _new(self) -> Shortcut:
         host, span = self.surgery.host, self.span
         reference = next(host.blocks()[span.entry].parameters())
-        shortcut = make_shortcut(self.settings.skipped.shortcut.type, span.channels, runs=self._runs)
+        shortcut = make_shortcut(self.settings.skipped.shortcut.type, span.channels)
         return shortcut.to(reference.device, reference.dtype).train(bool(host.model.training))
 
     def role(self, index: int) -> Literal["dense", "routed", "merge"]:
@@ -100,7 +97,7 @@ class WindowRouter(Bound[WindowSettings]):
     def _span_patches(self) -> Iterator[Patch]:
         """A run begins where the span does or, with dense global blocks, after each of them."""
         span, dense = self.span, self.globals is DenseGlobals
-        shortcuts, running = iter(self.shortcut.every), None
+        shortcuts, running = iter(self.shortcuts), None
         for index in range(span.entry, span.exit + 1):
             window, first, last = self.surgery.host.block_info(index).window, index == span.entry, index == span.exit
             ends = running if dense and not window else None
@@ -108,6 +105,12 @@ class WindowRouter(Bound[WindowSettings]):
             running = begins or running
             runs = SpanBlock(window, span.side, first, last, begins, ends)
             yield Patch("block", runs, index)
+
+    @property
+    def shortcuts(self) -> list[Shortcut]:
+        """Those that run, one a run of blocks."""
+        parts = self.shortcut.parts if self.globals is DenseGlobals else None
+        return [self.shortcut] if parts is None else list(parts)  # type: ignore[arg-type]
 
     @property
     def _runs(self) -> int:

@@ -20,21 +20,27 @@ NORM_EPS = 1e-6
 class Shortcut(nn.Module):
     """Base class. Args: channels: width C of the stage-3 residual stream.
 
-    later: with dense inner global blocks, one like this for every run of blocks but the first; they are saved with it.
+    parts: with dense inner global blocks, one like this for every run of blocks; they are saved with it.
     """
 
     pointwise = True
-    later: nn.ModuleList | None
+    parts: nn.ModuleList | None
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.later = None
+        self.parts = None
 
-    @property
-    def every(self) -> list[Shortcut]:
-        """This one and those of later runs."""
-        return [self, *(self.later or ())]
+    def divided(self, runs: int, seed: int = 0) -> None:
+        """Get one for every run of blocks, unless there are as many; new ones are the identity."""
+        if self.parts is not None and len(self.parts) == runs:
+            return
+        reference = next(self.parameters(), None)
+        kind = next(name for name, made in SHORTCUTS.items() if type(self) is made)
+        parts = nn.ModuleList(make_shortcut(kind, self.channels, seed + run) for run in range(runs))
+        if reference is not None:
+            parts = parts.to(reference.device, reference.dtype)
+        self.parts = parts.train(self.training)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Start anew as the identity; random draws come from `generator` (default: the global one)."""
@@ -124,10 +130,8 @@ SHORTCUTS: dict[str, type[Shortcut]] = {
 }
 
 
-def make_shortcut(kind: str, channels: int, seed: int = 0, runs: int = 1) -> Shortcut:
+def make_shortcut(kind: str, channels: int, seed: int = 0) -> Shortcut:
     """Build a branch of type `kind` for width `channels`, on the CPU.
-
-    runs: of blocks; each has a branch of its own, see `Shortcut.every`.
 
     Same seed, same weights; no global generator is read or seeded, not even an accelerator's, and the branch can be
     trained later although it was made under `torch.inference_mode`.
@@ -135,6 +139,4 @@ def make_shortcut(kind: str, channels: int, seed: int = 0, runs: int = 1) -> Sho
     with torch.inference_mode(False), torch.device("meta"):
         shortcut = SHORTCUTS[kind](channels).to_empty(device="cpu")
         shortcut.reset_parameters(torch.Generator("cpu").manual_seed(seed))
-    if runs > 1:
-        shortcut.later = nn.ModuleList(make_shortcut(kind, channels, seed + run) for run in range(1, runs))
     return shortcut
