@@ -145,4 +145,4 @@ def _steer(
         if number % 4 == 3 and isinstance(memory, ObjectMemory) and memory.frames:
             # As on a frame tracked before: the newest memory frame was measured already.
             last = next(reversed(memory.frames))
-            memory.frames[number], memory.offsets[number] = memory.frames[last], memory.offsets[last]
+            memory.frames[number] = memory.frames[last]

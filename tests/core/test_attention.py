@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -125,28 +124,6 @@ def test_a_row_keeps_the_position_of_its_own_token_and_pointers_have_none() -> N
     value[5] = value[4]
     assert not torch.allclose(read(4, 8, 18), read(5, 8, 18), atol=1e-4)
     assert torch.equal(read(4, 8, 18), read(4, 8, 19))
-
-
-def test_a_bias_makes_the_kept_tokens_weigh_as_the_whole_frame_did() -> None:
-    """Published pruning loses weight: two equal frames, one pruned to a fifth, no longer count the same."""
-    parts = projections(1)
-    memory = randn(1, MEMORY, seed=1).repeat(2 * TOKENS, 1)  # every key alike: attention is uniform
-    value = torch.cat([torch.zeros(TOKENS, MEMORY), randn(1, MEMORY, seed=2).expand(TOKENS, MEMORY)])
-    flat = torch.tensor([1.0, 0.0]).expand(TOKENS, CHANNELS // 2, 2)
-    kept = torch.arange(0, TOKENS, 5)
-
-    def read(**how: Any) -> Tensor:
-        return call(torch.zeros(TOKENS, CHANNELS), memory, value, parts, flat, **how).attend()
-
-    whole = read(**reading(torch.arange(2 * TOKENS), 2 * TOKENS, 0))
-    index = torch.cat([kept, torch.arange(TOKENS, 2 * TOKENS)])
-    pruned = reading(index, 2 * TOKENS, 0)
-    bias = torch.zeros(len(index) + 3)
-    bias[: len(kept)] = math.log(TOKENS / len(kept))
-    bias[-3:] = -math.inf
-    padded = {**pruned, "rows": torch.cat([index, torch.zeros(3, dtype=torch.int64)]), "bias": bias}
-    torch.testing.assert_close(read(**padded), whole)
-    assert not torch.allclose(read(**pruned), whole, atol=1e-2)
 
 
 # ------------------------------------------------------------------------------------------------ some of the queries

@@ -20,36 +20,29 @@ from surgery.core.session import State
 from surgery.core.values import APART
 from surgery.errors import bypassed
 
-ALIGNMENT = 16
-"""Rows of a biased plan are padded to a multiple of this: fused attention would otherwise copy the bias per query."""
-
 
 @dataclass(eq=False)
 class ObjectMemory(State):
     """Salient token indices of one object in one direction, by frame: int64 [layers, k].
 
-    offsets: per frame, fp32 [layers, 1], minus the log of the share of the frame's attention that its kept tokens held:
-    added to their logits, they weigh as much as the whole frame did. measured: tracked frames measured since the
+    measured: tracked frames measured since the
     direction was last entered; with a warm-up, pruning waits until it reaches the bank's middle length, as published.
     """
 
     frames: dict[int, Tensor] = field(default_factory=dict)
-    offsets: dict[int, Tensor] = field(default_factory=dict)
     measured: int = 0
 
     def forget(self, frame: int) -> None:
         """Drop what was measured of `frame`: it is about to be tracked or prompted again."""
         self.frames.pop(frame, None)
-        self.offsets.pop(frame, None)
 
     def copied(self) -> ObjectMemory:
         """A copy that shares the tensors, which are never written to."""
-        return ObjectMemory(dict(self.frames), dict(self.offsets), self.measured)
+        return ObjectMemory(dict(self.frames), self.measured)
 
     def jumped(self) -> None:
         """Drop everything: a new pass measures afresh."""
         self.frames.clear()
-        self.offsets.clear()
         self.measured = 0
 
 
@@ -57,14 +50,13 @@ class ObjectMemory(State):
 class Measured:
     """A memory frame to measure during one call, and what was found.
 
-    rows: int64 [T] rows of the concatenated memory. keep: share of its tokens to keep. picked, offset: filled during
-    attention, per layer int64 [k] and 0-d (see `ObjectMemory`). counts: whether it counts for the warm-up.
+    rows: int64 [T] rows of the concatenated memory. keep: share of its tokens to keep. picked: filled during
+    attention, per layer int64 [k]. counts: whether it counts for the warm-up.
     """
 
     rows: Tensor
     keep: float
     picked: list[Tensor | None]
-    offset: list[Tensor | None]
     frame: int = field(metadata=APART)
     counts: bool = field(metadata=APART)
 
@@ -74,9 +66,9 @@ class KeyPlan:
     """Rows to read in each layer, and what to measure on the way.
 
     index: per layer int64 [n] rows of the concatenated memory, or None for all. rows: per layer int64 [m], the position
-    on the T-token grid of every row that carries a position (the first m; pointers and padding follow). bias: per layer
-    fp32 [n] added to the attention logits, or None. measures: frames to measure. listener: is told (whether it is a
-    conditioning frame, layer, saliency [T]) of every measure.
+    on the T-token grid of every row that carries a position (the first m; pointers follow). measures:
+    frames to measure. weights: fp32 [T], what queries count in that, or None: all alike. listener: is told (whether it
+    is a conditioning frame, layer, saliency [T]) of every measure.
     """
 
     layers: int
@@ -86,13 +78,13 @@ class KeyPlan:
     measures: list[Measured]
     kept: int = field(metadata=APART)
     total: int = field(metadata=APART)
-    bias: list[Tensor | None] | None = None
+    weights: Tensor | None = None
     listener: Callable[[bool, int, Tensor], None] | None = field(default=None, metadata=APART)
 
     def restore(self) -> bool:
         """Read every row after all. Returns whether any had been left out."""
         pruned = self.kept < self.total
-        self.index, self.rows, self.bias = [None] * self.layers, [None] * self.layers, None
+        self.index, self.rows = [None] * self.layers, [None] * self.layers
         self.kept = self.total
         return pruned
 
@@ -111,7 +103,6 @@ def plan_keys(
     stride: int,
     device: torch.device,
     keep_conditioning: float = 1.0,
-    rebalance: bool = False,
 ) -> KeyPlan | None:
     """Decide the rows of one memory attention call.
 
@@ -128,7 +119,6 @@ def plan_keys(
         stride: the host's memory stride; a frame that will not be read again is not measured.
         device: where the memory lives.
         keep_conditioning: share of tokens kept of a conditioning frame once it has been read.
-        rebalance: give the kept tokens of a frame the weight that the whole frame had when it was measured.
 
     Returns:
         The plan, or None when every key is read and nothing is measured.
@@ -153,7 +143,7 @@ def plan_keys(
     whole = layers * spatial
     plan = KeyPlan(layers, query_stride, [None] * layers, [None] * layers, measures, kept=whole, total=whole)
     if pruned:
-        _choose_rows(plan, pruned, memory, len(memory_frames), tokens, length, device, rebalance)
+        _choose_rows(plan, pruned, memory, len(memory_frames), tokens, length, device)
     return plan if pruned or measures else None
 
 
@@ -167,7 +157,7 @@ def _to_measure(
     newest = [(slot, frame) for slot, frame in tracked[-1:] if frame not in memory.frames and frame % stride == 0]
     first = [(slot, frame) for slot, frame in prompted if frame not in memory.frames][:1]
     return [
-        Measured(_rows_of(slot, tokens, device), share, [None] * layers, [None] * layers, frame, counts)
+        Measured(_rows_of(slot, tokens, device), share, [None] * layers, frame, counts)
         for places, share, counts in ((newest, keep, True), (first, keep_conditioning, False))
         for slot, frame in places
         if share < 1.0
@@ -181,34 +171,24 @@ def _rows_of(slot: int, tokens: int, device: torch.device) -> Tensor:
 
 def _choose_rows(
     plan: KeyPlan, pruned: dict[int, int], memory: ObjectMemory, frames: int, tokens: int, length: int,
-    device: torch.device, rebalance: bool,
+    device: torch.device,
 ) -> None:  # fmt: skip
-    """Fill the plan's index, rows and bias. pruned: {slot: frame} whose salient tokens alone are read."""
+    """Fill the plan's index and rows. pruned: {slot: frame} whose salient tokens alone are read."""
     layers, others = plan.layers, length - frames * tokens
     every = steps(max(tokens, others), device)
     kept = [memory.frames[pruned[slot]].shape[1] if slot in pruned else tokens for slot in range(frames)]
-    padding = -(sum(kept) + others) % ALIGNMENT if rebalance else 0
     parts = [memory.frames[pruned[slot]].to(device) if slot in pruned else every[:tokens] for slot in range(frames)]
-    rows = [part.expand(layers, -1) for part in (*parts, every[:others], every[:1].expand(padding))]
+    rows = [part.expand(layers, -1) for part in (*parts, every[:others])]
     where = torch.cat(rows, 1)
-    starts = _starts((*kept, others, padding), tokens, device)
+    starts = _starts((*kept, others), tokens, device)
     plan.rows, plan.kept = list(where[:, : sum(kept)]), layers * sum(kept)
     plan.index = list(where + starts)
-    if rebalance:
-        zero, never = (_number(value, device).expand(layers, 1) for value in (0.0, -torch.inf))
-        weights = [memory.offsets[pruned[slot]].to(device) if slot in pruned else zero for slot in range(frames)]
-        spread = [weight.expand(-1, count) for weight, count in zip(weights, kept, strict=True)]
-        plan.bias = list(torch.cat([*spread, zero.expand(-1, others), never.expand(-1, padding)], 1))
 
 
 def _starts(counts: tuple[int, ...], tokens: int, device: torch.device) -> Tensor:
-    """Of every row that is read, the first row of its memory frame, of the pointers, or of all (padding): int64 [n]."""
-    firsts = [*(slot * tokens for slot in range(len(counts) - 1)), 0]
+    """Of every row that is read, the first row of its memory frame or of the pointers: int64 [n]."""
+    firsts = [slot * tokens for slot in range(len(counts))]
     return constant(("starts", counts, tokens), device, lambda: torch.from_numpy(np.repeat(firsts, counts)))
-
-
-def _number(value: float, device: torch.device) -> Tensor:
-    return constant(("number", value), device, lambda: torch.tensor(value))
 
 
 def remember(plan: KeyPlan, memory: ObjectMemory) -> None:
@@ -218,5 +198,4 @@ def remember(plan: KeyPlan, memory: ObjectMemory) -> None:
         if len(picked) != plan.layers:
             raise bypassed(f"memory attention measured {len(picked)} of its {plan.layers} layers")
         memory.frames[item.frame] = torch.stack(picked)
-        memory.offsets[item.frame] = torch.stack([offset for offset in item.offset if offset is not None])[:, None]
         memory.measured += item.counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from surgery.core.operation import Bound, Patch
 from surgery.core.parts import ATTENTION, Part
 from surgery.errors import ModelStateError
 from surgery.operations.memory_retrieval.bank import KeyPlan, ObjectMemory, plan_keys, remember
-from surgery.operations.memory_retrieval.saliency import kept_count, memory_saliency, top_tokens
+from surgery.operations.memory_retrieval.saliency import kept_count, memory_saliency, near, top_tokens
 
 if TYPE_CHECKING:
     from surgery.operations.memory_retrieval import SparseMemoryRetrieval
@@ -91,6 +92,14 @@ class BoundRetrieval(Bound[Any]):
             context.observer.noted(DoubtSeen(told.doubt, len(context.memory_frames or ())))
         return limit is not None and not told.doubt <= limit and self.restores
 
+    def _weights(self, context: FrameContext, tokens: int) -> Tensor | None:
+        """What the queries count in saliency: fp32 [T]. None without evidence of where the object is."""
+        step = context.step
+        evidence = context.video.evidence.get(step.obj_id) if step is not None else None
+        if step is None or evidence is None or evidence.frame != step.previous:
+            return None
+        return 1.0 + (self.settings.object_weight - 1.0) * near(evidence.mask, math.isqrt(tokens))
+
     def plan(self, call: MemoryCall, context: FrameContext, memory: ObjectMemory, tokens: int) -> KeyPlan | None:
         """The rows to read. tokens: of a memory frame."""
         settings, observer, bank = self.settings, context.observer, self.surgery.host.bank_size()
@@ -110,8 +119,9 @@ class BoundRetrieval(Bound[Any]):
             stride=call.stride,
             device=call.memory.device,
             keep_conditioning=settings.keep_conditioning,
-            rebalance=settings.rebalance,
         )
+        if plan is not None and plan.measures and settings.object_weight > 1.0:
+            plan.weights = self._weights(context, tokens)
         if plan is not None and observer is not None and context.watched:
             plan.listener = lambda *seen: observer.noted(SaliencySeen(*seen))
         return plan
@@ -122,14 +132,15 @@ class BoundRetrieval(Bound[Any]):
             return proceed(call)
         layer = call.layer
         for item in plan.measures:
-            saliency = memory_saliency(call.turned(), call.turned_keys(item.rows), plan.query_stride)
+            weights = plan.weights
+            if weights is not None and call.places is not None:
+                weights = weights.index_select(0, call.places)
+            saliency = memory_saliency(call.turned(), call.turned_keys(item.rows), plan.query_stride, weights)
             if plan.listener is not None:
                 plan.listener(not item.counts, layer, saliency)
-            picked = top_tokens(saliency, item.keep)
-            item.picked[layer], item.offset[layer] = picked, -saliency.index_select(0, picked).sum().log()
+            item.picked[layer] = top_tokens(saliency, item.keep)
         if plan.index[layer] is not None:
             call.rows, call.spots = plan.index[layer], plan.rows[layer]
-            call.bias = plan.bias[layer] if plan.bias is not None else None
         return proceed(call)
 
     def pretend(self, context: FrameContext, kept: Mapping[str, float]) -> None:
@@ -148,7 +159,6 @@ class BoundRetrieval(Bound[Any]):
             frame = each.frame if isinstance(each, Conditioning) else each
             if keep < 1.0 and frame is not None:
                 memory.frames[frame] = torch.arange(kept_count(tokens, keep), device=device).expand(layers, -1)
-                memory.offsets[frame] = torch.zeros(layers, 1, device=device)
         if memory.frames:
             context.video.set_object(memory, step.obj_id, step.reverse)
         else:
@@ -159,11 +169,10 @@ class BoundRetrieval(Bound[Any]):
         if part != ATTENTION:
             return ()
         plan: KeyPlan | None = context.records.get(self.settings.type)
-        return (None,) if plan is None else (plan.index[0] is not None, len(plan.measures), plan.bias is not None)
+        return (None,) if plan is None else (plan.index[0] is not None, len(plan.measures), plan.weights is not None)
 
     def own(self, context: FrameContext, part: Part) -> None:
         """See `Bound.own`."""
         plan: KeyPlan | None = context.records.get(self.settings.type)
         for item in plan.measures if part == ATTENTION and plan is not None else ():
             item.picked[:] = [None if each is None else each.clone() for each in item.picked]
-            item.offset[:] = [None if each is None else each.clone() for each in item.offset]

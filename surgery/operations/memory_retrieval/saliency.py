@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _ROWS = 512
 
 
-def memory_saliency(query: Tensor, key: Tensor, stride: int = 1) -> Tensor:
+def memory_saliency(query: Tensor, key: Tensor, stride: int = 1, weights: Tensor | None = None) -> Tensor:
     """Mean attention each token of one memory frame receives, softmax over that frame's tokens alone.
 
     Args:
         query: [heads, N, d] rotated queries of the current frame.
         key: [heads, T, d] rotated keys of the memory frame.
         stride: only every `stride`-th query is averaged; 1 is the published measure.
+        weights: fp32 [N], positive, of the queries in the mean; None: all alike, as published.
 
     Returns:
         fp32 [T], sums to 1. The [N, T] logits are never held at once: query rows go through in chunks.
@@ -24,13 +26,23 @@ def memory_saliency(query: Tensor, key: Tensor, stride: int = 1) -> Tensor:
     # As many chunks as the whole grid would need, whatever the queries: a compiled graph has a fixed number of them.
     chunks = -(-key.shape[-2] // (_ROWS * stride))
     rows = -(-query.shape[1] // chunks)
+    if weights is not None:
+        weights = weights[::stride, None]
     total: Tensor | None = None
     for chunk in range(chunks):
-        logits = query[:, chunk * rows : (chunk + 1) * rows] @ keys
-        part = logits.softmax(-1, dtype=torch.float32).sum((0, 1))
+        some = slice(chunk * rows, (chunk + 1) * rows)
+        part = (query[:, some] @ keys).softmax(-1, dtype=torch.float32)
+        part = (part if weights is None else part * weights[some]).sum((0, 1))
         total = part if total is None else total + part
     assert total is not None
-    return total / (query.shape[0] * query.shape[1])
+    return total / (query.shape[0] * (query.shape[1] if weights is None else weights.sum()))
+
+
+def near(mask: Tensor, side: int) -> Tensor:
+    """Tokens of a map of `side` that a bool [h, w] mask touches or that lie a sixteenth of it away: fp32 [T], 0 or 1."""
+    there = F.adaptive_max_pool2d(mask.to(torch.float32)[None], side)
+    reach = max(1, side // 16)
+    return F.max_pool2d(there, 2 * reach + 1, 1, reach).flatten()
 
 
 def kept_count(tokens: int, keep: float) -> int:

@@ -23,8 +23,10 @@ from surgery.operations.window_routing.shortcut import NORM_EPS
 SHARPNESS = 40.0
 """By how much of the mean square difference of two normed inputs the logarithm of the weight falls, halved. Twice or
 half as much changes the error on skipped tokens by a twentieth (benchmarks, "Does reuse follow the picture?")."""
-REACH = 0.3
-"""Standard deviation of how far things are taken to move, in windows."""
+REACH = 0.6
+"""Standard deviation of how far things are taken to move, as a share of how far a token looks."""
+WIDEST = 8
+"""A token looks half a window around its own square, at most the map's side over this."""
 STILL = 0.02
 """Mean square difference of normed inputs at which a token's own weighs exp(-1), and what has moved the rest."""
 
@@ -49,8 +51,10 @@ def normed(tokens: Tensor) -> Tensor:
 class Matching:
     """The windows of a map whose tokens ask, and where they look.
 
-    packing: of these windows. own: int64 [N], their tokens, window after window. places: int64 [n, (2 w)^2], the tokens
-    of each and those half a window around it, the map's edge repeated. far: fp32 [w * w, (2 w)^2], what distance takes
+    A window is cut in k x k squares of s x s tokens, one where it is no wider than twice what a token looks around.
+
+    packing: of these windows. own: int64 [N], their tokens, window after window. places: int64 [n, k * k, m * m], the
+    tokens of each square and those around it, the map's edge repeated. far: fp32 [s * s, m * m], what distance takes
     from the logarithm of the weight.
     """
 
@@ -69,26 +73,41 @@ class Matching:
         Returns:
             [N, D], in the type of `values`.
         """
-        kind, (count, _), window = values.dtype, self.places.shape, math.isqrt(self.packing.area)
+        kind, window = values.dtype, math.isqrt(self.packing.area)
+        side, across = (math.isqrt(size) for size in self.far.shape)
         query, around = self.packing.stack(now.to(kind)), self.places.flatten()
+        query = _cut(query.reshape(-1, window, window, query.shape[-1]), side)
         key, value = (
-            each.index_select(0, around).to(kind).reshape(count, -1, each.shape[-1]) for each in (then, values)
+            each.index_select(0, around).to(kind).reshape(-1, across * across, each.shape[-1])
+            for each in (then, values)
         )
         moved = F.scaled_dot_product_attention(
             query[:, None], key[:, None], value[:, None],
             attn_mask=self.far.to(kind), scale=SHARPNESS / query.shape[-1],
-        )  # fmt: skip
-        inner = slice(window // 2, window // 2 + window)
-        last, own = (each.reshape(count, 2 * window, 2 * window, -1)[:, inner, inner] for each in (key, value))
-        change = (query.reshape(last.shape) - last).square().mean(-1, keepdim=True)
-        moved = moved.reshape(own.shape)
-        return self.packing.flatten(moved + (change / -STILL).exp() * (own - moved))
+        )[:, 0]  # fmt: skip
+        inner = slice((across - side) // 2, (across + side) // 2)
+        last, own = (
+            each.unflatten(1, (across, across))[:, inner, inner].reshape(-1, side * side, each.shape[-1])
+            for each in (key, value)
+        )
+        change = (query - last).square().mean(-1, keepdim=True)
+        found = moved + (change / -STILL).exp() * (own - moved)
+        return self.packing.flatten(_joined(found.unflatten(1, (side, side)), window))
 
 
 def matching(grid: WindowGrid, packing: Packing, own: Tensor) -> Matching:
     """Of the windows of `grid` that `packing` packs, whose tokens are `own`."""
-    device = packing.ids.device
-    return Matching(packing, own, _around(grid, device).index_select(0, packing.ids), _far(grid.window, device))
+    device, look = packing.ids.device, looks(grid)
+    side = grid.window
+    if look < side // 2:
+        side = max(each for each in range(1, look + 1) if grid.window % each == 0)
+    places = _around(grid, side, look, device).index_select(0, packing.ids)
+    return Matching(packing, own, places, _far(side, look, device))
+
+
+def looks(grid: WindowGrid) -> int:
+    """How many tokens around its own square a token looks."""
+    return max(1, min(grid.window // 2, -(-max(grid.height, grid.width) // WIDEST)))
 
 
 def reused_map(grid: WindowGrid, now: Tensor, then: Tensor, values: Tensor) -> Tensor:
@@ -99,25 +118,43 @@ def reused_map(grid: WindowGrid, now: Tensor, then: Tensor, values: Tensor) -> T
     return found.reused(now.index_select(0, own), then, values).index_select(0, back)
 
 
-def _around(grid: WindowGrid, device: torch.device) -> Tensor:
-    """`Matching.places` of all windows."""
+def _cut(windows: Tensor, side: int) -> Tensor:
+    """[n, w, w, C] -> [n * k * k, s * s, C]."""
+    count, window, _, channels = windows.shape
+    squares = windows.reshape(count, window // side, side, window // side, side, channels).transpose(2, 3)
+    return squares.reshape(-1, side * side, channels)
 
-    def line(index: int, size: int) -> Tensor:
-        start = index * grid.window - grid.window // 2
-        return torch.arange(start, start + 2 * grid.window).clamp(0, size - 1)
+
+def _joined(squares: Tensor, window: int) -> Tensor:
+    """[n * k * k, s, s, C] -> [n, w, w, C]."""
+    _, side, _, channels = squares.shape
+    across = window // side
+    rows = squares.reshape(-1, across, across, side, side, channels).transpose(2, 3)
+    return rows.reshape(-1, window, window, channels)
+
+
+def _around(grid: WindowGrid, side: int, look: int, device: torch.device) -> Tensor:
+    """`Matching.places` of all windows, cut in squares of `side`."""
+
+    def lines(count: int, size: int) -> Tensor:
+        """int64 [count, m] of every row or column of squares."""
+        starts = torch.arange(0, count * grid.window, side) - look
+        return (starts[:, None] + torch.arange(side + 2 * look)).clamp(0, size - 1)
 
     def make() -> Tensor:
-        rows = [line(index, grid.height) * grid.width for index in range(grid.rows)]
-        columns = [line(index, grid.width) for index in range(grid.cols)]
-        return torch.stack([(row[:, None] + column).flatten() for row in rows for column in columns])
+        rows, columns = lines(grid.rows, grid.height) * grid.width, lines(grid.cols, grid.width)
+        across = grid.window // side
+        places = (rows[:, None, :, None] + columns[None, :, None]).flatten(2)
+        places = places.reshape(grid.rows, across, grid.cols, across, -1).transpose(1, 2)
+        return places.reshape(grid.count, across * across, -1)
 
-    return constant(("around", grid.height, grid.width, grid.window), device, make)
+    return constant(("around", grid.height, grid.width, grid.window, side, look), device, make)
 
 
-def _far(window: int, device: torch.device) -> Tensor:
+def _far(side: int, look: int, device: torch.device) -> Tensor:
     def make() -> Tensor:
-        here, there = torch.arange(window)[:, None], torch.arange(2 * window) - window // 2
-        apart = ((here - there) / window).square() / (2 * REACH**2)
-        return -(apart[:, None, :, None] + apart[None, :, None, :]).reshape(window * window, -1)
+        here, there = torch.arange(side)[:, None], torch.arange(side + 2 * look) - look
+        apart = ((here - there) / (REACH * look)).square() / 2
+        return -(apart[:, None, :, None] + apart[None, :, None, :]).reshape(side * side, -1)
 
-    return constant(("far", window), device, make)
+    return constant(("far", side, look), device, make)

@@ -7,7 +7,9 @@ of when it was last computed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,9 +35,13 @@ class RunMemory:
 
     def renewed(self, packing: Packing, chosen: Tensor, reused: Tensor, entering: Tensor) -> RunMemory:
         """With what was computed: [N, C] each, at the places `chosen`, int64 [N]. packing: of their windows."""
-        # Autocast joins no fp16 tensors unless that is its own type; integers it leaves alone.
-        keys = packing.renewed(self.entering.view(torch.int16), entering.view(torch.int16), chosen)
-        return RunMemory(packing.renewed(self.reused, reused, chosen), keys.view(torch.float16))
+        keys = renewed_keys(partial(packing.renewed, chosen=chosen), self.entering, entering)
+        return RunMemory(packing.renewed(self.reused, reused, chosen), keys)
+
+
+def renewed_keys(renew: Callable[[Tensor, Tensor], Tensor], last: Tensor, new: Tensor) -> Tensor:
+    """What `renew` makes of fp16 tensors. Autocast joins none unless that is its own type; integers it leaves alone."""
+    return renew(last.view(torch.int16), new.view(torch.int16)).view(torch.float16)
 
 
 def noted(entering: Tensor, leaving: Tensor, branch: Tensor) -> RunMemory:

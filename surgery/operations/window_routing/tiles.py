@@ -29,7 +29,7 @@ from surgery.core.evidence import widened
 from surgery.core.windows import Packing, WindowGrid
 from surgery.errors import UnsupportedModelError
 from surgery.operations.window_routing.matching import Matching, compared, matching
-from surgery.operations.window_routing.reuse import RunMemory, blank
+from surgery.operations.window_routing.reuse import RunMemory, blank, renewed_keys
 from surgery.operations.window_routing.router import AGE_WEIGHT
 from surgery.operations.window_routing.shortcut import Shortcut
 
@@ -99,9 +99,8 @@ class TileRoute:
             others = self.matching[side]
             moved = others.reused(now.index_select(0, others.own), last.entering, old)
             merged = kept.index_copy(0, others.own, moved.to(kept.dtype))
-        self.kept.append(
-            RunMemory(kept, self._renewed(last.entering.to(now.dtype), self.gather(now.reshape(1, whole, whole, -1))))
-        )
+        entering = renewed_keys(self._renewed, last.entering, self.gather(now.reshape(1, whole, whole, -1)))
+        self.kept.append(RunMemory(kept, entering))
         self.entering = merged.reshape(1, whole, whole, -1)
         return self.entering
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from surgery.core.attention import Conditioning
 from surgery.errors import ModelStateError
-from surgery.operations.memory_retrieval.bank import ALIGNMENT, KeyPlan, ObjectMemory, plan_keys, remember
+from surgery.operations.memory_retrieval.bank import KeyPlan, ObjectMemory, plan_keys, remember
 from surgery.operations.memory_retrieval.saliency import kept_count
 
 TOKENS, LAYERS, KEEP, MIDDLE = 20, 3, 0.2, 5
@@ -43,7 +43,6 @@ def step(bank: Bank, memory: ObjectMemory, pointers: int = 4, **other: Any) -> t
         slot = [each.frame if isinstance(each, Conditioning) else each for each in bank].index(item.frame)
         assert item.rows.tolist() == everything[slot * TOKENS : (slot + 1) * TOKENS]
         item.picked = [torch.tensor(picks(item.frame, layer)) for layer in range(LAYERS)]
-        item.offset = [torch.tensor(0.5 * item.frame + layer) for layer in range(LAYERS)]
     read = []
     for index, rows in zip(made.index, made.rows, strict=True):
         assert (index is None) == (rows is None)
@@ -279,22 +278,6 @@ def test_several_conditioning_frames_are_measured_one_a_call() -> None:
     step(bank, memory, keep_conditioning=0.5)
     found.append(plan(bank, memory, keep_conditioning=0.5))
     assert [[item.frame for item in made.measures] for made in found if made is not None] == [[12, 0], [9]]
-
-
-def test_rebalanced_rows_carry_the_offset_of_their_frame() -> None:
-    memory = ObjectMemory()
-    for frame in range(1, 5):
-        step([Conditioning(0), *range(1, frame + 1)], memory, middle=0, rebalance=True)
-    made = plan([Conditioning(0), 1, 2, 3, 4], memory, middle=0, rebalance=True)
-    assert made is not None and made.bias is not None
-    for layer, (index, rows, bias) in enumerate(zip(made.index, made.rows, made.bias, strict=True)):
-        assert index is not None and rows is not None and bias is not None
-        assert len(index) == len(bias)
-        assert len(index) % ALIGNMENT == 0
-        pruned = [0.5 * frame + layer for frame in (1, 2, 3) for _ in range(KEPT)]
-        real = len(rows) + 4
-        assert bias[:real].tolist() == [0.0] * TOKENS + pruned + [0.0] * (TOKENS + 4)
-        assert bool((bias[real:] == -torch.inf).all()), "padding is never attended to"
 
 
 def test_without_a_warm_up_pruning_starts_with_the_first_measured_frame() -> None:

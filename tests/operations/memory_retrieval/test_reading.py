@@ -57,7 +57,7 @@ def read(plan: KeyPlan | None, call: AttentionCall) -> AttentionCall:
 def test_the_salient_tokens_of_the_newest_frame_alone_are_measured(heads: int, stride: int) -> None:
     memory = randn(3 * TOKENS + 2, MEMORY, seed=3)
     newest = torch.arange(TOKENS, 2 * TOKENS)
-    item = Measured(frame=7, rows=newest, keep=0.3, counts=True, picked=[None], offset=[None])
+    item = Measured(frame=7, rows=newest, keep=0.3, counts=True, picked=[None])
     seen: list[tuple[bool, int, Tensor]] = []
     plan = plan_of(measures=[item], query_stride=stride, listener=lambda *what: seen.append(what))
     call = call_of(memory, heads)
@@ -67,8 +67,7 @@ def test_the_salient_tokens_of_the_newest_frame_alone_are_measured(heads: int, s
     key = split_heads(call.parts.key(memory[newest]), heads)
     saliency = memory_saliency(query, rotate(key, grid), stride)
     expected = top_tokens(saliency, 0.3)
-    assert item.offset[0] is not None and item.picked[0] is not None
-    torch.testing.assert_close(item.offset[0], -saliency[expected].sum().log())
+    assert item.picked[0] is not None
     assert torch.equal(item.picked[0], expected)
     assert len(expected) == 2
     ((conditioning, layer, told),) = seen
@@ -82,9 +81,9 @@ def test_the_salient_tokens_of_the_newest_frame_alone_are_measured(heads: int, s
 
 
 def test_the_rows_of_the_plan_are_read() -> None:
-    rows, spots, bias = torch.tensor([0, 4, 12, 18]), torch.tensor([0, 4, 3]), torch.tensor([0.5, 0.0, 0.0, 0.0])
-    call = read(plan_of(index=[rows], rows=[spots], bias=[bias]), call_of(randn(2 * TOKENS + 2, MEMORY), 1))
-    assert (call.rows, call.spots, call.bias) == (rows, spots, bias)
+    rows, spots = torch.tensor([0, 4, 12, 18]), torch.tensor([0, 4, 3])
+    call = read(plan_of(index=[rows], rows=[spots]), call_of(randn(2 * TOKENS + 2, MEMORY), 1))
+    assert (call.rows, call.spots) == (rows, spots)
 
 
 def test_without_a_plan_nothing_is_measured_and_every_row_is_read() -> None:
