@@ -16,7 +16,13 @@ from pydantic import ValidationError
 import surgery
 from surgery import Recipe, RecipeError
 from surgery.calibration.search import settings_of
-from surgery.operations import ShortcutSettings, SkippedSettings, SparseWindowRouting, StageSettings
+from surgery.operations import (
+    ShortcutSettings,
+    SkippedSettings,
+    SparseMemoryRetrieval,
+    SparseWindowRouting,
+    StageSettings,
+)
 from surgery.plain_yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,3 +180,8 @@ def test_searched_keys_are_read_at_their_old_places() -> None:
 def test_the_names_that_were_public_still_are() -> None:
     made = surgery.operations.SparseWindowRouting(span="tiles", temporal=True)
     assert made.stages == StageSettings(span="tiles") and made.skipped.temporal
+
+
+@pytest.mark.parametrize(("spelt", "weight"), [({"rebalance": True}, 20.0), ({"rebalance": False}, 1.0), ({}, 1.0)])
+def test_rebalanced_memory_is_read_as_memory_by_what_the_object_asks_for(spelt: dict[str, Any], weight: float) -> None:
+    assert SparseMemoryRetrieval.model_validate(spelt).object_weight == weight

@@ -39,7 +39,7 @@ def memory_saliency(query: Tensor, key: Tensor, stride: int = 1, weights: Tensor
 
 
 def near(mask: Tensor, side: int) -> Tensor:
-    """Tokens of a map of `side` that a bool [h, w] mask touches or that lie a sixteenth of it away: fp32 [T], 0 or 1."""
+    """Tokens of a map of `side` that a bool [h, w] mask touches or lies a sixteenth of it beside: fp32 [T], 0 or 1."""
     there = F.adaptive_max_pool2d(mask.to(torch.float32)[None], side)
     reach = max(1, side // 16)
     return F.max_pool2d(there, 2 * reach + 1, 1, reach).flatten()

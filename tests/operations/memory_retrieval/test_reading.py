@@ -80,6 +80,28 @@ def test_the_salient_tokens_of_the_newest_frame_alone_are_measured(heads: int, s
     assert torch.equal(item.picked[0], expected), "softmax over that frame's tokens only"
 
 
+@torch.no_grad()
+def test_a_query_counts_what_its_place_says() -> None:
+    """Also where only some of the tokens are queries."""
+    memory, weights = randn(TOKENS, MEMORY, seed=3), randn(TOKENS, seed=7).exp()
+    places = torch.tensor([1, 2, 7])
+
+    def told(**changes: Any) -> Tensor:
+        seen: list[Tensor] = []
+        item = Measured(frame=7, rows=torch.arange(TOKENS), keep=0.3, counts=True, picked=[None])
+        read(
+            plan_of(measures=[item], weights=weights, listener=lambda *what: seen.append(what[2])),
+            replace(call_of(memory, 1), **changes),
+        )
+        return seen[0]
+
+    call = call_of(memory, 1)
+    query, key = call.turned(), call.turned_keys(torch.arange(TOKENS))
+    torch.testing.assert_close(told(), memory_saliency(query, key, 1, weights))
+    few = told(query=call.query[places], places=places, tokens=TOKENS)
+    torch.testing.assert_close(few, memory_saliency(query[:, places], key, 1, weights[places]))
+
+
 def test_the_rows_of_the_plan_are_read() -> None:
     rows, spots = torch.tensor([0, 4, 12, 18]), torch.tensor([0, 4, 3])
     call = read(plan_of(index=[rows], rows=[spots]), call_of(randn(2 * TOKENS + 2, MEMORY), 1))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.operations.memory_retrieval import saliency
-from surgery.operations.memory_retrieval.saliency import kept_count, memory_saliency, top_tokens
+from surgery.operations.memory_retrieval.saliency import kept_count, memory_saliency, near, top_tokens
 
 few = settings(max_examples=60, deadline=None)
 
@@ -17,14 +17,15 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def naive(query: torch.Tensor, key: torch.Tensor, stride: int) -> torch.Tensor:
-    """Published saliency: softmax over this frame's tokens alone, mean over heads and every stride-th query."""
-    rows = []
+def naive(query: torch.Tensor, key: torch.Tensor, stride: int, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Softmax over this frame's tokens alone, mean over heads and every stride-th query; published without weights."""
+    rows, counts = [], []
     for head in range(query.shape[0]):
         for index in range(0, query.shape[1], stride):
             logits = key[head].double() @ query[head, index].double() / query.shape[-1] ** 0.5
-            rows.append(torch.softmax(logits, 0))
-    return torch.stack(rows).mean(0)
+            counts.append(1.0 if weights is None else float(weights[index]))
+            rows.append(torch.softmax(logits, 0) * counts[-1])
+    return torch.stack(rows).sum(0) / sum(counts)
 
 
 @few
@@ -36,13 +37,14 @@ def test_saliency_is_the_mean_softmax_whatever_the_chunks(
     heads: int, queries: int, tokens: int, half: int, stride: int, rows: int
 ) -> None:
     query, key = randn(heads, queries, 2 * half), randn(heads, tokens, 2 * half, seed=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(saliency, "_ROWS", rows)
-        found = memory_saliency(query, key, stride)
-    assert found.dtype == torch.float32
-    assert found.shape == (tokens,)
-    assert found.sum().item() == pytest.approx(1, abs=1e-5)
-    assert torch.allclose(found.double(), naive(query, key, stride), atol=1e-6)
+    for weights in (None, randn(queries, seed=2).exp()):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(saliency, "_ROWS", rows)
+            found = memory_saliency(query, key, stride, weights)
+        assert found.dtype == torch.float32
+        assert found.shape == (tokens,)
+        assert found.sum().item() == pytest.approx(1, abs=1e-5)
+        assert torch.allclose(found.double(), naive(query, key, stride, weights), atol=1e-6)
 
 
 @pytest.mark.parametrize("queries", [saliency._ROWS - 1, saliency._ROWS, saliency._ROWS + 1, 2 * saliency._ROWS])
@@ -65,6 +67,18 @@ def test_saliency_does_not_change_what_it_reads() -> None:
     memory_saliency(query, key)
     assert torch.equal(query, before[0])
     assert torch.equal(key, before[1])
+
+
+@pytest.mark.parametrize("side", [8, 32])
+def test_near_is_what_the_mask_touches_and_a_sixteenth_of_the_map_around(side: int) -> None:
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    assert not near(mask, side).any()
+    mask[20, 40] = True
+    row, col, reach = 20 * side // 64, 40 * side // 64, max(1, side // 16)
+    found = near(mask, side).reshape(side, side)
+    assert found.dtype == torch.float32
+    assert found.sum() == (2 * reach + 1) ** 2
+    assert found[row - reach : row + reach + 1, col - reach : col + reach + 1].all()
 
 
 @pytest.mark.parametrize(
