@@ -1,0 +1,58 @@
+"""Memory keeps what queries on the object ask for, on either host."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import surgery
+from surgery.engine import require_surgery
+from surgery.operations import SparseMemoryRetrieval
+from surgery.operations.memory_retrieval import bound
+from surgery.operations.memory_retrieval.saliency import near
+from surgery.recipe import Recipe
+from tests.hosts.drive import HOSTS, make, video
+from tests.hosts.sessions import begun
+
+
+def recipe(weight: float) -> Recipe:
+    operation = SparseMemoryRetrieval(keep=0.1, keep_conditioning=0.2, warm_up=False, object_weight=weight)
+    return Recipe(metadata={"name": "pruned", "description": "Memory retrieval alone."}, operations=[operation])
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_each_object_weighs_queries_by_its_own_last_mask(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, measure = make(host), bound.memory_saliency
+    surgery.sparsify(driver.model, recipe(20.0))
+    seen: dict[int, list[Tensor]] = {}
+
+    def noted(query: Tensor, key: Tensor, stride: int, weights: Tensor | None) -> Tensor:
+        context = require_surgery(driver.model).context
+        assert context is not None and context.step is not None and weights is not None
+        evidence = context.video.evidence[context.step.obj_id]
+        assert evidence.frame == context.step.previous
+        assert torch.equal(weights, 1 + 19 * near(evidence.mask, round(query.shape[1] ** 0.5)))
+        seen.setdefault(context.step.obj_id, []).append(weights)
+        return measure(query, key, stride, weights)
+
+    monkeypatch.setattr(bound, "memory_saliency", noted)
+    _, run = begun(driver, video(5), 0, {1: (40, 110), 2: (90, 30)})
+    list(run)
+    assert seen.keys() == {1, 2}
+    assert all(set(each.unique().tolist()) <= {1.0, 20.0} for several in seen.values() for each in several)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_all_queries_alike_is_the_published_measure(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = make(host)
+    surgery.sparsify(driver.model, recipe(1.0))
+    measure, given = bound.memory_saliency, []
+
+    def noted(query: Tensor, key: Tensor, stride: int, weights: Tensor | None) -> Tensor:
+        given.append(weights)
+        return measure(query, key, stride, weights)
+
+    monkeypatch.setattr(bound, "memory_saliency", noted)
+    driver.track(video(5))
+    assert given and all(each is None for each in given)
