@@ -30,6 +30,7 @@ from surgery.digests import weights_digest
 from surgery.engine import require_surgery
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.evaluation.drift_free import Comparison, drift_free, summarise
+from surgery.operations.memory_retrieval import OBJECT_WEIGHT
 
 ADAPTER = ROOT / "adapters" / "demo-balanced"
 TUNED = ("blackswan", "car-shadow", "rollerblade")
@@ -53,11 +54,15 @@ ROWS: dict[str, dict[str, dict[str, Any]]] = {
         "object first, cached, 26 %": _BEFORE | _OBJECT | _CACHED | {"routing.budget": 0.26},
     },
     "memory": {
-        f"keep {keep:g}, conditioning {first:g}"
+        f"keep {keep:g}, conditioning {first:g}, object weight {weight:g}"
         + ("" if unsure is None else f", whole while unsure over {unsure:g}"): _ALL
-        | {"retrieval.keep": keep, "retrieval.keep_conditioning": first, "retrieval.unsure": unsure}
-        for keep, first, unsure in (
-            (0.1, 0.4, None), (0.2, 0.4, None), (0.3, 1.0, None), (0.1, 0.4, 0.9), (0.1, 0.4, 0.7), (0.1, 0.4, 0.5),
+        | {
+            "retrieval.keep": keep, "retrieval.keep_conditioning": first, "retrieval.object_weight": weight,
+            "retrieval.unsure": unsure,
+        }
+        for keep, first, weight, unsure in (
+            (0.1, 0.33, 1.0, None), (0.1, 0.33, OBJECT_WEIGHT, None), (0.2, 0.4, 1.0, None),
+            (0.2, 0.4, OBJECT_WEIGHT, None), (0.1, 0.33, OBJECT_WEIGHT, 0.9),
         )
     },
 }  # fmt: skip

@@ -15,7 +15,7 @@ from surgery.core.surgery import Surgery
 from surgery.operations.memory_retrieval.bound import BoundRetrieval
 from surgery.operations.memory_retrieval.simulate import RetrievalSimulation
 
-OBJECT_WEIGHT = 20.0
+OBJECT_WEIGHT = 6.0
 """Of recipes: a fifth or five times as much changes the error of attention on the object by a tenth at most."""
 
 
