@@ -61,7 +61,7 @@ def budgeted(**more: Any) -> list[str]:
 def pruned(**more: Any) -> list[str]:
     """Overrides of `memory-only`."""
     values = {
-        "retrieval.keep": KEEP, "retrieval.keep_conditioning": KEEP_CONDITIONING, "retrieval.object_weight": 20,
+        "retrieval.keep": KEEP, "retrieval.keep_conditioning": KEEP_CONDITIONING, "retrieval.saliency": "object",
         "retrieval.warm_up": "false", **more,
     }  # fmt: skip
     return [f"{key}={value}" for key, value in values.items()]
@@ -81,10 +81,10 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
     "budget, temporal, fitted": ("balanced", budgeted(), "temporal"),
     "random windows at the budget, temporal, fitted": ("balanced", budgeted(), "random windows"),
     "keys only: published (5 % after warm-up)": ("memory-only", pruned(**{
-        "retrieval.keep": 0.05, "retrieval.keep_conditioning": 1.0, "retrieval.object_weight": 1,
+        "retrieval.keep": 0.05, "retrieval.keep_conditioning": 1.0, "retrieval.saliency": "mean",
         "retrieval.warm_up": "true"}), "identity"),
-    "keys only: same share, all queries alike": ("memory-only", pruned(**{"retrieval.object_weight": 1}), "identity"),
-    "keys only: queries on the object first": ("memory-only", pruned(), "identity"),
+    "keys only: same share, published saliency": ("memory-only", pruned(**{"retrieval.saliency": "mean"}), "identity"),
+    "keys only: what the object asks for": ("memory-only", pruned(), "identity"),
     "keys only: random keys": ("memory-only", pruned(), "random keys"),
     "both": ("balanced", budgeted(**{
         "retrieval.keep": KEEP, "retrieval.keep_conditioning": KEEP_CONDITIONING}), "temporal"),

@@ -30,7 +30,6 @@ from surgery.digests import weights_digest
 from surgery.engine import require_surgery
 from surgery.evaluation.bootstrap import mean_interval
 from surgery.evaluation.drift_free import Comparison, drift_free, summarise
-from surgery.operations.memory_retrieval import OBJECT_WEIGHT
 
 ADAPTER = ROOT / "adapters" / "demo-balanced"
 TUNED = ("blackswan", "car-shadow", "rollerblade")
@@ -54,15 +53,15 @@ ROWS: dict[str, dict[str, dict[str, Any]]] = {
         "object first, cached, 26 %": _BEFORE | _OBJECT | _CACHED | {"routing.budget": 0.26},
     },
     "memory": {
-        f"keep {keep:g}, conditioning {first:g}, object weight {weight:g}"
+        f"{saliency}, keep {keep:g}, conditioning {first:g}"
         + ("" if unsure is None else f", whole while unsure over {unsure:g}"): _ALL
         | {
-            "retrieval.keep": keep, "retrieval.keep_conditioning": first, "retrieval.object_weight": weight,
+            "retrieval.keep": keep, "retrieval.keep_conditioning": first, "retrieval.saliency": saliency,
             "retrieval.unsure": unsure,
         }
-        for keep, first, weight, unsure in (
-            (0.1, 0.33, 1.0, None), (0.1, 0.33, OBJECT_WEIGHT, None), (0.2, 0.4, 1.0, None),
-            (0.2, 0.4, OBJECT_WEIGHT, None), (0.1, 0.33, OBJECT_WEIGHT, 0.9),
+        for saliency, keep, first, unsure in (
+            ("mean", 0.1, 0.33, None), ("object", 0.1, 0.33, None), ("mean", 0.2, 0.4, None),
+            ("object", 0.2, 0.4, None), ("object", 0.1, 0.33, 0.9),
         )
     },
 }  # fmt: skip

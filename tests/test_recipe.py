@@ -102,7 +102,7 @@ def test_published_recipes_hold_the_published_values_and_none_of_the_additions()
         assert routing.refresh.model_dump() == {"start": True, "every": 0, "scene_cut": None, "lost": "never"}
         assert routing.budget == 1.0
         assert retrieval.model_dump(exclude={"type"}) == {
-            "keep": 0.05, "keep_conditioning": 1.0, "object_weight": 1.0, "warm_up": True, "unsure": None,
+            "keep": 0.05, "keep_conditioning": 1.0, "saliency": "mean", "warm_up": True, "unsure": None,
             "query_stride": 1,
         }  # fmt: skip
 

@@ -182,6 +182,8 @@ def test_the_names_that_were_public_still_are() -> None:
     assert made.stages == StageSettings(span="tiles") and made.skipped.temporal
 
 
-@pytest.mark.parametrize(("spelt", "weight"), [({"rebalance": True}, 6.0), ({"rebalance": False}, 1.0), ({}, 1.0)])
-def test_rebalanced_memory_is_read_as_memory_by_what_the_object_asks_for(spelt: dict[str, Any], weight: float) -> None:
-    assert SparseMemoryRetrieval.model_validate(spelt).object_weight == weight
+@pytest.mark.parametrize(
+    ("spelt", "read"), [({"rebalance": True}, "object"), ({"rebalance": False}, "mean"), ({}, "mean")]
+)
+def test_rebalanced_memory_is_read_as_memory_by_what_the_object_asks_for(spelt: dict[str, Any], read: str) -> None:
+    assert SparseMemoryRetrieval.model_validate(spelt).saliency == read

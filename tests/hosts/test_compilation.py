@@ -24,7 +24,7 @@ from tests.hosts.routes import force, router_of
 from tests.hosts.sessions import close, same
 
 HOSTS = ("sam2", "transformers")
-PRUNED = SparseMemoryRetrieval(keep_conditioning=0.3, object_weight=20)
+PRUNED = SparseMemoryRetrieval(keep_conditioning=0.3, saliency="object")
 BEHIND = ("memory_attention", "memory_encoder", "mask_decoder")
 
 

@@ -545,7 +545,7 @@ def test_pruned_conditioning_frames_and_the_object_s_queries_reach_the_attention
         "plain": ["retrieval.keep=0.1", "retrieval.keep_conditioning=0.3", "retrieval.warm_up=false"],
         "of the object": [
             "retrieval.keep=0.1", "retrieval.keep_conditioning=0.3", "retrieval.warm_up=false",
-            "retrieval.object_weight=20",
+            "retrieval.saliency=object",
         ],
     }.items():  # fmt: skip
         driver = make(host)

@@ -124,7 +124,11 @@ def test_every_part_kept_is_stock_bit_for_bit(host: str) -> None:
 def test_every_operation_works_in_half_precision(host: str, cast: str, windows: tuple[int, ...]) -> None:
     """Tiles, queries, keys by what the object asks, and a score gate that always asks for the decoder's saliency."""
     driver = make(host, windows)
-    operations = (routing(host), SparseQueryRouting(), SparseMemoryRetrieval(keep=0.2, warm_up=False, object_weight=20))
+    operations = (
+        routing(host),
+        SparseQueryRouting(),
+        SparseMemoryRetrieval(keep=0.2, warm_up=False, saliency="object"),
+    )
     surgery.sparsify(driver.model, recipe(*operations, cast=cast))
     masks = driver.track(video(7), 2)
     assert all(torch.isfinite(mask).all() for mask in masks)

@@ -25,7 +25,7 @@ from tests.hosts.sessions import begun, close, copied, gather, interleaved, mode
 
 ROUTING = SparseWindowRouting(temporal=True, rolling=1, score_gate=0.0, candidates="best", dilation=1, budget=0.25)
 QUERIES = SparseQueryRouting(margin=1, rolling=1)
-RETRIEVAL = SparseMemoryRetrieval(keep=0.1, keep_conditioning=0.5, warm_up=False, object_weight=20)
+RETRIEVAL = SparseMemoryRetrieval(keep=0.1, keep_conditioning=0.5, warm_up=False, saliency="object")
 
 
 @pytest.fixture(params=HOSTS)

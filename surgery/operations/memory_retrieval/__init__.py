@@ -15,9 +15,6 @@ from surgery.core.surgery import Surgery
 from surgery.operations.memory_retrieval.bound import BoundRetrieval
 from surgery.operations.memory_retrieval.simulate import RetrievalSimulation
 
-OBJECT_WEIGHT = 6.0
-"""Of recipes: a fifth or five times as much changes the error of attention on the object by a tenth at most."""
-
 
 class SparseMemoryRetrieval(Operation):
     """Sparse Memory Retrieval: older memory frames keep only the tokens that mattered (Efficient-SAM2, section 3.3)."""
@@ -27,8 +24,9 @@ class SparseMemoryRetrieval(Operation):
     keep_conditioning: Fraction = Field(
         1.0, description="the same for conditioning frames, measured when first read; 1: whole"
     )
-    object_weight: float = Field(
-        1.0, ge=1.0, le=1000.0, description="how many times others a query on the object counts in what mattered"
+    saliency: Literal["mean", "object"] = Field(
+        "mean",
+        description="what mattered: the mean attention over all queries, or the largest of any, the object's first",
     )
     warm_up: bool = Field(
         True, description="prune only after as many frames were measured as the bank's middle holds (5)"
@@ -45,11 +43,11 @@ class SparseMemoryRetrieval(Operation):
     @model_validator(mode="before")
     @classmethod
     def _of_before(cls, data: Any) -> Any:
-        """Recipes that gave pruned frames their weight back weigh queries instead, which keeps more with no bias."""
+        """Recipes that gave pruned frames their weight back keep better tokens instead."""
         if not isinstance(data, dict) or "rebalance" not in data:
             return data
-        weighed = {"object_weight": OBJECT_WEIGHT} if data["rebalance"] is True else {}
-        return weighed | {key: data[key] for key in data if key != "rebalance"}
+        better = {"saliency": "object"} if data["rebalance"] is True else {}
+        return better | {key: data[key] for key in data if key != "rebalance"}
 
     @property
     def approximate(self) -> bool:
@@ -69,12 +67,12 @@ class SparseMemoryRetrieval(Operation):
     @property
     def evidence(self) -> EvidenceSettings | None:
         """See `Operation.evidence`."""
-        wanted = self.unsure is not None or self.object_weight > 1.0
+        wanted = self.unsure is not None or self.saliency == "object"
         return EvidenceSettings(doubt=self.unsure is not None) if wanted else None
 
     def structure(self) -> dict[str, Any]:
         """See `Operation.structure`."""
-        return self.model_dump(mode="json", include={"query_stride"}) | {"object": self.object_weight > 1.0}
+        return self.model_dump(mode="json", include={"query_stride", "saliency"})
 
     def check(self, host: HostView) -> list[nn.Module]:
         """See `Operation.check`: every cross-attention of memory attention."""

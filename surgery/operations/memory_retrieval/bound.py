@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from surgery.core.operation import Bound, Patch
 from surgery.core.parts import ATTENTION, Part
 from surgery.errors import ModelStateError
 from surgery.operations.memory_retrieval.bank import KeyPlan, ObjectMemory, plan_keys, remember
-from surgery.operations.memory_retrieval.saliency import kept_count, memory_saliency, near, top_tokens
+from surgery.operations.memory_retrieval.saliency import asked_by, kept_count, memory_saliency, top_tokens
 
 if TYPE_CHECKING:
     from surgery.operations.memory_retrieval import SparseMemoryRetrieval
@@ -92,13 +91,13 @@ class BoundRetrieval(Bound[Any]):
             context.observer.noted(DoubtSeen(told.doubt, len(context.memory_frames or ())))
         return limit is not None and not told.doubt <= limit and self.restores
 
-    def _weights(self, context: FrameContext, tokens: int) -> Tensor | None:
-        """What the queries count in saliency: fp32 [T]. None without evidence of where the object is."""
+    def _weights(self, context: FrameContext, tokens: int, device: torch.device) -> Tensor:
+        """What the queries count."""
         step = context.step
-        evidence = context.video.evidence.get(step.obj_id) if step is not None else None
-        if step is None or evidence is None or evidence.frame != step.previous:
-            return None
-        return 1.0 + (self.settings.object_weight - 1.0) * near(evidence.mask, math.isqrt(tokens))
+        assert step is not None
+        evidence = context.video.evidence.get(step.obj_id)
+        known = evidence is not None and evidence.frame == step.previous
+        return asked_by(evidence.mask if evidence is not None and known else None, tokens, device)
 
     def plan(self, call: MemoryCall, context: FrameContext, memory: ObjectMemory, tokens: int) -> KeyPlan | None:
         """The rows to read. tokens: of a memory frame."""
@@ -120,8 +119,8 @@ class BoundRetrieval(Bound[Any]):
             device=call.memory.device,
             keep_conditioning=settings.keep_conditioning,
         )
-        if plan is not None and plan.measures and settings.object_weight > 1.0:
-            plan.weights = self._weights(context, tokens)
+        if plan is not None and plan.measures and settings.saliency == "object":
+            plan.weights = self._weights(context, tokens, call.memory.device)
         if plan is not None and observer is not None and context.watched:
             plan.listener = lambda *seen: observer.noted(SaliencySeen(*seen))
         return plan

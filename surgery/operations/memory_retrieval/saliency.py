@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surgery.core.constants import constant
+
 _ROWS = 512
+OBJECT_WEIGHT = 3.0
+"""What a query on the object counts. From 2 to 20 the error of attention on the object, synthetic or real, changes by a
+tenth at most; what the background reads is better with less."""
 
 
 def memory_saliency(query: Tensor, key: Tensor, stride: int = 1, weights: Tensor | None = None) -> Tensor:
-    """Mean attention each token of one memory frame receives, softmax over that frame's tokens alone.
+    """How much attention each token of one memory frame receives, softmax over that frame's tokens alone.
 
     Args:
         query: [heads, N, d] rotated queries of the current frame.
         key: [heads, T, d] rotated keys of the memory frame.
-        stride: only every `stride`-th query is averaged; 1 is the published measure.
-        weights: fp32 [N], positive, of the queries in the mean; None: all alike, as published.
+        stride: only every `stride`-th query is asked; 1 is the published measure.
+        weights: None: the mean over queries, as published. Else fp32 [N], positive: the largest that one gives, times
+            its weight.
 
     Returns:
         fp32 [T], sums to 1. The [N, T] logits are never held at once: query rows go through in chunks.
@@ -26,16 +34,16 @@ def memory_saliency(query: Tensor, key: Tensor, stride: int = 1, weights: Tensor
     # As many chunks as the whole grid would need, whatever the queries: a compiled graph has a fixed number of them.
     chunks = -(-key.shape[-2] // (_ROWS * stride))
     rows = -(-query.shape[1] // chunks)
-    if weights is not None:
-        weights = weights[::stride, None]
-    total: Tensor | None = None
+    asked = None if weights is None else weights[::stride, None]
+    parts = []
     for chunk in range(chunks):
         some = slice(chunk * rows, (chunk + 1) * rows)
-        part = (query[:, some] @ keys).softmax(-1, dtype=torch.float32)
-        part = (part if weights is None else part * weights[some]).sum((0, 1))
-        total = part if total is None else total + part
-    assert total is not None
-    return total / (query.shape[0] * (query.shape[1] if weights is None else weights.sum()))
+        given = (query[:, some] @ keys).softmax(-1, dtype=torch.float32)
+        parts.append(given.sum((0, 1)) if asked is None else (given * asked[some]).amax((0, 1)))
+    if asked is None:
+        return torch.stack(parts).sum(0) / (query.shape[0] * query.shape[1])
+    largest = torch.stack(parts).amax(0)
+    return largest / largest.sum()
 
 
 def near(mask: Tensor, side: int) -> Tensor:
@@ -43,6 +51,17 @@ def near(mask: Tensor, side: int) -> Tensor:
     there = F.adaptive_max_pool2d(mask.to(torch.float32)[None], side)
     reach = max(1, side // 16)
     return F.max_pool2d(there, 2 * reach + 1, 1, reach).flatten()
+
+
+def asked_by(mask: Tensor | None, tokens: int, device: torch.device) -> Tensor:
+    """Weights of the queries for `memory_saliency`: fp32 [T].
+
+    Args:
+        mask: of the object on the frame before, bool [h, w]; None: nothing is known of it, every query counts 1.
+        tokens: T, of a square map.
+    """
+    every = constant(("ones", tokens), device, lambda: torch.ones(tokens))
+    return every if mask is None else every + (OBJECT_WEIGHT - 1.0) * near(mask, math.isqrt(tokens))
 
 
 def kept_count(tokens: int, keep: float) -> int:

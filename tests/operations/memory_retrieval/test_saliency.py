@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.operations.memory_retrieval import saliency
-from surgery.operations.memory_retrieval.saliency import kept_count, memory_saliency, near, top_tokens
+from surgery.operations.memory_retrieval.saliency import asked_by, kept_count, memory_saliency, near, top_tokens
 
 few = settings(max_examples=60, deadline=None)
 
@@ -18,14 +18,17 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def naive(query: torch.Tensor, key: torch.Tensor, stride: int, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Softmax over this frame's tokens alone, mean over heads and every stride-th query; published without weights."""
-    rows, counts = [], []
+    """Softmax over this frame's tokens alone, of every stride-th query: the mean over heads and queries, as published,
+    or the largest times the query's weight, made to sum to 1."""
+    rows = []
     for head in range(query.shape[0]):
         for index in range(0, query.shape[1], stride):
             logits = key[head].double() @ query[head, index].double() / query.shape[-1] ** 0.5
-            counts.append(1.0 if weights is None else float(weights[index]))
-            rows.append(torch.softmax(logits, 0) * counts[-1])
-    return torch.stack(rows).sum(0) / sum(counts)
+            rows.append(torch.softmax(logits, 0) * (1.0 if weights is None else float(weights[index])))
+    if weights is None:
+        return torch.stack(rows).mean(0)
+    largest = torch.stack(rows).amax(0)
+    return largest / largest.sum()
 
 
 @few
@@ -79,6 +82,14 @@ def test_near_is_what_the_mask_touches_and_a_sixteenth_of_the_map_around(side: i
     assert found.dtype == torch.float32
     assert found.sum() == (2 * reach + 1) ** 2
     assert found[row - reach : row + reach + 1, col - reach : col + reach + 1].all()
+
+
+def test_queries_near_the_object_count_three_times() -> None:
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[20, 40] = True
+    found = asked_by(mask, 64, torch.device("cpu"))
+    assert torch.equal(found, 1 + 2 * near(mask, 8))
+    assert torch.equal(asked_by(None, 64, torch.device("cpu")), torch.ones(64))
 
 
 @pytest.mark.parametrize(

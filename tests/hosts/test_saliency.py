@@ -16,15 +16,15 @@ from tests.hosts.drive import HOSTS, make, video
 from tests.hosts.sessions import begun
 
 
-def recipe(weight: float) -> Recipe:
-    operation = SparseMemoryRetrieval(keep=0.1, keep_conditioning=0.2, warm_up=False, object_weight=weight)
+def recipe(saliency: str) -> Recipe:
+    operation = SparseMemoryRetrieval(keep=0.1, keep_conditioning=0.2, warm_up=False, saliency=saliency)
     return Recipe(metadata={"name": "pruned", "description": "Memory retrieval alone."}, operations=[operation])
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_each_object_weighs_queries_by_its_own_last_mask(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     driver, measure = make(host), bound.memory_saliency
-    surgery.sparsify(driver.model, recipe(20.0))
+    surgery.sparsify(driver.model, recipe("object"))
     seen: dict[int, list[Tensor]] = {}
 
     def noted(query: Tensor, key: Tensor, stride: int, weights: Tensor | None) -> Tensor:
@@ -32,7 +32,7 @@ def test_each_object_weighs_queries_by_its_own_last_mask(host: str, monkeypatch:
         assert context is not None and context.step is not None and weights is not None
         evidence = context.video.evidence[context.step.obj_id]
         assert evidence.frame == context.step.previous
-        assert torch.equal(weights, 1 + 19 * near(evidence.mask, round(query.shape[1] ** 0.5)))
+        assert torch.equal(weights, 1 + 2 * near(evidence.mask, round(query.shape[1] ** 0.5)))
         seen.setdefault(context.step.obj_id, []).append(weights)
         return measure(query, key, stride, weights)
 
@@ -40,13 +40,13 @@ def test_each_object_weighs_queries_by_its_own_last_mask(host: str, monkeypatch:
     _, run = begun(driver, video(5), 0, {1: (40, 110), 2: (90, 30)})
     list(run)
     assert seen.keys() == {1, 2}
-    assert all(set(each.unique().tolist()) <= {1.0, 20.0} for several in seen.values() for each in several)
+    assert all(set(each.unique().tolist()) <= {1.0, 3.0} for several in seen.values() for each in several)
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_all_queries_alike_is_the_published_measure(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_measure_weighs_no_query(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = make(host)
-    surgery.sparsify(driver.model, recipe(1.0))
+    surgery.sparsify(driver.model, recipe("mean"))
     measure, given = bound.memory_saliency, []
 
     def noted(query: Tensor, key: Tensor, stride: int, weights: Tensor | None) -> Tensor:
