@@ -86,13 +86,10 @@ class Matching:
             attn_mask=self.far.to(kind), scale=SHARPNESS / query.shape[-1],
         )[:, 0]  # fmt: skip
         inner = slice((across - side) // 2, (across + side) // 2)
-        last, own = (
-            each.unflatten(1, (across, across))[:, inner, inner].reshape(-1, side * side, each.shape[-1])
-            for each in (key, value)
-        )
+        last, own = (each.unflatten(1, (across, across))[:, inner, inner] for each in (key, value))
+        query, moved = (each.unflatten(1, (side, side)) for each in (query, moved))
         change = (query - last).square().mean(-1, keepdim=True)
-        found = moved + (change / -STILL).exp() * (own - moved)
-        return self.packing.flatten(_joined(found.unflatten(1, (side, side)), window))
+        return self.packing.flatten(_joined(moved + (change / -STILL).exp() * (own - moved), window))
 
 
 def matching(grid: WindowGrid, packing: Packing, own: Tensor) -> Matching:
