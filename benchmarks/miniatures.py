@@ -67,7 +67,6 @@ MINIATURES = {
                 "retrieval.keep_conditioning": 0.2,
                 "retrieval.unsure": None,
             },
-            0.04,
         ),
     )
 }
