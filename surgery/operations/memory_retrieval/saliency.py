@@ -61,7 +61,7 @@ def asked_by(mask: Tensor | None, tokens: int, device: torch.device) -> Tensor:
         tokens: T, of a square map.
     """
     every = constant(("ones", tokens), device, lambda: torch.ones(tokens))
-    return every if mask is None else every + (OBJECT_WEIGHT - 1.0) * near(mask, math.isqrt(tokens))
+    return every if mask is None else every + (OBJECT_WEIGHT - 1.0) * near(mask.to(device), math.isqrt(tokens))
 
 
 def kept_count(tokens: int, keep: float) -> int:
