@@ -66,9 +66,9 @@ class KeyPlan:
     """Rows to read in each layer, and what to measure on the way.
 
     index: per layer int64 [n] rows of the concatenated memory, or None for all. rows: per layer int64 [m], the position
-    on the T-token grid of every row that carries a position (the first m; pointers follow). measures: frames to measure.
-    weights: fp32 [T], what queries count in that, or None: the published mean. listener: is told (whether it is a
-    conditioning frame, layer, saliency [T]) of every measure.
+    on the T-token grid of every row that carries a position (the first m; pointers follow). measures: frames to
+    measure. weights: fp32 [T], what queries count in that, or None: the published mean. listener: is told (whether it
+    is a conditioning frame, layer, saliency [T]) of every measure.
     """
 
     layers: int
