@@ -32,16 +32,17 @@ def memory_saliency(query: Tensor, key: Tensor, stride: int = 1, weights: Tensor
     query = query[:, ::stride] * query.shape[-1] ** -0.5
     keys = key.transpose(-1, -2)
     # As many chunks as the whole grid would need, whatever the queries: a compiled graph has a fixed number of them.
-    chunks = -(-key.shape[-2] // (_ROWS * stride))
-    rows = -(-query.shape[1] // chunks)
+    count = query.shape[1]
+    chunks = min(-(-key.shape[-2] // (_ROWS * stride)), count)
+    rows = count // chunks
     asked = None if weights is None else weights[::stride, None]
     parts = []
     for chunk in range(chunks):
-        some = slice(chunk * rows, (chunk + 1) * rows)
+        some = slice(chunk * rows, count if chunk == chunks - 1 else (chunk + 1) * rows)
         given = (query[:, some] @ keys).softmax(-1, dtype=torch.float32)
         parts.append(given.sum((0, 1)) if asked is None else (given * asked[some]).amax((0, 1)))
     if asked is None:
-        return torch.stack(parts).sum(0) / (query.shape[0] * query.shape[1])
+        return torch.stack(parts).sum(0) / (query.shape[0] * count)
     largest = torch.stack(parts).amax(0)
     return largest / largest.sum()
 
