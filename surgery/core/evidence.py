@@ -164,6 +164,15 @@ def widened(mask: Tensor, kernel: int) -> Tensor:
     return (grown if kernel == 1 else F.max_pool2d(grown, kernel, 1, kernel // 2))[0, 0]
 
 
+def mask_tokens(mask: Tensor, height: int, width: int, margin: int) -> Tensor:
+    """Tokens within `margin` of a mask, in tokens along either axis: bool [h, w] -> bool [height * width]."""
+    cell = (mask.shape[-2] // height, mask.shape[-1] // width)
+    touched = F.max_pool2d(mask.to(torch.float32)[None, None], cell, cell)
+    if margin:
+        touched = F.max_pool2d(touched, 2 * margin + 1, 1, margin)
+    return touched.flatten() > 0
+
+
 def union(masks: Sequence[Tensor]) -> Tensor:
     """Of bool masks [h, w], at least one."""
     return masks[0] if len(masks) == 1 else torch.stack(list(masks)).any(0)

@@ -101,6 +101,11 @@ class WindowGrid:
             return np.where(ids >= 0, ids, ids[:, :1]).reshape(-1)
         return ids[ids >= 0]
 
+    def others(self, windows: Sequence[int]) -> list[int]:
+        """All windows but these, rising."""
+        taken = set(windows)
+        return [window for window in range(self.count) if window not in taken]
+
     def back(self, windows: Sequence[int]) -> np.ndarray:
         """Where each token of the map lies among `token_ids(windows)` and, after them, the whole map; int64 [H * W]."""
         ids = self._ids[list(windows)].reshape(-1)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 import surgery
+from surgery.core.evidence import mask_tokens
 from surgery.engine import require_surgery
 from surgery.operations import SparseMemoryRetrieval
 from surgery.operations.memory_retrieval import bound
-from surgery.operations.memory_retrieval.saliency import near
 from surgery.recipe import Recipe
 from tests.hosts.drive import HOSTS, make, video
 from tests.hosts.sessions import begun
@@ -32,7 +32,8 @@ def test_each_object_weighs_queries_by_its_own_last_mask(host: str, monkeypatch:
         assert context is not None and context.step is not None and weights is not None
         evidence = context.video.evidence[context.step.obj_id]
         assert evidence.frame == context.step.previous
-        assert torch.equal(weights, 1 + 2 * near(evidence.mask, round(query.shape[1] ** 0.5)))
+        side = round(query.shape[1] ** 0.5)
+        assert torch.equal(weights, 1.0 + 2 * mask_tokens(evidence.mask, side, side, max(1, side // 16)))
         seen.setdefault(context.step.obj_id, []).append(weights)
         return measure(query, key, stride, weights)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from surgery.core.attention import AttentionCall, ConditionedBy, Conditioning, MemoryCall
+from surgery.core.evidence import Evidence
 from surgery.core.frame import FrameContext, ObjectStep
 from surgery.core.operation import Bound, Patch
 from surgery.core.parts import ATTENTION, Part
@@ -83,21 +84,13 @@ class BoundRetrieval(Bound[Any]):
         limit = self.settings.unsure
         if limit is None and not context.watched:
             return False
-        evidence = context.video.evidence.get(step.obj_id)
-        told = evidence.told() if evidence is not None and evidence.frame == step.previous else None
+        evidence = _evidence(context, step)
+        told = evidence.told() if evidence is not None else None
         if told is None or told.doubt is None:
             return False
         if context.watched and context.observer is not None:
             context.observer.noted(DoubtSeen(told.doubt, len(context.memory_frames or ())))
         return limit is not None and not told.doubt <= limit and self.restores
-
-    def _weights(self, context: FrameContext, tokens: int, device: torch.device) -> Tensor:
-        """What the queries count."""
-        step = context.step
-        assert step is not None
-        evidence = context.video.evidence.get(step.obj_id)
-        known = evidence is not None and evidence.frame == step.previous
-        return asked_by(evidence.mask if evidence is not None and known else None, tokens, device)
 
     def plan(self, call: MemoryCall, context: FrameContext, memory: ObjectMemory, tokens: int) -> KeyPlan | None:
         """The rows to read. tokens: of a memory frame."""
@@ -120,7 +113,9 @@ class BoundRetrieval(Bound[Any]):
             keep_conditioning=settings.keep_conditioning,
         )
         if plan is not None and plan.measures and settings.saliency == "object":
-            plan.weights = self._weights(context, tokens, call.memory.device)
+            assert context.step is not None
+            evidence = _evidence(context, context.step)
+            plan.weights = asked_by(evidence.mask if evidence is not None else None, tokens, call.memory.device)
         if plan is not None and observer is not None and context.watched:
             plan.listener = lambda *seen: observer.noted(SaliencySeen(*seen))
         return plan
@@ -175,3 +170,9 @@ class BoundRetrieval(Bound[Any]):
         plan: KeyPlan | None = context.records.get(self.settings.type)
         for item in plan.measures if part == ATTENTION and plan is not None else ():
             item.picked[:] = [None if each is None else each.clone() for each in item.picked]
+
+
+def _evidence(context: FrameContext, step: ObjectStep) -> Evidence | None:
+    """Of the object on the frame before, where there is any."""
+    evidence = context.video.evidence.get(step.obj_id)
+    return evidence if evidence is not None and evidence.frame == step.previous else None

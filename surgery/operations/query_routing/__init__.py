@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from surgery.core.attention import AttentionCall, ConditionedBy, MemoryCall
 from surgery.core.cost import width_of
 from surgery.core.early import sent
-from surgery.core.evidence import EvidenceSettings
+from surgery.core.evidence import EvidenceSettings, mask_tokens
 from surgery.core.frame import ComputedWindows, FrameContext, ObjectStep
 from surgery.core.host import HostView
 from surgery.core.operation import MOST, Bound, Fraction, Operation, Patch, percent
@@ -26,7 +26,6 @@ from surgery.operations.query_routing.queries import (
     ObjectRegion,
     QueryMemory,
     QueryRoute,
-    mask_tokens,
     query_count,
     query_tokens,
 )

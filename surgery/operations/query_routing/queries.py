@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from surgery.core.constants import steps
@@ -89,15 +88,6 @@ class QueryRoute:
         """Self-attention inputs of the queries [K, C] -> of all tokens [T, C]."""
         self.inputs[layer] = self.inputs[layer].to(tokens.dtype).index_copy(0, self.index, tokens)
         return self.inputs[layer]
-
-
-def mask_tokens(mask: Tensor, height: int, width: int, margin: int) -> Tensor:
-    """Tokens within `margin` of a mask, in tokens along either axis: bool [h, w] -> bool [height * width]."""
-    cell = (mask.shape[-2] // height, mask.shape[-1] // width)
-    touched = F.max_pool2d(mask.to(torch.float32)[None, None], cell, cell)
-    if margin:
-        touched = F.max_pool2d(touched, 2 * margin + 1, 1, margin)
-    return touched.flatten() > 0
 
 
 def query_count(tokens: int, certain: int, reached: int, budget: float = 1.0, fill: bool = False) -> int:

@@ -130,8 +130,7 @@ def make_route(
         with_rest_packing: also build the packing of skipped windows (for shortcuts that are not pointwise).
         reuses: skipped windows reuse what they last were.
     """
-    taken = set(windows)
-    others = [window for window in range(grid.count) if window not in taken]
+    others = grid.others(windows)
     chosen, rest = grid.token_ids(windows), grid.token_ids(others)
     packing = grid.packing(windows, device)
     real = None

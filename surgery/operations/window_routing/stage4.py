@@ -90,8 +90,7 @@ class Stage4Grid:
     def route(self, windows: Sequence[int], device: torch.device, last: RunMemory) -> Stage4Route:
         """The route of a frame that computes `windows` (sorted, at least one)."""
         grid, matched = self.grid, None
-        taken = set(windows)
-        others = [window for window in range(grid.count) if window not in taken]
+        others = grid.others(windows)
         if others:
             matched = matching(grid, grid.packing(others, device), sent(grid.token_ids(others), device))
         order = sent(grid.back([*windows, *others]), device)

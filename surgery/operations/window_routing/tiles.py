@@ -166,6 +166,7 @@ class TileGrid:
         self.across = grid.width // side
         places = np.arange(self.across) * side // grid.window
         self._window_of = (places[:, None] * grid.cols + places[None]).reshape(-1)
+        self._grids = {each // self.across: WindowGrid(each, each, each // self.across) for each, _ in self.levels}
 
     def pieces(self, windows: Sequence[int]) -> np.ndarray:
         """Ids, `row * across + column`, of the pieces under `windows`; int64 [n], rising."""
@@ -220,7 +221,7 @@ class TileGrid:
             place = torch.empty(self.grid.tokens, dtype=torch.int64, device=device)
             place = place.index_copy(0, tokens, steps(self.grid.tokens, device)[: tokens.shape[0]])
             order = place.index_select(0, sent(self.grid.token_ids(windows), device))
-        sides = sorted({width // self.across for width, _ in self.levels})
+        sides = sorted(self._grids)
         # Not flattened: a compiled graph sees one n in all of them, where products of it would be sizes of their own.
         lines = {each: self._lines(each, device).index_select(0, pieces) for each in sides}
         route = TileRoute(self.across, pieces, lines, tokens=tokens, order=order, memory=memory)
@@ -232,9 +233,8 @@ class TileGrid:
 
     def _matching(self, side: int, pieces: Tensor) -> Matching:
         """Of pieces of `side` tokens on a map."""
-        grid = WindowGrid(side * self.across, side * self.across, side)
         own = self._under(side, pieces.device).index_select(0, pieces).flatten()
-        return matching(grid, Packing(pieces, None, side * side), own)
+        return matching(self._grids[side], Packing(pieces, None, side * side), own)
 
     def _lines(self, side: int, device: torch.device) -> Tensor:
         """int64 [P, s]: a map of H rows is H * across lines of `side` tokens, `side` of them to a piece."""

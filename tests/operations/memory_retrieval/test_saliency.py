@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.operations.memory_retrieval import saliency
-from surgery.operations.memory_retrieval.saliency import asked_by, kept_count, memory_saliency, near, top_tokens
+from surgery.operations.memory_retrieval.saliency import asked_by, kept_count, memory_saliency, top_tokens
 
 few = settings(max_examples=60, deadline=None)
 
@@ -73,23 +73,17 @@ def test_saliency_does_not_change_what_it_reads() -> None:
 
 
 @pytest.mark.parametrize("side", [8, 32])
-def test_near_is_what_the_mask_touches_and_a_sixteenth_of_the_map_around(side: int) -> None:
-    mask = torch.zeros(64, 64, dtype=torch.bool)
-    assert not near(mask, side).any()
+def test_queries_on_the_object_and_a_sixteenth_of_the_map_around_count_three_times(side: int) -> None:
+    cpu, mask = torch.device("cpu"), torch.zeros(64, 64, dtype=torch.bool)
+    assert torch.equal(asked_by(None, side**2, cpu), torch.ones(side**2))
+    assert torch.equal(asked_by(mask, side**2, cpu), torch.ones(side**2))
     mask[20, 40] = True
     row, col, reach = 20 * side // 64, 40 * side // 64, max(1, side // 16)
-    found = near(mask, side).reshape(side, side)
+    found = asked_by(mask, side**2, cpu).reshape(side, side)
     assert found.dtype == torch.float32
-    assert found.sum() == (2 * reach + 1) ** 2
-    assert found[row - reach : row + reach + 1, col - reach : col + reach + 1].all()
-
-
-def test_queries_near_the_object_count_three_times() -> None:
-    mask = torch.zeros(64, 64, dtype=torch.bool)
-    mask[20, 40] = True
-    found = asked_by(mask, 64, torch.device("cpu"))
-    assert torch.equal(found, 1 + 2 * near(mask, 8))
-    assert torch.equal(asked_by(None, 64, torch.device("cpu")), torch.ones(64))
+    assert set(found.unique().tolist()) == {1.0, 3.0}
+    assert (found == 3.0).sum() == (2 * reach + 1) ** 2
+    assert (found[row - reach : row + reach + 1, col - reach : col + reach + 1] == 3.0).all()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgery.operations.query_routing.queries import QueryRoute, mask_tokens, query_count, query_tokens
+from surgery.core.evidence import mask_tokens
+from surgery.operations.query_routing.queries import QueryRoute, query_count, query_tokens
 
 few = settings(max_examples=60, deadline=None)
 
