@@ -69,8 +69,8 @@ class AttentionCall:
     module's projections. tables: of the token grid. layer: number of the module. training: of the module.
     places: int64 [N] where the queries sit on the grid; None: token i sits at i. tokens: of the grid, where not all are
     queries. rows: int64 [n] rows of key and value that are read; None: all. spots: int64 [m] places of those that have
-    one, the first m. on_grid: the keys are the grid's own tokens, in order. returns_weights: the host's
-    module returned its attention weights as well.
+    one, the first m. on_grid: the keys are the grid's own tokens, in order. bias: fp32 [n] added to the logits, or
+    None. returns_weights: the host's module returned its attention weights as well.
     """
 
     query: Tensor
@@ -86,6 +86,7 @@ class AttentionCall:
     rows: Tensor | None = None
     spots: Tensor | None = None
     on_grid: bool = False
+    bias: Tensor | None = None
     returns_weights: bool = False
     _turned: Tensor | None = None
     _grid: Tensor | None = None
@@ -116,7 +117,7 @@ class AttentionCall:
     def attend(self) -> Tensor:
         """The attention by explicit indices: [N, C] after the output projection.
 
-        Rows are gathered before they are projected; pointers, at the end, are not rotated.
+        Rows are gathered before they are projected; pointers and padding, at the end, are not rotated.
         """
         query, code = self.turned(), self.grid()
         key, value = self.key, self.value
@@ -133,7 +134,10 @@ class AttentionCall:
             else:
                 turned = rotate(keys[:, :placed], code.index_select(0, self.spots))
             keys = torch.cat([turned, keys[:, placed:]], dim=1)
-        mixed = F.scaled_dot_product_attention(query[None], keys[None], values[None])[0]
+        bias = self.bias
+        if bias is not None:
+            bias = bias.to(query.dtype)[None, None, None].expand(1, query.shape[0], query.shape[1], -1)
+        mixed = F.scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=bias)[0]
         return self.parts.output(mixed.transpose(0, 1).flatten(-2))
 
 

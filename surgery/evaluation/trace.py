@@ -94,5 +94,6 @@ def _tokens_kept(surgery: Surgery, frame: int) -> list[int] | None:
     """Tokens of `frame` that the first layer of memory attention keeps, over all objects, if measured."""
     known = [video.objects.items() for video in surgery.states if video.stats is surgery.stats]
     memories = [states.get(ObjectMemory) for (_, reverse), states in (known[0] if known else ()) if not reverse]
-    found = [each.frames[frame][0] for each in memories if isinstance(each, ObjectMemory) and frame in each.frames]
-    return sorted({token for ids in found for token in ids.tolist()}) if found else None
+    found = [each.frames.get(frame) for each in memories if isinstance(each, ObjectMemory)]
+    kept = [each.tokens[0].tolist() for each in found if each is not None]
+    return sorted({token for tokens in kept for token in tokens}) if kept else None

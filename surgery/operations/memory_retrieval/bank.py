@@ -1,7 +1,7 @@
 """Which keys memory attention reads for one object on one frame.
 
 The host concatenates whole memory frames (T tokens each, conditioning frames first) and then the object pointers. A
-`KeyPlan` says, layer by layer, which of those rows to read. What was salient is remembered per object, direction and
+`KeyPlan` says, layer by layer, which of those rows to read. What is kept is remembered per object, direction and
 frame id, so several conditioning frames, any memory stride and reverse tracking need no special case.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +21,27 @@ from surgery.core.session import State
 from surgery.core.values import APART
 from surgery.errors import bypassed
 
+ALIGNMENT = 16
+"""Rows of a biased plan are padded to a multiple of this: fused attention would otherwise copy the bias per query."""
+
+
+class Kept(NamedTuple):
+    """What is read of a memory frame. tokens: int64 [layers, k], or [1, k] where all layers read the same. bias: fp32
+    [k], log of how many tokens each stands for, added to its logits; None: each for itself."""
+
+    tokens: Tensor
+    bias: Tensor | None = None
+
 
 @dataclass(eq=False)
 class ObjectMemory(State):
-    """Salient token indices of one object in one direction, by frame: int64 [layers, k].
+    """What is read of older memory frames of one object in one direction, by frame.
 
     measured: tracked frames measured since the direction was last entered; with a warm-up, pruning waits until it
     reaches the bank's middle length, as published.
     """
 
-    frames: dict[int, Tensor] = field(default_factory=dict)
+    frames: dict[int, Kept] = field(default_factory=dict)
     measured: int = 0
 
     def forget(self, frame: int) -> None:
@@ -66,9 +78,10 @@ class KeyPlan:
     """Rows to read in each layer, and what to measure on the way.
 
     index: per layer int64 [n] rows of the concatenated memory, or None for all. rows: per layer int64 [m], the position
-    on the T-token grid of every row that carries a position (the first m; pointers follow). measures: frames to
-    measure. weights: fp32 [T], what queries count in that, or None: the published mean. listener: is told (whether it
-    is a conditioning frame, layer, saliency [T]) of every measure.
+    on the T-token grid of every row that carries a position (the first m; pointers and padding follow). bias: fp32 [n]
+    added to the logits in every layer, or None. measures: frames to measure. weights: fp32 [T], what queries count in
+    that, or None: the published mean. sampled: what to keep of a frame that is not measured. listener: is told (whether
+    it is a conditioning frame, layer, saliency [T]) of every measure.
     """
 
     layers: int
@@ -78,13 +91,15 @@ class KeyPlan:
     measures: list[Measured]
     kept: int = field(metadata=APART)
     total: int = field(metadata=APART)
+    bias: Tensor | None = None
+    sampled: dict[int, Kept] = field(default_factory=dict, metadata=APART)
     weights: Tensor | None = None
     listener: Callable[[bool, int, Tensor], None] | None = field(default=None, metadata=APART)
 
     def restore(self) -> bool:
         """Read every row after all. Returns whether any had been left out."""
         pruned = self.kept < self.total
-        self.index, self.rows = [None] * self.layers, [None] * self.layers
+        self.index, self.rows, self.bias = [None] * self.layers, [None] * self.layers, None
         self.kept = self.total
         return pruned
 
@@ -103,6 +118,7 @@ def plan_keys(
     stride: int,
     device: torch.device,
     keep_conditioning: float = 1.0,
+    sample: Callable[[int, float], Kept] | None = None,
 ) -> KeyPlan | None:
     """Decide the rows of one memory attention call.
 
@@ -119,6 +135,7 @@ def plan_keys(
         stride: the host's memory stride; a frame that will not be read again is not measured.
         device: where the memory lives.
         keep_conditioning: share of tokens kept of a conditioning frame once it has been read.
+        sample: what to keep of a tracked frame, given it and the share; None: it is measured.
 
     Returns:
         The plan, or None when every key is read and nothing is measured.
@@ -142,6 +159,9 @@ def plan_keys(
     }
     whole = layers * spatial
     plan = KeyPlan(layers, query_stride, [None] * layers, [None] * layers, measures, kept=whole, total=whole)
+    if sample is not None:
+        plan.sampled = {item.frame: sample(item.frame, item.keep) for item in measures if item.counts}
+        plan.measures = [item for item in measures if not item.counts]
     if pruned:
         _choose_rows(plan, pruned, memory, len(memory_frames), tokens, length, device)
     return plan if pruned or measures else None
@@ -173,29 +193,43 @@ def _choose_rows(
     plan: KeyPlan, pruned: dict[int, int], memory: ObjectMemory, frames: int, tokens: int, length: int,
     device: torch.device,
 ) -> None:  # fmt: skip
-    """Fill the plan's index and rows. pruned: {slot: frame} whose salient tokens alone are read."""
+    """Fill the plan's index, rows and bias. pruned: {slot: frame} of which a part is read."""
     layers, others = plan.layers, length - frames * tokens
     every = steps(max(tokens, others), device)
-    kept = [memory.frames[pruned[slot]].shape[1] if slot in pruned else tokens for slot in range(frames)]
-    parts = [memory.frames[pruned[slot]].to(device) if slot in pruned else every[:tokens] for slot in range(frames)]
-    rows = [part.expand(layers, -1) for part in (*parts, every[:others])]
-    where = torch.cat(rows, 1)
-    starts = _starts((*kept, others), tokens, device)
+    found = [memory.frames[pruned[slot]] if slot in pruned else None for slot in range(frames)]
+    biases = [None if each is None else each.bias for each in found]
+    kept = [tokens if each is None else each.tokens.shape[1] for each in found]
+    padding = 0 if all(bias is None for bias in biases) else -(sum(kept) + others) % ALIGNMENT
+    parts = [every[:tokens] if each is None else each.tokens.to(device) for each in found]
+    where = torch.cat([part.expand(layers, -1) for part in (*parts, every[:others], every[:1].expand(padding))], 1)
+    starts = _starts((*kept, others, padding), tokens, device)
     plan.rows, plan.kept = list(where[:, : sum(kept)]), layers * sum(kept)
     plan.index = list(where + starts)
+    if any(bias is not None for bias in biases):
+        zero, never = (_number(value, device) for value in (0.0, -torch.inf))
+        spread = [
+            zero.expand(count) if bias is None else bias.to(device) for bias, count in zip(biases, kept, strict=True)
+        ]
+        plan.bias = torch.cat([*spread, zero.expand(others), never.expand(padding)])
 
 
 def _starts(counts: tuple[int, ...], tokens: int, device: torch.device) -> Tensor:
-    """Of every row that is read, the first row of its memory frame or of the pointers: int64 [n]."""
-    firsts = [slot * tokens for slot in range(len(counts))]
+    """Of every row that is read, the first row of its memory frame, of the pointers, or of all (padding): int64 [n]."""
+    firsts = [*(slot * tokens for slot in range(len(counts) - 1)), 0]
     return constant(("starts", counts, tokens), device, lambda: torch.from_numpy(np.repeat(firsts, counts)))
 
 
+def _number(value: float, device: torch.device) -> Tensor:
+    return constant(("number", value), device, lambda: torch.tensor([value]))
+
+
 def remember(plan: KeyPlan, memory: ObjectMemory) -> None:
-    """Store what the attention measured under the plan. Raises ModelStateError when a layer did not measure."""
+    """Store what to keep of the frames it measured or sampled. Raises ModelStateError when a layer did not measure."""
     for item in plan.measures:
         picked = [layer for layer in item.picked if layer is not None]
         if len(picked) != plan.layers:
             raise bypassed(f"memory attention measured {len(picked)} of its {plan.layers} layers")
-        memory.frames[item.frame] = torch.stack(picked)
+        memory.frames[item.frame] = Kept(torch.stack(picked))
         memory.measured += item.counts
+    memory.frames |= plan.sampled
+    memory.measured += len(plan.sampled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,8 +17,9 @@ from surgery.core.frame import FrameContext, ObjectStep
 from surgery.core.operation import Bound, Patch
 from surgery.core.parts import ATTENTION, Part
 from surgery.errors import ModelStateError
-from surgery.operations.memory_retrieval.bank import KeyPlan, ObjectMemory, plan_keys, remember
+from surgery.operations.memory_retrieval.bank import Kept, KeyPlan, ObjectMemory, plan_keys, remember
 from surgery.operations.memory_retrieval.saliency import asked_by, kept_count, memory_saliency, top_tokens
+from surgery.operations.memory_retrieval.sampling import sampled
 
 if TYPE_CHECKING:
     from surgery.operations.memory_retrieval import SparseMemoryRetrieval
@@ -98,6 +100,7 @@ class BoundRetrieval(Bound[Any]):
         if context.watched:
             # Any share below 1 will do: nothing is pruned, and the whole saliency is reported.
             settings = settings.model_copy(update={"keep": 0.5, "keep_conditioning": 0.5})
+        sampling = settings.saliency == "object" and not context.watched
         plan = plan_keys(
             context.memory_frames or [],
             memory,
@@ -111,6 +114,7 @@ class BoundRetrieval(Bound[Any]):
             stride=call.stride,
             device=call.memory.device,
             keep_conditioning=settings.keep_conditioning,
+            sample=partial(self._sample, context, tokens, call.memory.device) if sampling else None,
         )
         if plan is not None and plan.measures and settings.saliency == "object":
             assert context.step is not None
@@ -119,6 +123,13 @@ class BoundRetrieval(Bound[Any]):
         if plan is not None and observer is not None and context.watched:
             plan.listener = lambda *seen: observer.noted(SaliencySeen(*seen))
         return plan
+
+    def _sample(self, context: FrameContext, tokens: int, device: torch.device, frame: int, keep: float) -> Kept:
+        """What to keep of the frame before, whose mask is known unless the object was not tracked there."""
+        assert context.step is not None
+        evidence = _evidence(context, context.step)
+        known = evidence is not None and evidence.frame == frame
+        return sampled(evidence.mask if evidence is not None and known else None, tokens, keep, frame, device)
 
     def _read(self, context: FrameContext, call: AttentionCall, proceed: Callable[[AttentionCall], Tensor]) -> Tensor:
         plan: KeyPlan | None = context.records.get(self.settings.type)
@@ -134,7 +145,7 @@ class BoundRetrieval(Bound[Any]):
                 plan.listener(not item.counts, layer, saliency)
             item.picked[layer] = top_tokens(saliency, item.keep)
         if plan.index[layer] is not None:
-            call.rows, call.spots = plan.index[layer], plan.rows[layer]
+            call.rows, call.spots, call.bias = plan.index[layer], plan.rows[layer], plan.bias
         return proceed(call)
 
     def pretend(self, context: FrameContext, kept: Mapping[str, float]) -> None:
@@ -144,7 +155,7 @@ class BoundRetrieval(Bound[Any]):
         share, tokens, layers = kept.get("keys"), host.frame_tokens(), len(host.cross_attentions())
         device = next(host.memory_attention().parameters()).device
         bank = len(context.memory_frames)
-        memory = ObjectMemory(measured=bank)
+        memory, sampling = ObjectMemory(measured=bank), settings.saliency == "object"
         for each in context.memory_frames[:-1]:
             first = isinstance(each, Conditioning)
             keep = settings.keep_conditioning if first else settings.keep
@@ -152,7 +163,9 @@ class BoundRetrieval(Bound[Any]):
                 keep = max(1 / tokens, (share * bank - 1) / (bank - 1))  # the newest is read whole
             frame = each.frame if isinstance(each, Conditioning) else each
             if keep < 1.0 and frame is not None:
-                memory.frames[frame] = torch.arange(kept_count(tokens, keep), device=device).expand(layers, -1)
+                some = torch.arange(kept_count(tokens, keep), device=device)
+                bias = torch.zeros_like(some, dtype=torch.float32) if sampling and not first else None
+                memory.frames[frame] = Kept(some.expand(layers, -1), bias)
         if memory.frames:
             context.video.set_object(memory, step.obj_id, step.reverse)
         else:
@@ -163,7 +176,7 @@ class BoundRetrieval(Bound[Any]):
         if part != ATTENTION:
             return ()
         plan: KeyPlan | None = context.records.get(self.settings.type)
-        return (None,) if plan is None else (plan.index[0] is not None, len(plan.measures), plan.weights is not None)
+        return (None,) if plan is None else (plan.index[0] is not None, len(plan.measures), plan.bias is not None)
 
     def own(self, context: FrameContext, part: Part) -> None:
         """See `Bound.own`."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from surgery.core.attention import Conditioning
 from surgery.errors import ModelStateError
-from surgery.operations.memory_retrieval.bank import KeyPlan, ObjectMemory, plan_keys, remember
+from surgery.operations.memory_retrieval.bank import ALIGNMENT, Kept, KeyPlan, ObjectMemory, plan_keys, remember
 from surgery.operations.memory_retrieval.saliency import kept_count
 
 TOKENS, LAYERS, KEEP, MIDDLE = 20, 3, 0.2, 5
@@ -98,7 +98,7 @@ def test_a_video_reads_what_the_published_queue_reads(stride: int, conditioning:
 
 def test_the_published_share_of_keys() -> None:
     """Stride 1, full bank: 2 * 4096 + 5 * 204 = 9,212 spatial keys a layer."""
-    memory = ObjectMemory({frame: torch.arange(204).expand(4, -1) for frame in range(5, 11)}, measured=9)
+    memory = ObjectMemory({frame: Kept(torch.arange(204).expand(4, -1)) for frame in range(5, 11)}, measured=9)
     made = plan([None, *range(5, 11)], memory, 64, tokens=4096, length=7 * 4096 + 64, layers=4, keep=0.05)
     assert made is not None
     assert made.kept == 4 * 9212
@@ -194,7 +194,7 @@ def test_random_banks_are_read_as_the_slow_model_reads_them(
 
 
 def full_memory() -> ObjectMemory:
-    frames = {frame: torch.tensor([picks(frame, layer) for layer in range(LAYERS)]) for frame in range(1, 7)}
+    frames = {frame: Kept(torch.tensor([picks(frame, layer) for layer in range(LAYERS)])) for frame in range(1, 7)}
     return ObjectMemory(frames, measured=6)
 
 
@@ -278,6 +278,38 @@ def test_several_conditioning_frames_are_measured_one_a_call() -> None:
     step(bank, memory, keep_conditioning=0.5)
     found.append(plan(bank, memory, keep_conditioning=0.5))
     assert [[item.frame for item in made.measures] for made in found if made is not None] == [[12, 0], [9]]
+
+
+def sample(frame: int, keep: float) -> Kept:
+    """The same in all layers, each token standing for as many as the frame's number."""
+    kept = torch.tensor([picks(frame, 0)])
+    assert keep == KEEP
+    return Kept(kept, torch.full((kept.shape[1],), float(frame)))
+
+
+def test_sampled_frames_are_not_measured_and_carry_their_bias_in_every_layer() -> None:
+    memory = ObjectMemory()
+    for frame in range(1, 4):
+        read, measured = step(
+            [Conditioning(0), *range(1, frame + 1)], memory, keep_conditioning=0.5, middle=0, sample=sample
+        )
+        assert measured is None
+    made = plan([Conditioning(0), 1, 2, 3, 4], memory, keep_conditioning=0.5, middle=0, sample=sample)
+    assert made is not None and made.bias is not None
+    assert not made.measures
+    assert list(made.sampled) == [4]
+    for layer, (index, rows) in enumerate(zip(made.index, made.rows, strict=True)):
+        assert index is not None and rows is not None
+        assert len(index) == len(made.bias)
+        assert len(index) % ALIGNMENT == 0
+        expected = picks(0, layer) + [token for frame in (1, 2, 3) for token in picks(frame, 0)] + list(range(TOKENS))
+        assert rows.tolist() == expected
+        real = len(rows) + 4
+        stands = [float(frame) for frame in (1, 2, 3) for _ in range(KEPT)]
+        assert made.bias[:real].tolist() == [0.0] * KEPT + stands + [0.0] * (TOKENS + 4)
+        assert bool((made.bias[real:] == -torch.inf).all()), "padding is never attended to"
+    made.restore()
+    assert made.bias is None
 
 
 def test_without_a_warm_up_pruning_starts_with_the_first_measured_frame() -> None:
