@@ -26,8 +26,8 @@ class SparseMemoryRetrieval(Operation):
     )
     saliency: Literal["mean", "object"] = Field(
         "mean",
-        description="what is kept: mean: what queries read most, as published; object: of tracked frames an even sample "
-        "that stands for all, of prompted ones what the object's queries read most",
+        description="what is kept: what all queries read most, as published, or of tracked frames an even sample that "
+        "stands for all and of prompted ones what the object's queries read most",
     )
     warm_up: bool = Field(
         True, description="prune only after as many frames were measured as the bank's middle holds (5)"

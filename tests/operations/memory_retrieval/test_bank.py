@@ -290,9 +290,8 @@ def sample(frame: int, keep: float) -> Kept:
 def test_sampled_frames_are_not_measured_and_carry_their_bias_in_every_layer() -> None:
     memory = ObjectMemory()
     for frame in range(1, 4):
-        read, measured = step(
-            [Conditioning(0), *range(1, frame + 1)], memory, keep_conditioning=0.5, middle=0, sample=sample
-        )
+        bank = [Conditioning(0), *range(1, frame + 1)]
+        _, measured = step(bank, memory, keep_conditioning=0.5, middle=0, sample=sample)
         assert measured is None
     made = plan([Conditioning(0), 1, 2, 3, 4], memory, keep_conditioning=0.5, middle=0, sample=sample)
     assert made is not None and made.bias is not None
