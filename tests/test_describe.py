@@ -14,10 +14,10 @@ from surgery.recipe import Recipe, list_recipes
         ("balanced", ["routing.budget=0.65", "retrieval.keep=1.0", "retrieval.keep_conditioning=1.0"],
          "65 % of the windows, the object's first; all memory read."),
         ("balanced", ["routing.fill=false", "routing.object.max_wait=null", "retrieval.keep_conditioning=1.0"],
-         "At most 26 % of the windows, those that changed most; memory of older frames pruned to 13 %, "
+         "At most 26 % of the windows, those that changed most; memory of older frames pruned to 10 %, "
          "whole while the mask is unsure."),
         ("balanced", ["routing.budget=1.0", "retrieval.keep=1.0", "retrieval.unsure=null"],
-         "All windows; memory of prompted frames pruned to 20 %."),
+         "All windows; memory of prompted frames pruned to 30 %."),
         ("published-large", ["routing.rolling=2", "retrieval.keep=1"],
          "Windows near the object and 2 of the others in turn; all memory read."),
         ("exact", [], "All windows; all memory read."),

@@ -1,6 +1,8 @@
-"""Memory keeps what queries on the object ask for, on either host."""
+"""Memory keeps a sample of tracked frames, and of prompted ones what queries on the object ask for, on either host."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from surgery.core.evidence import mask_tokens
 from surgery.engine import require_surgery
 from surgery.operations import SparseMemoryRetrieval
 from surgery.operations.memory_retrieval import bound
+from surgery.operations.memory_retrieval.bank import Kept
 from surgery.recipe import Recipe
 from tests.hosts.drive import HOSTS, make, video
 from tests.hosts.sessions import begun
@@ -42,6 +45,38 @@ def test_each_object_weighs_queries_by_its_own_last_mask(host: str, monkeypatch:
     list(run)
     assert seen.keys() == {1, 2}
     assert all(set(each.unique().tolist()) <= {1.0, 3.0} for several in seen.values() for each in several)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_tracked_frames_are_sampled_by_their_own_masks_and_only_prompted_ones_measured(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, choose, measure = make(host), bound.sampled, bound.memory_saliency
+    surgery.sparsify(driver.model, recipe("object"))
+    asked: dict[int, list[int]] = {}
+    measured: list[int] = []
+
+    def noted(mask: Tensor | None, tokens: int, keep: float, frame: int, device: torch.device) -> Kept:
+        context = require_surgery(driver.model).context
+        assert context is not None and context.step is not None
+        evidence = context.video.evidence[context.step.obj_id]
+        assert evidence.frame == frame
+        assert mask is evidence.mask
+        asked.setdefault(context.step.obj_id, []).append(frame)
+        return choose(mask, tokens, keep, frame, device)
+
+    def counted(*given: Any) -> Tensor:
+        context = require_surgery(driver.model).context
+        assert context is not None and context.step is not None
+        measured.append(context.step.frame)
+        return measure(*given)
+
+    monkeypatch.setattr(bound, "sampled", noted)
+    monkeypatch.setattr(bound, "memory_saliency", counted)
+    _, run = begun(driver, video(6), 0, {1: (40, 110), 2: (90, 30)})
+    list(run)
+    assert asked == {1: [1, 2, 3, 4], 2: [1, 2, 3, 4]}
+    assert set(measured) == {1}, "the prompted frame, when it is first read"
 
 
 @pytest.mark.parametrize("host", HOSTS)
