@@ -199,13 +199,14 @@ def _choose_rows(
     found = [memory.frames[pruned[slot]] if slot in pruned else None for slot in range(frames)]
     biases = [None if each is None else each.bias for each in found]
     kept = [tokens if each is None else each.tokens.shape[1] for each in found]
-    padding = 0 if all(bias is None for bias in biases) else -(sum(kept) + others) % ALIGNMENT
+    biased = any(bias is not None for bias in biases)
+    padding = -(sum(kept) + others) % ALIGNMENT if biased else 0
     parts = [every[:tokens] if each is None else each.tokens.to(device) for each in found]
     where = torch.cat([part.expand(layers, -1) for part in (*parts, every[:others], every[:1].expand(padding))], 1)
     starts = _starts((*kept, others, padding), tokens, device)
     plan.rows, plan.kept = list(where[:, : sum(kept)]), layers * sum(kept)
     plan.index = list(where + starts)
-    if any(bias is not None for bias in biases):
+    if biased:
         zero, never = (_number(value, device) for value in (0.0, -torch.inf))
         spread = [
             zero.expand(count) if bias is None else bias.to(device) for bias, count in zip(biases, kept, strict=True)
