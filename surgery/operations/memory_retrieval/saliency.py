@@ -12,7 +12,7 @@ from surgery.core.evidence import mask_tokens
 
 _ROWS = 512
 NEAR = 16
-"""A query lies on the object as far beside its mask as the map's side over this."""
+"""A token lies on the object as far beside its mask as the map's side over this."""
 OBJECT_WEIGHT = 3.0
 """What a query on the object counts. From 2 to 20 the error of attention on the object, synthetic or real, changes by a
 tenth at most; what the background reads is better with less."""
@@ -58,8 +58,13 @@ def asked_by(mask: Tensor | None, tokens: int, device: torch.device) -> Tensor:
     """
     if mask is None:
         return constant(("ones", tokens), device, lambda: torch.ones(tokens))
+    return torch.where(on_object(mask, tokens, device), OBJECT_WEIGHT, 1.0)
+
+
+def on_object(mask: Tensor, tokens: int, device: torch.device) -> Tensor:
+    """Tokens of a square map on or beside a bool [h, w] mask: bool [T]."""
     side = math.isqrt(tokens)
-    return torch.where(mask_tokens(mask.to(device), side, side, max(1, side // NEAR)), OBJECT_WEIGHT, 1.0)
+    return mask_tokens(mask.to(device), side, side, max(1, side // NEAR))
 
 
 def kept_count(tokens: int, keep: float) -> int:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from surgery.core.constants import constant, steps
-from surgery.core.evidence import mask_tokens
 from surgery.operations.memory_retrieval.bank import Kept
-from surgery.operations.memory_retrieval.saliency import NEAR, kept_count
+from surgery.operations.memory_retrieval.saliency import kept_count, on_object
 
 OBJECT_SHARE = 0.6
 """Of the tokens that are kept, at most so many are the object's."""
@@ -35,19 +34,19 @@ def sampled(mask: Tensor | None, tokens: int, keep: float, frame: int, device: t
     Returns:
         Tokens int64 [1, k], rising, and bias fp32 [k]. No length depends on the mask: nobody waits for a device.
     """
-    side, count = math.isqrt(tokens), kept_count(tokens, keep)
+    count = kept_count(tokens, keep)
     order = _order(tokens, device).roll(-(frame * count) % tokens)
     if mask is None:
         chosen = order[:count].sort().values
         return Kept(chosen[None], torch.full((count,), math.log(tokens / count), device=device))
-    on_object = mask_tokens(mask.to(device), side, side, max(1, side // NEAR))
-    inside = on_object.index_select(0, order)
+    its = on_object(mask, tokens, device)
+    inside = its.index_select(0, order)
     first = inside & (inside.cumsum(0) <= int(OBJECT_SHARE * count))
     # The object's first, then the rest, then what is left of the object; each in order.
     rank = 2.0 * first + ~inside - steps(tokens, device) / tokens
     chosen = order.index_select(0, rank.topk(count, sorted=False).indices).sort().values
-    mine = on_object.index_select(0, chosen)
-    own, all_own = mine.sum(), on_object.sum()
+    mine = its.index_select(0, chosen)
+    own, all_own = mine.sum(), its.sum()
     stands = torch.stack([(tokens - all_own) / (count - own).clamp(min=1), all_own / own.clamp(min=1)])
     return Kept(chosen[None], stands.clamp(min=1).log().index_select(0, mine.long()))
 
