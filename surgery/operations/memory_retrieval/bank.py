@@ -37,8 +37,8 @@ class Kept(NamedTuple):
 class ObjectMemory(State):
     """What is read of older memory frames of one object in one direction, by frame.
 
-    measured: tracked frames measured since the direction was last entered; with a warm-up, pruning waits until it
-    reaches the bank's middle length, as published.
+    measured: tracked frames measured or sampled since the direction was last entered; with a warm-up, pruning waits
+    until it reaches the bank's middle length, as published.
     """
 
     frames: dict[int, Kept] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from surgery.core.evidence import mask_tokens
 
 _ROWS = 512
 NEAR = 16
-"""A token lies on the object as far beside its mask as the map's side over this."""
+"""A token is on the object as far beside its mask as the map's side over this."""
 OBJECT_WEIGHT = 3.0
 """What a query on the object counts. From 2 to 20 the error of attention on the object, synthetic or real, changes by a
 tenth at most; what the background reads is better with less."""
