@@ -136,7 +136,7 @@ def plot(path: Path) -> None:
             axis.axhline(0, color="0.6", linewidth=0.8)
             axis.set_title(recipe)
             axis.set_xlabel("J&F of the dense model")
-            axis.legend(loc="lower left")
+            axis.legend(loc="upper right")
         axes[0].set_ylabel("change of J&F under the recipe")
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
         plt.close(figure)
