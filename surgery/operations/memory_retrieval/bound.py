@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from surgery.core.attention import AttentionCall, ConditionedBy, Conditioning, MemoryCall
+from surgery.core.constants import steps
 from surgery.core.evidence import Evidence
 from surgery.core.frame import FrameContext, ObjectStep
 from surgery.core.operation import Bound, Patch
@@ -128,8 +129,8 @@ class BoundRetrieval(Bound[Any]):
         """What to keep of the frame before, whose mask is known unless the object was not tracked there."""
         assert context.step is not None
         evidence = _evidence(context, context.step)
-        known = evidence is not None and evidence.frame == frame
-        return sampled(evidence.mask if evidence is not None and known else None, tokens, keep, frame, device)
+        mask = evidence.mask if evidence is not None and evidence.frame == frame else None
+        return sampled(mask, tokens, keep, frame, device)
 
     def _read(self, context: FrameContext, call: AttentionCall, proceed: Callable[[AttentionCall], Tensor]) -> Tensor:
         plan: KeyPlan | None = context.records.get(self.settings.type)
@@ -155,17 +156,19 @@ class BoundRetrieval(Bound[Any]):
         share, tokens, layers = kept.get("keys"), host.frame_tokens(), len(host.cross_attentions())
         device = next(host.memory_attention().parameters()).device
         bank = len(context.memory_frames)
-        memory, sampling = ObjectMemory(measured=bank), settings.saliency == "object"
+        memory = ObjectMemory(measured=bank)
         for each in context.memory_frames[:-1]:
             first = isinstance(each, Conditioning)
             keep = settings.keep_conditioning if first else settings.keep
             if share is not None:
                 keep = max(1 / tokens, (share * bank - 1) / (bank - 1))  # the newest is read whole
             frame = each.frame if isinstance(each, Conditioning) else each
-            if keep < 1.0 and frame is not None:
-                some = torch.arange(kept_count(tokens, keep), device=device)
-                bias = torch.zeros_like(some, dtype=torch.float32) if sampling and not first else None
-                memory.frames[frame] = Kept(some.expand(layers, -1), bias)
+            if keep == 1.0 or frame is None:
+                continue
+            if settings.saliency == "object" and not first:
+                memory.frames[frame] = sampled(None, tokens, keep, frame, device)
+            else:
+                memory.frames[frame] = Kept(steps(kept_count(tokens, keep), device).expand(layers, -1))
         if memory.frames:
             context.video.set_object(memory, step.obj_id, step.reverse)
         else:
